@@ -1,0 +1,38 @@
+"""Folds norms with stored statistics into the weights around them: a trained checkpoint in, verified ONNX out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normfold import errors as errors
+    from normfold.checkpoint import load_checkpoint as load_checkpoint
+    from normfold.checkpoint import save_checkpoint as save_checkpoint
+    from normfold.pipeline import fold as fold
+    from normfold.pipeline import inspect as inspect
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "errors", "fold", "inspect", "load_checkpoint", "save_checkpoint"]
+
+# Resolved on first use: `normfold --help` must not wait for torch.
+_HOME = {
+    "fold": "normfold.pipeline",
+    "inspect": "normfold.pipeline",
+    "load_checkpoint": "normfold.checkpoint",
+    "save_checkpoint": "normfold.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("normfold.errors")
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

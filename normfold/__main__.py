@@ -1,0 +1,8 @@
+"""`python -m normfold`."""
+
+from __future__ import annotations
+
+from normfold.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Checkpoint files: from bytes on disk to tensors, a program or a graph, without running anything they contain.
+
+Pickles are read by torch's weights-only unpickler with a short allow-list of plain containers. `.pt2` programs cannot
+be read safely at all (see `read_program`). Only `trust=True` unpickles; nothing falls back to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from normfold.errors import CheckpointError, GraphError
+
+SUFFIXES: Mapping[str, str] = {
+    ".pt": "torch",
+    ".pth": "torch",
+    ".pth.tar": "torch",
+    ".bin": "torch",
+    ".ckpt": "torch",
+    ".safetensors": "safetensors",
+    ".pt2": "pt2",
+    ".onnx": "onnx",
+}
+STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "network")
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+_TRUST = (
+    "Pass --trust-checkpoint if, and only if, you trust whoever made this file: reading it can then run any code in "
+    "it. There is no other way to read it"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checkpoint file holds: a state dict or (trusted files only) a module, and what it says of itself."""
+
+    state: Mapping[str, torch.Tensor] | None
+    module: nn.Module | None = None
+    arch: str | None = None
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+
+def format_of(path: Path) -> str:
+    """torch, safetensors, pt2 or onnx, by suffix, for a file that exists and is not empty. Raises CheckpointError."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; give the checkpoint file inside it.")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file.")
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
+        raise CheckpointError(f"{path}: unknown suffix; a checkpoint ends in {', '.join(SUFFIXES)}.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read: {e.strerror or e}.") from e
+    if not start:
+        raise CheckpointError(f"{path} is empty (0 bytes); was the download or the training interrupted?")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`.")
+    return SUFFIXES[suffix]
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_torch(path: Path, *, trust: bool, ema: bool) -> Contents:
+    """Read a file written by torch.save. Raises CheckpointError; the message names a refused global."""
+    return _contents(_unpickle(path, trust=trust), path, ema=ema)
+
+
+def _unpickle(path: Path, *, trust: bool) -> Any:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic[:2] == b"PK":
+        _check_zip(path, trust=trust)
+    elif magic[:1] != b"\x80":
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint: it is neither a zip archive nor a pickle (it starts with {magic!r}); "
+            "was a text or web page saved under this name?"
+        )
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed_globals()):
+            # Pickle protocols other than 2 get a warning about instructions that, if met, are an error anyway.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    # A pickle is a program and a damaged one can fail in any way at all, so every Exception is bad input here.
+    except Exception as e:
+        raise CheckpointError(_load_failure(path, e, trust=trust)) from e
+
+
+def _check_zip(path: Path, *, trust: bool) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as e:
+        raise CheckpointError(f"{path} is a truncated or damaged zip archive ({e}); fetch or save it again.") from e
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which cannot be exported again; give the state dict it was made from, "
+            "with the architecture, or an .onnx file."
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it (it has no data.pkl).")
+
+
+def _allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Plain containers, argparse.Namespace and numpy scalars: calling any of them builds a value and does no more."""
+    dtypes: list[Any] = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
+    containers = [argparse.Namespace, collections.OrderedDict, collections.defaultdict, collections.deque]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+    return [*containers, *(dict, list, set, tuple, int, float), np.dtype, *dtypes, *names]
+
+
+def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
+    text = str(error)
+    found = re.search(r"GLOBAL (\S+)", text)
+    if found and not trust:
+        return (
+            f"{path} was not loaded: it holds {found[1].rstrip('.')}, which is not plain data (tensors, containers, "
+            f"numbers, strings), and creating it means running code named by the file. {_TRUST}; or save a plain state "
+            "dict instead: torch.save(model.state_dict(), path)."
+        )
+    if "Unsupported operand" in text and not trust:
+        return f"{path} was not loaded: it is a pickle that torch.save did not write. {_TRUST}."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{path} cannot be read ({type(error).__name__}: {(lines or ['no message'])[-1]}); it may be damaged."
+
+
+def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
+    """Find the state dict in what was loaded."""
+    if isinstance(loaded, nn.Module) and not ema:
+        return Contents(None, loaded)
+    if not isinstance(loaded, Mapping):
+        kind = type(loaded).__name__
+        raise CheckpointError(f"{path} holds a {kind}; expected a state dict, or a dict with one in it.")
+    found, key = _find_state(loaded, path, ema=ema)
+    said = {} if key is None else loaded
+    arch = said.get("arch")
+    arch_args = said.get("arch_args")
+    inputs = said.get("inputs")
+    notes: dict[str, Any] = {
+        "arch": arch if isinstance(arch, str) else None,
+        "arch_args": dict(arch_args) if isinstance(arch_args, Mapping) else {},
+        "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
+    }
+    if isinstance(found, nn.Module):
+        return Contents(None, found, **notes)
+    where = f"{path}[{key!r}]" if key else str(path)
+    if not found:
+        raise CheckpointError(f"{where} is an empty state dict; there are no weights in it.")
+    odd = [name for name, value in found.items() if not isinstance(value, torch.Tensor) or not isinstance(name, str)]
+    if odd:
+        kind = type(found[odd[0]]).__name__
+        raise CheckpointError(f"{where} is not a state dict: {odd[0]!r} is a {kind}, not a tensor.")
+    return Contents(found, **notes)
+
+
+def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[Any, str | None]:
+    keys = ", ".join(repr(key) for key in list(loaded)[:10]) or "nothing"
+    for key in EMA_KEYS if ema else STATE_KEYS:
+        if isinstance(loaded.get(key), (Mapping, nn.Module)):
+            return loaded[key], key
+    if ema:
+        raise CheckpointError(f"{path} has no averaged weights ({' or '.join(EMA_KEYS)}) for --ema; it holds {keys}.")
+    if not loaded or any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        return loaded, None
+    raise CheckpointError(f"{path} has no state dict under {', '.join(STATE_KEYS)}; it holds {keys}.")
+
+
+def read_safetensors(path: Path, *, ema: bool) -> Contents:
+    """Read a .safetensors file; its metadata may hold `arch`, `arch_args` (JSON) and `inputs` (a JSON list)."""
+    import safetensors
+
+    if ema:
+        raise CheckpointError(f"{path}: a .safetensors file holds one set of weights, so --ema has nothing to choose.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path} is not a whole .safetensors file ({e}); fetch or save it again.") from e
+    if not state:
+        raise CheckpointError(f"{path} is an empty state dict; there are no weights in it.")
+    try:
+        arch_args = dict(json.loads(metadata.get("arch_args", "{}")))
+        inputs = tuple(str(spec) for spec in json.loads(metadata.get("inputs", "[]")))
+    except (TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: arch_args and inputs in its metadata must be JSON ({e}).") from e
+    return Contents(state, None, metadata.get("arch"), arch_args, inputs)
+
+
+def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
+    """Read a .pt2 file, for trusted files only.
+
+    torch.export.load unpickles custom objects, example inputs and some weights with the full unpickler, and evaluates
+    the shape expressions of the program as Python (sympify): there is no safe way to read one.
+    """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is not a torch.export program, or a truncated one (not a whole zip archive).")
+    if not trust:
+        raise CheckpointError(
+            f"{path} was not loaded: reading a .pt2 program unpickles objects in it and evaluates its shape "
+            f"expressions, which can run code. {_TRUST}; or give the weights and their architecture, or an .onnx file."
+        )
+    try:
+        return torch.export.load(path)
+    # As for pickles: a damaged program can fail in any way.
+    except Exception as e:
+        first = (str(e).strip().splitlines() or ["no message"])[0]
+        raise CheckpointError(f"{path} cannot be read as a torch.export program ({type(e).__name__}: {first}).") from e
+
+
+def read_graph(path: Path) -> ir.Model:
+    """Read an .onnx file; external data is mapped, not read. Raises GraphError, also for data outside its folder."""
+    try:
+        model = ir.load(path)
+    # The protobuf backends raise different classes for bytes that are not a model.
+    except Exception as e:
+        raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {e}).") from e
+    if not model.graph.outputs or not len(model.graph):
+        raise GraphError(f"{path} holds no graph: it has no operators or no outputs; is it a truncated ONNX file?")
+    for tensor in _external_tensors(model):
+        _check_external(tensor, path)
+    return model
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attribute in node.attributes.values():
+            if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value
+
+
+def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
+    """A model may only read files of its own folder, else opening one from a stranger would read any file of yours."""
+    location = str(tensor.location)
+    folder = path.parent.resolve()
+    file = folder / location
+    leaves = Path(location).is_absolute() or ".." in Path(location.replace("\\", "/")).parts
+    if leaves or not file.resolve().is_relative_to(folder):
+        raise GraphError(
+            f"{path}: tensor {tensor.name} is stored in {location!r}, outside the model's folder; external data must "
+            "lie beside the model (no absolute path, no '..', no link out of the folder)."
+        )
+    if not file.is_file():
+        raise GraphError(f"{path}: its external data {location!r} is missing; keep it beside the model.")
+    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if file.stat().st_size < end:
+        raise GraphError(f"{path}: its external data {location!r} is truncated: {tensor.name} ends at byte {end}.")

@@ -1,0 +1,67 @@
+"""What normfold raises.
+
+    NormfoldError                bad input: the message is one paragraph that says what, where and what to do; exit code 2
+    ├── UsageError               contradictory or malformed options
+    ├── InputSpecError           an input specification that cannot be parsed or does not fit the model
+    ├── CheckpointError          a checkpoint that cannot be read, or is not what it claims to be
+    ├── ArchitectureError        no architecture for these weights, or weights that do not fit it
+    ├── NormStateError           a norm whose stored statistics cannot be used (NaN, negative, unfinished)
+    ├── ExportError              the model could not be exported to ONNX
+    ├── GraphError               an ONNX graph that is malformed or that normfold cannot read
+    ├── OutputError              the output cannot be written where it was asked for
+    └── VerificationError        the result differs from the source; exit code 1
+
+    InternalError                a broken invariant of normfold itself; deliberately unrelated, keeps its traceback
+
+A fold that cannot be done is neither: it is a `Refuse` value in the plan.
+"""
+
+from __future__ import annotations
+
+
+class NormfoldError(Exception):
+    """Bad input. `exit_code` is what the command line exits with."""
+
+    exit_code = 2
+
+
+class UsageError(NormfoldError):
+    """Contradictory or malformed options."""
+
+
+class InputSpecError(NormfoldError):
+    """An input specification that cannot be parsed or does not fit the model."""
+
+
+class CheckpointError(NormfoldError):
+    """A checkpoint that cannot be read, or is not what it claims to be."""
+
+
+class ArchitectureError(NormfoldError):
+    """No architecture for these weights, or weights that do not fit it."""
+
+
+class NormStateError(NormfoldError):
+    """A norm whose stored statistics cannot be used: NaN, negative, missing, or a schedule that has not ended."""
+
+
+class ExportError(NormfoldError):
+    """The model could not be exported to ONNX."""
+
+
+class GraphError(NormfoldError):
+    """An ONNX graph that is malformed or that normfold cannot read."""
+
+
+class OutputError(NormfoldError):
+    """The output cannot be written where it was asked for."""
+
+
+class VerificationError(NormfoldError):
+    """The result differs from the source."""
+
+    exit_code = 1
+
+
+class InternalError(Exception):
+    """A broken invariant of normfold itself: please report it."""

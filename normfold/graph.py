@@ -1,0 +1,315 @@
+"""Reading an ONNX graph: its operators, shapes, constants and the names that people gave them.
+
+The in-memory graph is onnx-ir's (docs/decisions/0001-graph-library.md). This module adds what the analysis asks of it: `Op`,
+a read-only view of one operator, and `Graph`, who produces and who consumes what, dimensions, and constants in float64.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from normfold.errors import GraphError
+from normfold.frame import Array, Frame
+from normfold.shapes import Dim, parse
+
+Value = ir.Value
+Node = ir.Node
+Model = ir.Model
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+CLASSES = "pkg.torch.onnx.class_hierarchy"
+
+# Deterministic operators that make parameters out of parameters; anything else with constant inputs is left to the runtime.
+_CONSTANT_OPERATORS = frozenset(
+    "Abs Add Cast Concat Constant ConstantOfShape Div Expand Flatten Gather Identity Mul Neg Pow Range Reciprocal "
+    "Reshape Shape Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze".split()
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """A fixed map `y = scale * x + shift` with constant coefficients, however many operators spell it.
+
+    frame: (scale, shift), broadcastable to y. nodes: the operators that compute it.
+    has_scale / has_shift: whether it holds a constant of that kind, which can take up a change of frame.
+    is_norm: a batch norm, or a scale that differs from channel to channel; a scalar or a bias is never folded for its own sake.
+    """
+
+    frame: Frame
+    nodes: tuple[Node, ...]
+    has_scale: bool
+    has_shift: bool
+    is_norm: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One operator as the analysis sees it. `type` is the ONNX operator, or "Affine" for a collapsed fixed map."""
+
+    type: str
+    index: int
+    name: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    affine: Affine | None = None
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.type})"
+
+    def int(self, name: str, default: int) -> int:
+        return int(self.attributes.get(name, default))
+
+    def ints(self, name: str) -> tuple[int, ...] | None:
+        value = self.attributes.get(name)
+        return None if value is None else tuple(int(item) for item in value)
+
+    def float(self, name: str, default: float) -> float:
+        return float(self.attributes.get(name, default))
+
+    def text(self, name: str, default: str) -> str:
+        return str(self.attributes.get(name, default))
+
+
+def scopes(node: Node) -> tuple[str, ...]:
+    """The module paths an exporter left on `node`, outermost first; the last entry names the operation itself."""
+    return _listed(node, SCOPES)[:-1]
+
+
+def classes(node: Node) -> tuple[str, ...]:
+    """The class names that belong to `scopes(node)`."""
+    return _listed(node, CLASSES)[:-1]
+
+
+def _listed(node: Node, key: str) -> tuple[str, ...]:
+    text = node.metadata_props.get(key)
+    if not text:
+        return ()
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(str(item) for item in value) if isinstance(value, list | tuple) else ()
+
+
+def _name(node: Node) -> str:
+    path = scopes(node)
+    return (
+        (path[-1] if path and path[-1] else None) or node.name or (node.outputs[0].name if node.outputs else "") or "?"
+    )
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    return {name: attr.value for name, attr in node.attributes.items() if isinstance(attr, ir.Attr)}
+
+
+def _captured(node: Node) -> tuple[Value, ...]:
+    """Values of the enclosing graph that the subgraphs of `node` read."""
+    found: list[Value] = []
+    for attr in node.attributes.values():
+        if not isinstance(attr, ir.Attr):
+            continue
+        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else []
+        graphs = list(attr.value) if attr.type == ir.AttributeType.GRAPHS else graphs
+        for graph in graphs:
+            inner = {id(value) for item in graph for value in item.outputs} | {id(value) for value in graph.inputs}
+            reads = [value for item in graph for value in (*item.inputs, *_captured(item)) if value is not None]
+            found += [value for value in (*reads, *graph.outputs) if id(value) not in inner]
+    return tuple(found)
+
+
+def operators(model: Model) -> list[Op]:
+    """The main graph's operators, in order."""
+    return [
+        Op(
+            type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+            index=index,
+            name=_name(node),
+            inputs=tuple(node.inputs) + _captured(node),
+            outputs=tuple(node.outputs),
+            attributes=_attributes(node),
+        )
+        for index, node in enumerate(model.graph)
+    ]
+
+
+class Graph:
+    """Operators with their producers, consumers, dimensions and constants. Read-only."""
+
+    def __init__(self, model: Model, ops: Sequence[Op]) -> None:
+        self.model = model
+        self.ops = tuple(ops)
+        self.inputs = frozenset(model.graph.inputs)
+        self.outputs = frozenset(model.graph.outputs)
+        self.producer: dict[Value, Op] = {value: op for op in self.ops for value in op.outputs}
+        self.consumers: dict[Value, list[Op]] = {}
+        for op in self.ops:
+            for value in dict.fromkeys(op.inputs):
+                if value is not None:
+                    self.consumers.setdefault(value, []).append(op)
+        self._dims: dict[Value, tuple[Dim, ...] | None] = {}
+        self._constant: dict[Value, bool] = {}
+        self._values: dict[Value, NDArray[Any]] = {}
+
+    @cached_property
+    def _node(self) -> dict[Value, Node]:
+        return {value: node for node in self.model.graph for value in node.outputs}
+
+    def readers(self, value: Value) -> list[Op]:
+        return self.consumers.get(value, [])
+
+    def dims(self, value: Value) -> tuple[Dim, ...] | None:
+        """The dimensions of `value`, or None when not even its rank is known."""
+        if value not in self._dims:
+            shape = value.shape
+            self._dims[value] = (
+                None
+                if shape is None
+                else tuple(
+                    parse(dim if isinstance(dim, int) else dim.value, f"{value.name}.{axis}")
+                    for axis, dim in enumerate(shape)
+                )
+            )
+        return self._dims[value]
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether `value` is the same for every input of the model."""
+        if value not in self._constant:
+            self._constant[value] = self._find_constant(value)
+        return self._constant[value]
+
+    def _find_constant(self, value: Value) -> bool:
+        if value.is_initializer():
+            return value not in self.inputs and value.const_value is not None
+        node = self._node.get(value)
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _CONSTANT_OPERATORS:
+            return False
+        inputs = [item for item in node.inputs if item is not None]
+        dims = self.dims(value)
+        if node.op_type == "Shape":
+            source = self.dims(inputs[0])
+            return source is not None and all(dim.static for dim in source)
+        if node.op_type in ("Reshape", "Expand") and dims is not None and all(dim.static for dim in dims):
+            # Older exporters compute the target shape from a dynamic tensor's; only the result's shape matters.
+            return self.is_constant(inputs[0])
+        return all(self.is_constant(item) for item in inputs)
+
+    def constant(self, value: Value) -> NDArray[Any]:
+        """The content of a constant: float64 for every floating type, otherwise as stored."""
+        if value not in self._values:
+            self._values[value] = _widen(self._compute(value))
+        return self._values[value]
+
+    def _compute(self, value: Value) -> NDArray[Any]:
+        if value.is_initializer():
+            tensor = value.const_value
+            if tensor is None:
+                raise GraphError(f"The initializer {value.name} has no content; the file is damaged.")
+            try:
+                return tensor.numpy()
+            except (OSError, ValueError) as error:
+                raise GraphError(f"The initializer {value.name} cannot be read: {error}.") from error
+        node = self._node[value]
+        first = node.inputs[0] if node.inputs else None
+        dims = self.dims(value)
+        if node.op_type == "Shape" and first is not None:
+            return np.array([dim.size for dim in self.dims(first) or ()], dtype=np.int64)
+        if (
+            node.op_type in ("Reshape", "Expand")
+            and first is not None
+            and dims is not None
+            and all(d.static for d in dims)
+        ):
+            source, shape = self.constant(first), [dim.size for dim in dims]
+            return source.reshape(shape) if node.op_type == "Reshape" else np.broadcast_to(source, shape)
+        if (
+            node.op_type == "Cast"
+            and first is not None
+            and ir.DataType(node.attributes["to"].value).is_floating_point()
+        ):
+            return self.constant(first)
+        return self._evaluate(node, node.outputs.index(value))
+
+    def _evaluate(self, node: Node, output: int) -> NDArray[Any]:
+        """Run one operator on float64 constants with onnx's reference implementation."""
+        feeds = {item.name: self.constant(item) for item in node.inputs if item is not None}
+        proto = ir.to_proto(node)
+        inputs = [onnx.helper.make_value_info(name or "", onnx.TypeProto()) for name in feeds]
+        outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
+        graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+        version = self.model.graph.opset_imports.get("", onnx.defs.onnx_opset_version())
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+        results = ReferenceEvaluator(model).run(None, {str(name): array for name, array in feeds.items()})
+        return np.asarray(results[output])
+
+    def size(self, value: Value) -> int:
+        """Elements of `value` at size 1 of every dynamic axis."""
+        dims = self.dims(value) or ()
+        return int(np.prod([dim.size for dim in dims], dtype=np.int64))
+
+    def is_floating(self, value: Value) -> bool:
+        return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _widen(array: NDArray[Any]) -> NDArray[Any]:
+    floating = array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+    return array.astype(np.float64) if floating else array
+
+
+def live(ops: Sequence[Op], outputs: Iterable[Value]) -> list[Op]:
+    """The operators of `ops` that the outputs depend on, in order."""
+    wanted = set(outputs)
+    kept: list[Op] = []
+    for op in reversed(ops):
+        if any(value in wanted for value in op.outputs):
+            wanted.update(value for value in op.inputs if value is not None)
+            kept.append(op)
+    return kept[::-1]
+
+
+def prepare(model: Model) -> Model:
+    """A copy of `model` ready for analysis: functions inlined, every shape that ONNX can infer filled in.
+
+    Tensors are shared with the original, not copied.
+    """
+    copy = model.clone()
+    if copy.functions:
+        passes.InlinePass()(copy)
+    if any(value.shape is None or None in _names(value.shape) for value in _activations(copy)):
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    return copy
+
+
+def _names(shape: ir.Shape) -> list[object]:
+    return [dim if isinstance(dim, int) else dim.value for dim in shape]
+
+
+def _activations(model: Model) -> Iterator[Value]:
+    return (value for node in model.graph for value in node.outputs)
+
+
+def op_counts(model: Model) -> dict[str, int]:
+    """How often each operator occurs in the main graph, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def array_of(constant: NDArray[Any]) -> Array:
+    """A constant as float64, whatever it was stored as."""
+    return constant.astype(np.float64, copy=False)

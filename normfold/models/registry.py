@@ -1,0 +1,47 @@
+"""Architectures by name, with their options checked before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from normfold.errors import ArchitectureError
+from normfold.models.convnet import ConvNet
+from normfold.models.encoder import PostNormEncoder
+from normfold.models.llama import CharLM
+from normfold.models.vit import VisionTransformer
+
+# One row an architecture; the keyword arguments of the class are its options.
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "char_lm": CharLM,
+    "convnet": ConvNet,
+    "postnorm_encoder": PostNormEncoder,
+    "vit": VisionTransformer,
+}
+
+
+def names() -> list[str]:
+    """The names `create` accepts, sorted."""
+    return sorted(ARCHITECTURES)
+
+
+def create(name: str, **config: Any) -> nn.Module:
+    """Build the architecture `name` with fresh parameters.
+
+    config: the options of that architecture; those left out keep their defaults.
+    Raises ArchitectureError for a name, an option or a value that does not exist or does not fit.
+    """
+    if name not in ARCHITECTURES:
+        raise ArchitectureError(f"there is no built-in architecture {name!r}; there are {', '.join(names())}")
+    known = inspect.signature(ARCHITECTURES[name]).parameters
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ArchitectureError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        return ARCHITECTURES[name](**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        # The layers below raise these for values that do not fit; all of them came in through `config`.
+        raise ArchitectureError(f"{name} cannot be built with {config}: {error}") from error

@@ -1,0 +1,143 @@
+"""Which norm of the checkpoint a site is: names and kinds for people.
+
+Exporters leave the module path on every operator. A site belongs to the outermost norm module that all its operators lie in; where
+there is no checkpoint, the class names that the exporter left decide, and where there are none, the operators themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from normfold.frame import Refuse
+from normfold.graph import Graph, Node, Op, classes, scopes
+from normfold.plan import Site, Status
+
+_CLASSES = {
+    "UN1d": "UN",
+    "UN": "UN",
+    "RepBN": "RepBN",
+    "PRepBN": "PRepBN",
+    "LinearNorm": "PRepBN",
+    "BatchNorm1d": "BatchNorm",
+    "BatchNorm2d": "BatchNorm",
+    "BatchNorm3d": "BatchNorm",
+    "PowerNorm": "PowerNorm",
+    "MaskPowerNorm": "PowerNorm",
+    "LayerNorm": "LayerNorm",
+    "RMSNorm": "RMSNorm",
+}
+_STATISTICS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
+_PER_TOKEN = (
+    "{kind} computes a statistic for every token, which stays; nothing is gained at run time by moving its weight and bias "
+    "(--norm-affine does)"
+)
+
+
+class NormModule(Protocol):
+    """What the checkpoint knows of a norm module: see `detect.NormModule`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def group_scaling(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The outcome of folding one operator, before it has a norm's name."""
+
+    op: Op
+    status: Status
+    refused: Refuse | None
+    into: tuple[str, ...]
+    channels: int
+
+
+def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
+    """A `Site` for every outcome, for every LayerNorm that stays, and for every norm module that no operator stands for."""
+    modules = {norm.name: norm for norm in norms}
+    sites: list[tuple[int, Site]] = []
+    seen: set[str] = set()
+    attempted = {outcome.op for outcome in outcomes}
+    for outcome in outcomes:
+        site = _site(outcome, modules)
+        seen.add(site.name)
+        sites.append((outcome.op.index, site))
+    for op in graph.ops:
+        if op in attempted or op.type not in _STATISTICS:
+            continue
+        name, kind = _owner(_nodes(op), modules) or (op.name, _STATISTICS[op.type])
+        seen.add(name)
+        sites.append((op.index, Site(name, kind, _width(graph, op), "kept", "statistic", _PER_TOKEN.format(kind=kind))))
+    sites.sort(key=lambda item: item[0])
+    return tuple(site for _, site in sites) + tuple(_unseen(graph, norm) for norm in norms if norm.name not in seen)
+
+
+def _site(outcome: Named, modules: dict[str, NormModule]) -> Site:
+    nodes = _nodes(outcome.op)
+    name, kind = _owner(nodes, modules) or (outcome.op.name, _kind(nodes))
+    status, code, reason = outcome.status, None, None
+    if outcome.refused is not None:
+        code, reason = outcome.refused.code, outcome.refused.reason
+    module = modules.get(name)
+    if status == "folded" and (kind in ("LayerNorm", "RMSNorm") or (module is not None and module.group_scaling)):
+        status, code = "partial", "statistic"
+        reason = "its weight and bias are folded; the statistic that it computes for every token stays"
+    return Site(name, kind, outcome.channels, status, code, reason, tuple(item for item in outcome.into if item != name))
+
+
+def _nodes(op: Op) -> tuple[Node, ...]:
+    if op.affine is not None:
+        return op.affine.nodes
+    node = op.output.producer()
+    return () if node is None else (node,)
+
+
+def _owner(nodes: Sequence[Node], modules: dict[str, NormModule]) -> tuple[str, str] | None:
+    """The outermost norm module that every operator of a site lies in."""
+    paths = [scopes(node) for node in nodes if scopes(node)]
+    if not paths:
+        return None
+    shared = [path for path in paths[0] if all(path in other for other in paths)]
+    for path in shared:
+        if path in modules:
+            return path, modules[path].kind
+    if modules:
+        return None
+    for path, cls in zip(paths[0], classes(nodes[0]), strict=False):
+        kind = _CLASSES.get(cls.rsplit(".", 1)[-1])
+        if path in shared and kind is not None:
+            return path, kind
+    return None
+
+
+def _kind(nodes: Sequence[Node]) -> str:
+    operators = {node.op_type for node in nodes}
+    if operators & set(_STATISTICS):
+        return _STATISTICS[next(iter(operators & set(_STATISTICS)))]
+    if "BatchNormalization" in operators:
+        return "RepBN" if "Add" in operators and "Mul" in operators else "BatchNorm"
+    return "scale and shift" if "Add" in operators or "Sub" in operators else "scale"
+
+
+def _width(graph: Graph, op: Op) -> int:
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    return 0 if weight is None else graph.size(weight)
+
+
+def _unseen(graph: Graph, norm: NormModule) -> Site:
+    """A norm module for which the analysis found no fixed map."""
+    called = any(norm.name in scopes(node) for node in graph.model.graph)
+    if norm.kind in ("LayerNorm", "RMSNorm"):
+        code, reason = "statistic", _PER_TOKEN.format(kind=norm.kind)
+    elif called:
+        code, reason = "not-affine", "it is computed in the graph, but not as a fixed map of each channel"
+    else:
+        code, reason = "not-in-graph", "no operator of the exported graph stands for it: the model does not call it"
+    return Site(norm.name, norm.kind, norm.channels, "kept", code, reason)

@@ -1,0 +1,62 @@
+"""What a fold is going to do, as data: decided before anything is edited, so that it can be printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from normfold.frame import Array, Frame
+from normfold.rules.base import Edit
+
+Status = Literal["folded", "partial", "kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What becomes of one norm.
+
+    name: module path, or the operator's name. kind: the norm, as published. channels: 0 where it is not known.
+    status: folded; partial (its scale is folded, its shift stays as one Add); kept. code and reason: why it is not folded.
+    into: the modules or operators whose constants take it up.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    status: Status
+    code: str | None = None
+    reason: str | None = None
+    into: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors; both None: nothing is left.
+
+    input, output: tensor names. batch_norm: its channels lie on axis 1, and one BatchNormalization wrote it.
+    """
+
+    input: str
+    output: str
+    scale: Array | None
+    shift: Array | None
+    batch_norm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """sites: every norm found, in order. frames: the tensors whose frame is not the identity, by name.
+
+    maps: the affine maps to be written anew. edits: the constants that change.
+    """
+
+    sites: tuple[Site, ...]
+    frames: Mapping[str, Frame] = field(default_factory=dict)
+    maps: tuple[Map, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the graph stays as it is."""
+        return not self.maps and not self.edits

@@ -1,0 +1,110 @@
+"""An ONNX graph in float64: every narrower float in it widened, run by onnx.reference.
+
+onnx.reference computes in the dtype it is given, with two exceptions that matter here and are replaced: its Erf rounds
+to float32 (and so does Gelu, which is expanded into Erf), and Constant and Cast name dtypes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+# The attribute by which an operator names the dtype of what it makes.
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "softmax_precision")
+
+
+class Erf(OpRun):
+    """Erf in float64: the reference's own rounds to float32."""
+
+    op_domain = ""
+
+    def _run(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any]]:
+        import torch
+
+        return (np.asarray(torch.special.erf(torch.from_numpy(np.ascontiguousarray(x))).numpy(), dtype=x.dtype),)
+
+
+class Gelu(OpRun):
+    """Gelu in float64, for its expansion uses the reference's own Erf."""
+
+    op_domain = ""
+
+    def _run(self, x: npt.NDArray[Any], approximate: str = "none") -> tuple[npt.NDArray[Any]]:
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(x))
+        return (np.asarray(torch.nn.functional.gelu(tensor, approximate=approximate).numpy(), dtype=x.dtype),)
+
+
+def reference_session(path: Path) -> ReferenceEvaluator:
+    """An evaluator of the graph at `path` in float64. Feed it float64 arrays."""
+    return ReferenceEvaluator(widened(onnx.load(path)), new_ops=[Erf, Gelu])
+
+
+def widened(model: ModelProto) -> ModelProto:
+    """Make every float16, bfloat16 and float32 of `model` a float64, in place: weights, constants, casts and types."""
+    _widen_graph(model.graph)
+    for function in model.functions:
+        _widen_nodes(function.node)
+        for value in function.value_info:
+            _widen_type(value.type)
+    return model
+
+
+def _widen_graph(graph: GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        _widen_type(value.type)
+    _widen_nodes(graph.node)
+
+
+def _widen_nodes(nodes: Iterable[NodeProto]) -> None:
+    for node in nodes:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            # Without a value it fills with float32 zeros.
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
+        for attribute in node.attribute:
+            _widen_attribute(node, attribute)
+
+
+def _widen_attribute(node: NodeProto, attribute: AttributeProto) -> None:
+    if attribute.type == AttributeProto.GRAPH:
+        _widen_graph(attribute.g)
+    elif attribute.type == AttributeProto.GRAPHS:
+        for graph in attribute.graphs:
+            _widen_graph(graph)
+    elif attribute.type == AttributeProto.TENSOR:
+        _widen_tensor(attribute.t)
+    elif attribute.name in DTYPE_ATTRIBUTES and attribute.type == AttributeProto.INT and attribute.i in NARROW:
+        attribute.i = TensorProto.DOUBLE
+    elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+        # These two make float32 by definition.
+        floats = np.float64(attribute.f) if attribute.name == "value_float" else np.array(attribute.floats, np.float64)
+        attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.asarray(floats))))
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type in NARROW:
+        wide = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
+        tensor.CopyFrom(wide)
+
+
+def _widen_type(kind: TypeProto) -> None:
+    if kind.HasField("tensor_type"):
+        if kind.tensor_type.elem_type in NARROW:
+            kind.tensor_type.elem_type = TensorProto.DOUBLE
+    elif kind.HasField("sequence_type"):
+        _widen_type(kind.sequence_type.elem_type)
+    elif kind.HasField("optional_type"):
+        _widen_type(kind.optional_type.elem_type)

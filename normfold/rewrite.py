@@ -1,0 +1,214 @@
+"""From a plan to a new graph: constants are replaced, maps that became no-ops are bypassed, what nobody reads is removed.
+
+The model that comes in is left as it is; the one that goes out shares its unchanged tensors. New weights are computed in float64 and
+cast once, when they are written: a large one is made only then, so that no more than one is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from normfold.errors import InternalError
+from normfold.frame import Array
+from normfold.graph import Graph, Model, Node, Value, operators, scopes
+from normfold.plan import Map, Plan
+from normfold.rules.base import NewAdd, NewAttribute, NewConstant
+
+# Smaller constants are computed once and kept; larger ones every time they are written.
+_KEPT_BYTES = 1 << 20
+
+
+def rewrite(model: Model, plan: Plan) -> Model:
+    """The folded copy of `model` that `plan`, made from this very model, describes."""
+    if plan.is_empty:
+        return model.clone()
+    copy = _Copy(model)
+    for edit in plan.edits:
+        if isinstance(edit, NewConstant):
+            copy.set_constant(edit)
+        elif isinstance(edit, NewAttribute):
+            copy.node(edit.output).attributes[edit.name] = ir.AttrFloat32(edit.name, edit.value)
+    for edit in plan.edits:
+        if isinstance(edit, NewAdd):
+            copy.add_after(edit)
+    for written in plan.maps:
+        copy.write_map(written)
+    copy.finish()
+    return copy.model
+
+
+class _Copy:
+    """The copy under construction."""
+
+    def __init__(self, model: Model) -> None:
+        self.source = Graph(model, operators(model))
+        self.model = model.clone()
+        graph = self.model.graph
+        self.original = {v.name: v for v in _values(model.graph)}
+        self.values = {v.name: v for v in _values(graph)}
+        self.stands_for: dict[Value, Value] = {}
+        self.made: dict[tuple[object, ...], Value] = {}
+        self.names = set(self.values)
+
+    def node(self, output: str) -> Node:
+        node = self.values[output].producer()
+        if node is None:
+            raise InternalError(f"the plan names {output}, which no operator writes")
+        return node
+
+    def now(self, name: str) -> Value:
+        """The tensor that stands where `name` stood."""
+        value = self.values[name]
+        while value in self.stands_for:
+            value = self.stands_for[value]
+        return value
+
+    def set_constant(self, edit: NewConstant) -> None:
+        node = self.node(edit.output)
+        if edit.input >= len(node.inputs):
+            node.resize_inputs(edit.input + 1)
+        node.replace_input_with(edit.input, self._constant(edit, node))
+
+    def _constant(self, edit: NewConstant, node: Node) -> Value:
+        """A new initializer; one that is already there for the same content (a layer called twice) is shared."""
+        source = self.original[edit.source] if edit.source is not None else None
+        dtype = (source.dtype if source is not None else None) or node.outputs[0].dtype or ir.DataType.FLOAT
+        key = (edit.source, dtype, *(_digest(part) for part in (edit.times, edit.over, edit.add)))
+        if key not in self.made:
+            base = edit.source if edit.source is not None else f"{_path(node)}.bias"
+            dims = self.source.dims(source) or () if source is not None else ()
+            parts = [part.shape for part in (edit.times, edit.over, edit.add) if part is not None]
+            shape = np.broadcast_shapes(tuple(dim.size for dim in dims), *parts)
+
+            def compute() -> NDArray[Any]:
+                array = np.zeros(()) if source is None else self.source.constant(source)
+                array = array if edit.times is None else array * edit.times
+                array = array if edit.over is None else array / edit.over
+                array = array if edit.add is None else array + edit.add
+                return np.broadcast_to(array, shape)
+
+            self.made[key] = self._initializer(f"{base}.folded", compute, dtype, shape)
+        return self.made[key]
+
+    def _initializer(self, base: str, compute: Any, dtype: ir.DataType, shape: Sequence[int]) -> Value:
+        name = self._unused(base)
+
+        def tensor() -> ir.Tensor:
+            return ir.Tensor(np.ascontiguousarray(compute().astype(dtype.numpy())), name=name)
+
+        small = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= _KEPT_BYTES
+        lazy = ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=small, name=name)
+        value = Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _unused(self, base: str) -> str:
+        name, count = base, 1
+        while name in self.names:
+            count += 1
+            name = f"{base}.{count}"
+        self.names.add(name)
+        return name
+
+    def add_after(self, edit: NewAdd) -> None:
+        value = self.values[edit.output]
+        node = self.node(edit.output)
+        array = edit.add.reshape(edit.add.shape[_leading_ones(edit.add) :])
+        bias = self._initializer(
+            f"{_path(node)}.bias.folded", lambda: array, value.dtype or ir.DataType.FLOAT, array.shape
+        )
+        self._follow(value, node, "Add", [value, bias])
+
+    def _follow(self, value: Value, after: Node, op_type: str, inputs: list[Value]) -> None:
+        """Put an operator behind `value`; whoever read `value` reads its result."""
+        result = self._like(value, f"{value.name}.shifted")
+        node = self._operator(op_type, inputs, result, after)
+        self.model.graph.insert_after(after, node)
+        for user, index in tuple(value.uses()):
+            if user is not node:
+                user.replace_input_with(index, result)
+        self._take_over_output(value, result)
+        self.stands_for[value] = result
+
+    def write_map(self, written: Map) -> None:
+        source, target = self.now(written.input), self.values[written.output]
+        last = self.node(written.output)
+        if written.scale is not None and written.shift is not None and written.batch_norm:
+            source = self._batch_norm(source, target, last, written.scale, written.shift)
+        else:
+            for op_type, array in (("Mul", written.scale), ("Add", written.shift)):
+                if array is not None:
+                    source = self._emit(op_type, source, target, last, [array])
+        self._replace(target, source, last)
+
+    def _emit(self, op_type: str, source: Value, target: Value, last: Node, arrays: list[Array]) -> Value:
+        dtype = target.dtype or ir.DataType.FLOAT
+        stem = f"{_path(last)}.{op_type.lower()}"
+        constants = [self._initializer(stem, lambda a=a: a, dtype, a.shape) for a in arrays]
+        result = self._like(target, self._unused(f"{target.name}.{op_type.lower()}"))
+        self.model.graph.insert_before(last, self._operator(op_type, [source, *constants], result, last))
+        return result
+
+    def _batch_norm(self, source: Value, target: Value, last: Node, scale: Array, shift: Array) -> Value:
+        channels = max(scale.size, shift.size)
+        a, b = (np.broadcast_to(part.reshape(-1), (channels,)) for part in (scale, shift))
+        result = self._emit("BatchNormalization", source, target, last, [a, b, np.zeros(channels), np.ones(channels)])
+        node = result.producer()
+        assert node is not None
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+        return result
+
+    def _operator(self, op_type: str, inputs: list[Value], result: Value, like: Node) -> Node:
+        node = Node("", op_type, inputs, outputs=[result], name=self._unused(f"normfold_{op_type}"))
+        node.metadata_props.update(like.metadata_props)
+        return node
+
+    def _like(self, value: Value, name: str) -> Value:
+        return Value(name=name, shape=value.shape, type=value.type)
+
+    def _replace(self, old: Value, new: Value, last: Node) -> None:
+        """Whoever read `old` reads `new`."""
+        for user, index in tuple(old.uses()):
+            user.replace_input_with(index, new)
+        self.stands_for[old] = new
+        if old.is_graph_output() and (new.is_graph_input() or new.is_initializer() or new.is_graph_output()):
+            copy = self._like(old, self._unused(f"{old.name}.copy"))
+            self.model.graph.insert_before(last, self._operator("Identity", [new], copy, last))
+            new = copy
+        self._take_over_output(old, new)
+
+    def _take_over_output(self, old: Value, new: Value) -> None:
+        """Where `old` is an output of the model, `new` becomes it, under its name."""
+        outputs = self.model.graph.outputs
+        for index, value in enumerate(outputs):
+            if value is old:
+                name, old.name = old.name, self._unused(f"{old.name}.before")
+                new.name, new.shape, new.type = name, old.shape, old.type
+                outputs[index] = new
+
+    def finish(self) -> None:
+        passes.RemoveUnusedNodesPass()(self.model)
+
+
+def _values(graph: ir.Graph) -> list[Value]:
+    written = [value for node in graph for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *written]
+
+
+def _path(node: Node) -> str:
+    return next((path for path in reversed(scopes(node)) if path), None) or node.name or node.outputs[0].name or "norm"
+
+
+def _leading_ones(array: Array) -> int:
+    return next((axis for axis, size in enumerate(array.shape) if size != 1), max(array.ndim - 1, 0))
+
+
+def _digest(array: Array | None) -> str | None:
+    return None if array is None else f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"

@@ -1,0 +1,83 @@
+"""The operator table: one row per ONNX operator. What is not listed is a wall: only the identity frame passes.
+
+A new operator is one function that says how a frame passes through it, one row here, and one row of test cases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from normfold.frame import Refuse
+from normfold.graph import Graph, Op
+from normfold.rules.base import Rule
+from normfold.rules.join import JoinRule
+from normfold.rules.layout import CarryRule, expand, gather, pad, reshape, same, slices, transpose
+from normfold.rules.linear import ConvRule, GemmRule, MatMulRule
+from normfold.rules.normalize import NormalizeRule
+from normfold.rules.pointwise import AffineRule, SumRule
+from normfold.rules.reduce import averaged, counts_padding, pooled, pooled_to_one
+
+
+def _to_a_float_type(graph: Graph, op: Op) -> Refuse | None:
+    if graph.is_floating(op.output):
+        return None
+    return Refuse("not-floating", f"{op.label}: rounds to integers")
+
+
+def _fills_with_a_number(graph: Graph, op: Op) -> Refuse | None:
+    """A scale passes a Pad that fills with 0 or with values of the tensor itself."""
+    value = op.inputs[2] if len(op.inputs) > 2 else None
+    if op.text("mode", "constant") != "constant" or value is None:
+        return None
+    if graph.is_constant(value) and not np.any(graph.constant(value)):
+        return None
+    return Refuse("fill-value", f"{op.label}: fills with a number that would have to change with the scale")
+
+
+def _fills_with_zeros(graph: Graph, op: Op) -> Refuse | None:
+    if op.text("mode", "constant") != "constant":
+        return None
+    return Refuse("shift-meets-padding", f"{op.label}: zero padding would not receive the shift")
+
+
+def _zero_stays_zero(graph: Graph, op: Op) -> Refuse | None:
+    return Refuse("shift-meets-activation", f"{op.label}: a shift moves the point where it bends")
+
+
+_POOL = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "storage_order", "strides")
+
+TABLE: dict[str, Rule] = {
+    "Affine": AffineRule(),
+    "Add": SumRule(+1.0),
+    "Sub": SumRule(-1.0),
+    "MatMul": MatMulRule(),
+    "Gemm": GemmRule(),
+    "Conv": ConvRule(),
+    "Gather": CarryRule(gather, attributes=["axis"]),
+    "LayerNormalization": NormalizeRule(centred=True),
+    "RMSNormalization": NormalizeRule(centred=False),
+    "Identity": CarryRule(same),
+    "Dropout": CarryRule(same, attributes=["seed", "ratio"]),
+    "Cast": CarryRule(same, attributes=["to", "saturate", "round_mode"], scale=_to_a_float_type),
+    "Transpose": CarryRule(transpose, attributes=["perm"]),
+    "Reshape": CarryRule(reshape, attributes=["allowzero"]),
+    "Flatten": CarryRule(reshape, attributes=["axis"]),
+    "Squeeze": CarryRule(reshape, attributes=["axes"]),
+    "Unsqueeze": CarryRule(reshape, attributes=["axes"]),
+    "Expand": CarryRule(expand),
+    "Slice": CarryRule(slices),
+    "Pad": CarryRule(pad, attributes=["mode"], scale=_fills_with_a_number, shift=_fills_with_zeros),
+    "Concat": JoinRule(whole=-1),
+    "Split": JoinRule(whole=0),
+    "Relu": CarryRule(same, positive=True, shift=_zero_stays_zero),
+    "LeakyRelu": CarryRule(same, attributes=["alpha"], positive=True, shift=_zero_stays_zero),
+    "PRelu": CarryRule(same, positive=True, shift=_zero_stays_zero),
+    "MaxPool": CarryRule(pooled, attributes=_POOL, positive=True),
+    "GlobalMaxPool": CarryRule(pooled_to_one, positive=True),
+    "AveragePool": CarryRule(pooled, attributes=[*_POOL, "count_include_pad"], shift=counts_padding),
+    "GlobalAveragePool": CarryRule(pooled_to_one),
+    "ReduceMean": CarryRule(averaged, attributes=["axes", "keepdims", "noop_with_empty_axes"]),
+}
+
+# They read a tensor's shape, never its content.
+INDIFFERENT = frozenset({"Shape", "Size"})

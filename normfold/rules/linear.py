@@ -1,0 +1,252 @@
+"""Operators with a constant weight: they absorb any frame.
+
+`out = x W + b` with `x = s_in * x' + t_in` and `out = s_out * out' + t_out` is `out' = x' W' + b'` for
+`W' = diag(s_in) W diag(1 / s_out)` and `b' = (b + t_in W - t_out) / s_out`. No s_out may be 0; s_in may.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from normfold.frame import Array, Refuse, to_rank, total
+from normfold.graph import Graph, Op, Value
+from normfold.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    Edit,
+    FrameOf,
+    NewAdd,
+    NewAttribute,
+    NewConstant,
+    Ports,
+    Rule,
+    along,
+    name_of,
+    only_along,
+)
+
+class MatMulRule(Rule):
+    """MatMul with one constant operand. It has no bias: a shift passes on to a bias that follows, or costs a new Add."""
+
+    def _weight(self, graph: Graph, op: Op) -> int | None:
+        """The input that holds the weight."""
+        constant = [k for k in (0, 1) if (v := op.inputs[k]) is not None and graph.is_constant(v)]
+        return constant[0] if len(constant) == 1 else None
+
+    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        weight = self._weight(graph, op)
+        return (0, 1, OUT) if weight is None else (1 - weight, OUT)
+
+    def _factor(self, at: Ports, port: int, array: Array) -> Array | Refuse:
+        """What `array` on a port multiplies the weight by: rows for the contracted channels, columns for the others."""
+        weight = self._weight(at.graph, at.op)
+        if weight is None:
+            return at.refuse("two-tensors", "multiplies two tensors, neither of them constant")
+        value = at.op.inputs[weight]
+        assert value is not None
+        dims = at.graph.dims(value)
+        if dims is None or len(dims) < 2 or array.ndim < 2:
+            return at.refuse("unknown-shape", "an operand is a vector, or of unknown rank")
+        if array.shape[-2 if weight == 1 else -1] != 1:
+            return at.refuse("not-contracted", "does not contract the channels of the norm")
+        factor = to_rank(np.swapaxes(array, -1, -2) if port != OUT else array, len(dims))
+        if factor is None or any(size not in (1, dim.size) for size, dim in zip(factor.shape, dims, strict=True)):
+            return at.refuse("not-contracted", "uses one weight for tensors that would need different ones")
+        return factor
+
+    def scale(self, at: Ports) -> Demands:
+        for port, array in at.known.items():
+            factor = self._factor(at, port, array)
+            if isinstance(factor, Refuse):
+                return factor
+            if port == OUT and np.any(array == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        return {}
+
+    def shift(self, at: Ports) -> Demands:
+        for port, array in at.known.items():
+            factor = self._factor(at, port, array)
+            if isinstance(factor, Refuse):
+                return factor
+        source = next(port for port in self.ports(at.graph, at.op) if port != OUT)
+        if source in at.known and OUT not in at.known and at.costs.absorbs_shift(at.op.output):
+            return {OUT: self._through(at.graph, at.op, at.known[source])}
+        return {}
+
+    def _through(self, graph: Graph, op: Op, shift: Array) -> Array:
+        """What a shift of the input adds to the output: t W, of the output's rank."""
+        weight = self._weight(graph, op)
+        assert weight is not None
+        value = op.inputs[weight]
+        assert value is not None
+        matrix = graph.constant(value)
+        contracted = shift.shape[:-2] + ((1, matrix.shape[-2]) if weight == 1 else (matrix.shape[-1], 1))
+        full = np.broadcast_to(shift, contracted)
+        return full @ matrix if weight == 1 else matrix @ full
+
+    def _bias(self, graph: Graph, op: Op, incoming: Array, outgoing: Array) -> Array | None:
+        """What the output lacks once both shifts are in place; None when they cancel."""
+        if not np.any(incoming) and not np.any(outgoing):
+            return None
+        rest = total(self._through(graph, op, incoming), -outgoing)
+        return rest if np.any(rest) else None
+
+    def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
+        weight = self._weight(graph, op)
+        source = None if weight is None else op.inputs[1 - weight]
+        if source is None:
+            return 0
+        return 0 if self._bias(graph, op, shift(source), shift(op.output)) is None else graph.size(op.output)
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        if self._weight(costs.graph, op) is None:
+            return math.inf
+        return 0.0 if self.added_elements(costs.graph, op, costs.shift) else float(costs.graph.size(op.output))
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return self._weight(costs.graph, op) is not None and costs.absorbs_shift(op.output)
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        weight = self._weight(graph, op)
+        if weight is None:
+            return
+        source, matrix = op.inputs[1 - weight], op.inputs[weight]
+        assert source is not None and matrix is not None
+        incoming, outgoing = frame(source), frame(op.output)
+        rank = len(graph.dims(matrix) or ())
+        rows, columns = to_rank(np.swapaxes(incoming.scale, -1, -2), rank), to_rank(outgoing.scale, rank)
+        assert rows is not None and columns is not None
+        if np.any(rows != 1.0) or np.any(columns != 1.0):
+            yield NewConstant(name_of(op.output), weight, name_of(matrix), times=rows, over=columns)
+        bias = self._bias(graph, op, incoming.shift, outgoing.shift)
+        if bias is not None:
+            yield NewAdd(name_of(op.output), bias / outgoing.scale)
+
+
+class GemmRule(Rule):
+    """Gemm, `alpha * A' B' + beta * C`, with B constant and C constant or absent."""
+
+    attributes = frozenset({"alpha", "beta", "transA", "transB"})
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        return 0.0
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return True
+
+    def _fits(self, at: Ports) -> Refuse | None:
+        weight, bias = _constants(at.op)
+        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
+            return at.refuse("two-tensors", "its weight or its bias is not a constant")
+        for port, array in at.known.items():
+            channels = 1 if port == OUT or not at.op.int("transA", 0) else 0
+            if not only_along(array, (channels,)):
+                return at.refuse("not-contracted", "does not contract the channels of the norm")
+        return None
+
+    def scale(self, at: Ports) -> Demands:
+        if refused := self._fits(at):
+            return refused
+        if OUT in at.known and np.any(at.known[OUT] == 0.0):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        return {}
+
+    def shift(self, at: Ports) -> Demands:
+        return self._fits(at) or {}
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        weight, bias = _constants(op)
+        assert weight is not None and op.inputs[0] is not None
+        incoming, outgoing = frame(op.inputs[0]), frame(op.output)
+        stored = graph.constant(weight)
+        matrix = stored.T if op.int("transB", 0) else stored
+        inputs, outputs = matrix.shape
+        scale_in, scale_out = along(incoming.scale, inputs), along(outgoing.scale, outputs)
+        if np.any(scale_in != 1.0) or np.any(scale_out != 1.0):
+            rows, columns = scale_in[:, None], scale_out[None, :]
+            if op.int("transB", 0):
+                rows, columns = rows.T, columns.T
+            yield NewConstant(name_of(op.output), 1, name_of(weight), times=rows, over=columns)
+        passed = op.float("alpha", 1.0) * along(incoming.shift, inputs) @ matrix
+        add = (passed - along(outgoing.shift, outputs)) / scale_out
+        if np.any(add != 0.0) or (bias is not None and np.any(scale_out != 1.0)):
+            beta = op.float("beta", 1.0)
+            yield NewConstant(name_of(op.output), 2, _name(bias), times=np.full(1, beta), over=scale_out, add=add)
+            if beta != 1.0:
+                # beta moves into C because C now also holds the shift, which beta must not scale.
+                yield NewAttribute(name_of(op.output), "beta", 1.0)
+
+
+class ConvRule(Rule):
+    """Conv in any number of dimensions and groups. Zero padding takes a scale, never a shift: the padding would have to be -t / s."""
+
+    attributes = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        return 0.0
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return not pads_with_zeros(op)
+
+    def _fits(self, at: Ports) -> Refuse | None:
+        weight, bias = _constants(at.op)
+        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
+            return at.refuse("two-tensors", "its weight or its bias is not a constant")
+        if not all(only_along(array, (1,)) for array in at.known.values()):
+            return at.refuse("not-contracted", "does not contract the channels of the norm")
+        return None
+
+    def scale(self, at: Ports) -> Demands:
+        if refused := self._fits(at):
+            return refused
+        if OUT in at.known and np.any(at.known[OUT] == 0.0):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        return {}
+
+    def shift(self, at: Ports) -> Demands:
+        if refused := self._fits(at):
+            return refused
+        if 0 in at.known and np.any(at.known[0] != 0.0) and pads_with_zeros(at.op):
+            return at.refuse("shift-meets-padding", "zero padding would not receive the shift")
+        return {}
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        weight, bias = _constants(op)
+        assert weight is not None and op.inputs[0] is not None
+        incoming, outgoing = frame(op.inputs[0]), frame(op.output)
+        kernel = graph.constant(weight)
+        outputs, inputs = kernel.shape[:2]
+        groups = op.int("group", 1)
+        spread = np.repeat(np.arange(groups), outputs // groups)  # the group of each output channel
+        scale_in = along(incoming.scale, inputs * groups).reshape(groups, inputs)
+        scale_in = scale_in if groups == 1 else scale_in[spread]
+        shift_in = along(incoming.shift, inputs * groups).reshape(groups, inputs)[spread]
+        scale_out = along(outgoing.scale, outputs)
+        if np.any(scale_in != 1.0) or np.any(scale_out != 1.0):
+            taps = (1,) * (kernel.ndim - 2)
+            times, over = scale_in.reshape(-1, inputs, *taps), scale_out.reshape(-1, 1, *taps)
+            yield NewConstant(name_of(op.output), 1, name_of(weight), times=times, over=over)
+        summed = kernel.reshape(outputs, inputs, -1).sum(axis=2)
+        add = ((summed * shift_in).sum(axis=1) - along(outgoing.shift, outputs)) / scale_out
+        if np.any(add != 0.0) or (bias is not None and np.any(scale_out != 1.0)):
+            yield NewConstant(name_of(op.output), 2, _name(bias), over=scale_out, add=add)
+
+
+def _constants(op: Op) -> tuple[Value | None, Value | None]:
+    """The weight and the bias of a Gemm or Conv."""
+    return op.inputs[1], op.inputs[2] if len(op.inputs) > 2 else None
+
+
+def _name(value: Value | None) -> str | None:
+    return None if value is None else name_of(value)
+
+
+def pads_with_zeros(op: Op) -> bool:
+    automatic = op.text("auto_pad", "NOTSET")
+    if automatic in ("NOTSET", ""):
+        return any(op.ints("pads") or ())
+    return automatic != "VALID"

@@ -1,0 +1,128 @@
+"""Operators that act on every element alone: fixed maps, sums of two tensors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from normfold.frame import Array, Refuse, total
+from normfold.graph import Graph, Op
+from normfold.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
+
+
+class AffineRule(Rule):
+    """`y = a * x + b` with constants. Folded, it is a no-op: s_y = a * s_x, t_y = a * t_x + b; otherwise its constants change."""
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        if not costs.is_fixed(op):
+            return 0.0
+        blocked = op.affine is None or bool(np.any(op.affine.frame.scale == 0.0))
+        return math.inf if blocked else costs.writer_cost(value_at(op, 0))
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return not costs.is_fixed(op) or costs.absorbs_shift(op.output)
+
+    def scale(self, at: Ports) -> Demands:
+        affine = at.op.affine
+        assert affine is not None
+        if not at.fixed:
+            if OUT in at.known and np.any(at.known[OUT] == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+            return {}
+        a = affine.frame.scale
+        demands: dict[int, Array] = {}
+        if 0 in at.known:
+            demands[OUT] = a * at.known[0]
+        if OUT in at.known:
+            if np.any(a == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot be undone")
+            source = to_port(at, at.known[OUT] / a, 0)
+            if isinstance(source, Refuse):
+                return source
+            demands[0] = source
+        return demands
+
+    def shift(self, at: Ports) -> Demands:
+        affine = at.op.affine
+        assert affine is not None
+        if not at.fixed:
+            return {}
+        a, b = affine.frame.scale, affine.frame.shift
+        demands: dict[int, Array] = {}
+        if 0 in at.known:
+            demands[OUT] = total(a * at.known[0], b)
+        if OUT in at.known:
+            if np.any(a == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot take a shift from behind it")
+            source = to_port(at, total(at.known[OUT], -b) / a, 0)
+            if isinstance(source, Refuse):
+                return source
+            demands[0] = source
+        return demands
+
+
+class SumRule(Rule):
+    """`z = x + sign * y` of two tensors ties them: one scale for all three, and t_z = t_x + sign * t_y.
+
+    The shifts leave a choice. One that arrives on x goes no further when y's writer has a bias to take it; otherwise z
+    carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
+    """
+
+    late = True
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        return (0, 1, OUT)
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        return min(costs.writer_cost(value_at(op, port)) for port in (0, 1))
+
+    def scale(self, at: Ports) -> Demands:
+        if constant := _constant_operand(at):
+            return constant
+        demands: dict[int, Array] = {}
+        for array in at.known.values():
+            for port in (0, 1, OUT):
+                shaped = to_port(at, array, port)
+                if isinstance(shaped, Refuse):
+                    return shaped
+                demands.setdefault(port, shaped)
+        return demands
+
+    def shift(self, at: Ports) -> Demands:
+        if constant := _constant_operand(at):
+            return constant
+        taker = self._taker(at)
+        if isinstance(taker, Refuse):
+            return taker
+        wanted = self._solve(at, taker)
+        return wanted if isinstance(wanted, Refuse) else {taker: wanted}
+
+    def _taker(self, at: Ports) -> int | Refuse:
+        """The port that makes up for the others."""
+        missing = [port for port in (OUT, 0, 1) if port not in at.known]
+        if len(missing) <= 1:
+            return missing[0] if missing else OUT
+        costs = {port: at.costs.writer_cost(at.value(port)) for port in missing if port != OUT}
+        cheapest = min(costs, key=costs.__getitem__)
+        if OUT in missing:
+            return cheapest if costs[cheapest] <= at.writer_limit else OUT
+        if math.isinf(costs[cheapest]):
+            return at.refuse("no-bias", "neither operand is written by an operator that could take the shift")
+        return cheapest
+
+    def _solve(self, at: Ports, port: int) -> Array | Refuse:
+        if port == OUT:
+            return to_port(at, total(at.get(0), self.sign * at.get(1)), OUT)
+        if port == 0:
+            return to_port(at, total(at.get(OUT), -self.sign * at.get(1)), 0)
+        return to_port(at, self.sign * total(at.get(OUT), -at.get(0)), 1)
+
+
+def _constant_operand(at: Ports) -> Refuse | None:
+    if any(value is not None and at.graph.is_constant(value) for value in at.op.inputs):
+        return at.refuse("broadcast", "adds a constant that is larger than the tensor")
+    return None

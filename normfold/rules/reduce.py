@@ -1,0 +1,47 @@
+"""Pooling and means: what they do to a frame off the channel axis."""
+
+from __future__ import annotations
+
+from normfold.frame import Refuse
+from normfold.graph import Graph, Op
+from normfold.rules.layout import AxisMap, Dropped, Windowed
+from normfold.rules.linear import pads_with_zeros
+
+
+def pooled(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """MaxPool and AveragePool: windows over the axes behind the channels."""
+    dims = graph.dims(op.output)
+    if dims is None:
+        return Refuse("unknown-shape", f"{op.label}: the rank of its output is not known")
+    return Windowed(op, frozenset(range(2, len(dims))))
+
+
+def pooled_to_one(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """GlobalAveragePool and GlobalMaxPool."""
+    dims = graph.dims(op.output)
+    if dims is None:
+        return Refuse("unknown-shape", f"{op.label}: the rank of its output is not known")
+    return Dropped(op, tuple(range(2, len(dims))), keep=True)
+
+
+def averaged(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """ReduceMean: its axes are an attribute before opset 18, an input since."""
+    source = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
+    if source is None:
+        return Refuse("unknown-shape", f"{op.label}: the rank of its input is not known")
+    given = op.inputs[1] if len(op.inputs) > 1 else None
+    if given is not None and not graph.is_constant(given):
+        return Refuse("dynamic-axes", f"{op.label}: its axes are computed at run time")
+    axes = op.ints("axes") if given is None else tuple(int(axis) for axis in graph.constant(given).reshape(-1))
+    if not axes:
+        if op.int("noop_with_empty_axes", 0):
+            return Dropped(op, (), keep=True)
+        axes = tuple(range(len(source)))
+    return Dropped(op, tuple(sorted(axis % len(source) for axis in axes)), keep=bool(op.int("keepdims", 1)))
+
+
+def counts_padding(graph: Graph, op: Op) -> Refuse | None:
+    """An average that counts padded zeros does not receive a shift there."""
+    if op.int("count_include_pad", 0) and (pads_with_zeros(op) or op.int("ceil_mode", 0)):
+        return Refuse("shift-meets-padding", f"{op.label}: counts padding, which would not receive the shift")
+    return None

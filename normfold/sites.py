@@ -1,0 +1,327 @@
+"""Finding fixed per-channel maps by abstract interpretation.
+
+Every tensor is tracked as `scale * L(base) + shift`: a fixed map of some base tensor in some layout L. Batch norms, products and
+sums with constants compose the map; Transpose and Reshape change the layout; a sum of two tensors with the same base in the same
+layout merges (RepBN's two branches). Where the tracking ends, the map is collapsed into one `Affine` operator. So all spellings of
+a norm look alike afterwards, with the transposes and reshapes that only served it inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from normfold.errors import NormStateError
+from normfold.frame import Array, Frame, Refuse, to_rank, varying_axes
+from normfold.graph import Affine, Graph, Node, Op, Value, live
+from normfold.norms import batchnorm
+from normfold.rules.layout import AxisMap, reshape, same, transpose
+from normfold.shapes import Layout, base_layout, reshape_layout, transpose_layout
+
+_LAYOUT = {
+    "Identity": same,
+    "Transpose": transpose,
+    "Reshape": reshape,
+    "Flatten": reshape,
+    "Squeeze": reshape,
+    "Unsqueeze": reshape,
+}
+_CONTRACTIONS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+
+# Cutting a family of maps apart can reveal another one to cut, as deep as maps are nested.
+_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """A tensor as `scale * L(base) + shift`. `entries`: the tensors, still plain layouts of the base, at which the map begins."""
+
+    base: Value
+    layout: Layout
+    frame: Frame
+    sources: tuple[Value, ...] = ()
+    entries: tuple[Value, ...] = ()
+    ops: tuple[Op, ...] = ()
+    has_scale: bool = False
+    has_shift: bool = False
+    merges: bool = False
+    batch_norm: bool = False
+
+    @property
+    def is_map(self) -> bool:
+        return bool(self.entries)
+
+
+def collapse(graph: Graph) -> Graph:
+    """`graph` with every fixed map collapsed into one `Affine` operator, and the operators that only served it gone."""
+    cuts: frozenset[Value] = frozenset()
+    for _ in range(_ROUNDS):
+        forms = _track(graph, cuts)
+        found, more = _terminals(graph, forms)
+        if more <= cuts:
+            break
+        cuts |= more
+    collapsed = {op.output: op for op in found}
+    ops = [collapsed.get(op.output, op) if op.outputs else op for op in graph.ops]
+    return Graph(graph.model, live(ops, graph.model.graph.outputs))
+
+
+def _track(graph: Graph, cuts: frozenset[Value]) -> dict[Value, Form]:
+    """The form of every tensor that has one other than itself."""
+    forms: dict[Value, Form] = {}
+    for op in graph.ops:
+        if not op.outputs or graph.is_constant(op.output):
+            continue
+        form = _extend(graph, op, forms, cuts)
+        if form is not None and _per_channel(form):
+            forms[op.output] = form
+        elif form is not None and (alone := _extend(graph, op, {}, cuts)) is not None:
+            forms[op.output] = alone
+    return forms
+
+
+def _form(graph: Graph, value: Value, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    """The form of an operand; a tensor that has none is its own base."""
+    if value in forms and value not in cuts and not _closed(graph, forms[value]):
+        return forms[value]
+    dims = graph.dims(value)
+    if dims is None or graph.is_constant(value) or not graph.is_floating(value):
+        return None
+    return Form(value, base_layout(dims), Frame.identity(len(dims)))
+
+
+def _closed(graph: Graph, form: Form) -> bool:
+    """A bias, or a map that differs along several axes (position embeddings), is no part of a norm."""
+    return form.is_map and (not _per_channel(form) or _is_bias(graph, form))
+
+
+def _is_bias(graph: Graph, form: Form) -> bool:
+    """A shift alone, right behind a weight."""
+    if form.has_scale:
+        return False
+    value = form.base
+    while (op := graph.producer.get(value)) is not None and op.type in _LAYOUT and op.inputs[0] is not None:
+        value = op.inputs[0]
+    return op is not None and op.type in _CONTRACTIONS
+
+
+def _per_channel(form: Form) -> bool:
+    return len(set(varying_axes(form.frame.scale)) | set(varying_axes(form.frame.shift))) <= 1
+
+
+def _extend(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    if op.type in _LAYOUT:
+        return _through_layout(graph, op, forms, cuts)
+    if op.type == "BatchNormalization":
+        return _through_batchnorm(graph, op, forms, cuts)
+    if op.type == "Neg":
+        return _compose(graph, op, op.inputs[0], forms, cuts, scale=np.full((), -1.0))
+    if op.type in ("Mul", "Div", "Add", "Sub"):
+        return _through_arithmetic(graph, op, forms, cuts)
+    return None
+
+
+def _through_layout(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    source = op.inputs[0]
+    form = _form(graph, source, forms, cuts) if source is not None else None
+    axis_map = _LAYOUT[op.type](graph, op)
+    if form is None or source is None or isinstance(axis_map, Refuse):
+        return None
+    layout = _moved(graph, op, source, form.layout)
+    frame = _carried(axis_map, form.frame)
+    if layout is None or frame is None:
+        return None
+    return replace(form, layout=layout, frame=frame, sources=(source,))
+
+
+def _moved(graph: Graph, op: Op, source: Value, layout: Layout) -> Layout | None:
+    before, after = graph.dims(source), graph.dims(op.output)
+    if before is None or after is None:
+        return None
+    if op.type == "Identity":
+        return layout
+    if op.type == "Transpose":
+        return transpose_layout(layout, op.ints("perm") or tuple(range(len(before)))[::-1])
+    return reshape_layout(layout, before, after)
+
+
+def _carried(axis_map: AxisMap, frame: Frame) -> Frame | None:
+    scale, shift = axis_map.forward(frame.scale), axis_map.forward(frame.shift)
+    return None if isinstance(scale, Refuse) or isinstance(shift, Refuse) else Frame(scale, shift)
+
+
+def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    source, *parameters = op.inputs[:5]
+    if op.int("training_mode", 0) or any(graph.readers(v) or v in graph.outputs for v in op.outputs[1:]):
+        return None
+    if source is None or len(parameters) != 4:
+        return None
+    if not all(value is not None and graph.is_constant(value) for value in parameters):
+        return None
+    gamma, beta, mean, var = (graph.constant(value) for value in parameters if value is not None)
+    if not np.all(np.isfinite(var)) or np.any(var < 0):
+        raise NormStateError(f"{op.label}: its running variance is negative or not finite; the statistics are damaged.")
+    dims = graph.dims(source)
+    if dims is None or len(dims) < 2:
+        return None
+    channels = batchnorm(gamma, beta, mean, var, eps=op.float("epsilon", 1e-5))
+    shape = (1, -1) + (1,) * (len(dims) - 2)
+    form = _compose(
+        graph, op, source, forms, cuts, scale=channels.scale.reshape(shape), shift=channels.shift.reshape(shape)
+    )
+    return None if form is None else replace(form, batch_norm=True)
+
+
+def _through_arithmetic(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    first, second = op.inputs[:2]
+    if first is None or second is None or not graph.is_floating(op.output):
+        return None
+    fixed = [graph.is_constant(first), graph.is_constant(second)]
+    if fixed == [False, False]:
+        return _merge(graph, op, forms, cuts) if op.type in ("Add", "Sub") else None
+    if fixed == [True, True]:
+        return None
+    operand, constant = (second, graph.constant(first)) if fixed[0] else (first, graph.constant(second))
+    if op.type == "Mul":
+        return _compose(graph, op, operand, forms, cuts, scale=constant)
+    if op.type == "Add":
+        return _compose(graph, op, operand, forms, cuts, shift=constant)
+    if op.type == "Sub":
+        if fixed[0]:
+            return _compose(graph, op, operand, forms, cuts, scale=np.full((), -1.0), shift=constant)
+        return _compose(graph, op, operand, forms, cuts, shift=-constant)
+    if fixed[0] or np.any(constant == 0):
+        return None
+    return _compose(graph, op, operand, forms, cuts, scale=1.0 / constant)
+
+
+def _compose(
+    graph: Graph,
+    op: Op,
+    source: Value | None,
+    forms: dict[Value, Form],
+    cuts: frozenset[Value],
+    *,
+    scale: Array | None = None,
+    shift: Array | None = None,
+) -> Form | None:
+    """`scale * source + shift`, where the constants only widen over the source, never the source over them."""
+    form = _form(graph, source, forms, cuts) if source is not None else None
+    if form is None or source is None:
+        return None
+    a = _fitted(graph, source, np.ones(()) if scale is None else scale)
+    b = _fitted(graph, source, np.zeros(()) if shift is None else shift)
+    if a is None or b is None or not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+        return None
+    return replace(
+        form,
+        frame=form.frame.then(a, b),
+        sources=(source,),
+        entries=form.entries or (source,),
+        ops=(*form.ops, op),
+        has_scale=form.has_scale or scale is not None,
+        has_shift=form.has_shift or shift is not None,
+    )
+
+
+def _fitted(graph: Graph, source: Value, constant: Array) -> Array | None:
+    dims = graph.dims(source)
+    shaped = None if dims is None else to_rank(constant, len(dims))
+    if dims is None or shaped is None:
+        return None
+    fits = all(size == 1 or (dim.static and dim.size == size) for size, dim in zip(shaped.shape, dims, strict=True))
+    return shaped if fits else None
+
+
+def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    first, second = op.inputs[:2]
+    assert first is not None and second is not None
+    left, right = _form(graph, first, forms, cuts), _form(graph, second, forms, cuts)
+    if left is None or right is None or left.base is not right.base or left.layout != right.layout:
+        return None
+    if graph.dims(first) != graph.dims(second) or not (left.is_map or right.is_map or first is second):
+        return None
+    return replace(
+        left,
+        frame=left.frame.plus(right.frame, 1.0 if op.type == "Add" else -1.0),
+        sources=(first, second),
+        entries=(left.entries or (first,)) + (right.entries or (second,)),
+        ops=(*left.ops, *right.ops, op),
+        has_scale=True,
+        has_shift=left.has_shift or right.has_shift,
+        merges=True,
+        batch_norm=left.batch_norm or right.batch_norm,
+    )
+
+
+def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozenset[Value]]:
+    """The maps that end, as `Affine` operators, and the tensors at which a map must be cut in two."""
+    merged = {form.base for form in forms.values() if form.merges}
+    found: dict[Value, Op] = {}
+    cuts: set[Value] = set()
+    for value, form in forms.items():
+        if not form.is_map:
+            continue
+        goes_on = [op for op in graph.readers(value) if _continues(op, value, forms)]
+        if goes_on and len(goes_on) == len(graph.readers(value)) and value not in graph.outputs:
+            continue
+        if goes_on and form.base not in merged:
+            cuts.add(value)
+        end = _end(graph, value, forms)
+        start = _start(graph, end, forms)
+        if start is None:
+            cuts.update(key for key, other in forms.items() if other.base is form.base)
+            continue
+        found[end] = _affine(graph, start, end, forms[end])
+    return list(found.values()), frozenset(cuts)
+
+
+def _continues(op: Op, value: Value, forms: dict[Value, Form]) -> bool:
+    form = forms.get(op.output) if op.outputs else None
+    return form is not None and value in form.sources and form.base is forms[value].base
+
+
+def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
+    """Where the map that `value` closes ends: behind the layout operators that restore the base's layout, else before them."""
+    path = [value]
+    while (op := graph.producer[path[-1]]).type in _LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
+        path.append(op.inputs[0])
+    last = path.pop()
+    for restored in (last, *reversed(path)):
+        dims = graph.dims(forms[restored].base)
+        if dims is not None and forms[restored].layout == base_layout(dims):
+            return restored
+        if len(graph.readers(restored)) > 1 or restored in graph.outputs:
+            break
+    return last
+
+
+def _start(graph: Graph, end: Value, forms: dict[Value, Form]) -> Value | None:
+    """The tensor that has the same layout as `end`: the base, or a plain layout of it at which the map begins."""
+    form = forms[end]
+    dims = graph.dims(form.base)
+    if dims is not None and form.layout == base_layout(dims):
+        return form.base
+    return next(
+        (
+            entry
+            for entry in form.entries
+            if entry in forms and forms[entry].layout == form.layout and not forms[entry].is_map
+        ),
+        None,
+    )
+
+
+def _affine(graph: Graph, start: Value, end: Value, form: Form) -> Op:
+    nodes = _nodes(graph, form.ops)
+    producer = graph.producer[end]
+    is_norm = form.batch_norm or (form.has_scale and bool(varying_axes(form.frame.scale)))
+    affine = Affine(form.frame, nodes, form.has_scale, form.has_shift, is_norm)
+    return Op("Affine", producer.index, form.ops[-1].name, (start,), (end,), affine=affine)
+
+
+def _nodes(graph: Graph, ops: Sequence[Op]) -> tuple[Node, ...]:
+    nodes = [op.output.producer() for op in dict.fromkeys(ops)]
+    return tuple(node for node in nodes if node is not None)

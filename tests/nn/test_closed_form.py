@@ -1,0 +1,137 @@
+"""Evaluation of every norm against its equation in float64 numpy, with statistics that are not fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from normfold.nn import PowerNorm, PRepBN, RepBN, TokenBatchNorm, UN1d
+
+# float64 rounding of a handful of operations on values of order 1; a wrong eps or axis is off by 1e-6 or more.
+TOLERANCE = 1e-13
+CHANNELS = 6
+# (N, C), (N, L, C), and the square one where a wrong axis would go unnoticed by shape checks.
+SHAPES = [(5, CHANNELS), (4, 3, CHANNELS), (CHANNELS, CHANNELS, CHANNELS)]
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Draw every parameter and statistic; weights of both signs, one of them zero, variances positive."""
+    rng = np.random.default_rng(seed)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not tensor.is_floating_point():
+            continue
+        positive = name.endswith(("running_var", "running_phi"))
+        drawn = rng.uniform(0.05, 3.0, tensor.shape) if positive else rng.normal(0.0, 1.0, tensor.shape)
+        if name.endswith("weight"):
+            drawn[0] = 0.0
+        tensor.data = torch.from_numpy(drawn)
+
+
+def values(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def batch_norm(x: np.ndarray, v: dict[str, np.ndarray], prefix: str = "", eps: float = 1e-5) -> np.ndarray:
+    scale = v[prefix + "weight"] / np.sqrt(v[prefix + "running_var"] + eps)
+    return (x - v[prefix + "running_mean"]) * scale + v[prefix + "bias"]
+
+
+def repbn(x: np.ndarray, v: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
+    return batch_norm(x, v, prefix + "bn.") + v[prefix + "alpha"] * x
+
+
+def unified(x: np.ndarray, v: dict[str, np.ndarray], eps: float = 1e-5) -> np.ndarray:
+    return v["weight"] * x / np.sqrt(v["running_var"] + eps) + v["bias"]
+
+
+def power(x: np.ndarray, v: dict[str, np.ndarray], groups: int) -> np.ndarray:
+    if groups:
+        parts = np.split(x, groups, axis=-1)
+        x = np.concatenate([p / np.sqrt((p**2).mean(-1, keepdims=True) + 1e-5) for p in parts], axis=-1)
+    return v["weight"] * x / np.sqrt(v["running_phi"].reshape(-1) + 1e-5) + v["bias"]
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., np.ndarray]]] = {
+    "bn": (lambda: TokenBatchNorm(CHANNELS), batch_norm),
+    "repbn": (lambda: RepBN(CHANNELS), repbn),
+    "repbn-flat": (lambda: RepBN(CHANNELS, flatten=True), repbn),
+    "prepbn-ln": (
+        lambda: PRepBN(nn.LayerNorm(CHANNELS), RepBN(CHANNELS), steps=3),
+        lambda x, v: repbn(x, v, "norm2."),
+    ),
+    "prepbn-rms": (
+        lambda: PRepBN(nn.RMSNorm(CHANNELS), RepBN(CHANNELS, flatten=True), steps=3),
+        lambda x, v: repbn(x, v, "norm2."),
+    ),
+    "un": (lambda: UN1d(CHANNELS), unified),
+    "un-eps": (lambda: UN1d(CHANNELS, eps=0.1), lambda x, v: unified(x, v, 0.1)),
+    "powernorm": (lambda: PowerNorm(CHANNELS), lambda x, v: power(x, v, 0)),
+    "powernorm-1": (lambda: PowerNorm(CHANNELS, group_scaling=1), lambda x, v: power(x, v, 1)),
+    "powernorm-3": (lambda: PowerNorm(CHANNELS, group_scaling=3), lambda x, v: power(x, v, 3)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_evaluation_is_its_equation(case: str, shape: tuple[int, ...]) -> None:
+    build, equation = CASES[case]
+    module = build().double().eval()
+    randomise(module)
+    x = np.random.default_rng(1).normal(0.3, 1.5, shape)
+    before = {name: value.copy() for name, value in values(module).items()}
+    with torch.no_grad():
+        y = module(torch.from_numpy(x))
+    assert y.dtype == torch.float64
+    np.testing.assert_allclose(y.numpy(), equation(x, values(module)), rtol=TOLERANCE, atol=TOLERANCE)
+    for name, value in values(module).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=f"evaluation changed {name}")
+
+
+def test_published_names_shapes_and_dtypes() -> None:
+    """As the published checkpoints hold them, so that they load strictly."""
+    c = CHANNELS
+    un = {
+        "weight": (c,), "bias": (c,), "running_var": (c,), "ema_gz": (c,), "iters": (1,),
+        "buffer_x2": (4, c), "buffer_gz": (4, c), "skip_counter": (1,),
+    }  # fmt: skip
+    bn = {"weight": (c,), "bias": (c,), "running_mean": (c,), "running_var": (c,), "num_batches_tracked": ()}
+    rep = {"alpha": (1,), **{f"bn.{name}": shape for name, shape in bn.items()}}
+    counters = {"warm": (), "iter": (), "total_step": ()}
+    prep = {**counters, "norm1.weight": (c,), **{f"norm2.{name}": shape for name, shape in rep.items()}}
+    phi = {"weight": (c,), "bias": (c,), "running_phi": (1, c, 1, 1), "ema_gz": (1, c, 1, 1), "iters": (1,)}
+    rms = nn.RMSNorm(c)
+    expected: list[tuple[nn.Module, dict[str, tuple[int, ...]]]] = [
+        (UN1d(c), un),
+        (RepBN(c), rep),
+        (PRepBN(rms, RepBN(c), steps=1), prep),
+        (PRepBN(rms, RepBN(c), steps=1, accumulation=2), {"num_step": (), **prep}),
+        (PowerNorm(c, group_scaling=2), phi),
+    ]
+    for module, shapes in expected:
+        entries = module.state_dict()
+        assert list(entries) == list(shapes), type(module).__name__
+        assert {name: tuple(tensor.shape) for name, tensor in entries.items()} == shapes
+        whole = {"iters", "skip_counter", "warm", "iter", "total_step", "num_step", "num_batches_tracked"}
+        for name, tensor in entries.items():
+            assert tensor.dtype == (torch.int64 if name.rsplit(".", 1)[-1] in whole else torch.float32), name
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: UN1d(4, window=0),
+        lambda: UN1d(4, warmup=-1),
+        lambda: PowerNorm(4, group_scaling=3),
+        lambda: PowerNorm(4, group_scaling=-1),
+        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=0),
+        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=1, warm=-1),
+        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=1, accumulation=0),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(build: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        build()
