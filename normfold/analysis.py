@@ -16,6 +16,7 @@ from normfold.errors import GraphError
 from normfold.flood import Half, Outcome, ShiftCosts, State, flood
 from normfold.frame import Array, Frame, Refuse, total, varying_axes
 from normfold.graph import Affine, Graph, Model, Op, Value, operators
+from normfold.magnitude import fits
 from normfold.names import Named, NormModule, name_sites
 from normfold.plan import Map, Plan, Site
 from normfold.rules import TABLE
@@ -115,7 +116,7 @@ def _placements(state: State, op: Op, frame: Frame) -> Iterable[tuple[dict[Value
     yield consumers, np.inf
     if not np.any(frame.scale == 0.0):
         backward = to_rank_of(state.graph, source, total(after, -frame.shift) / frame.scale)
-        if backward is not None:
+        if backward is not None and fits(state.graph, source, backward):
             producer = {op.output: after, source: backward}
             yield producer, 0.0
             yield producer, np.inf

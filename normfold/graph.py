@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnx.reference import ReferenceEvaluator
 
 from normfold.errors import GraphError
 from normfold.frame import Array, Frame
-from normfold.shapes import Dim, parse
+from normfold.shapes import Dim, parse, reshaped
 
 Value = ir.Value
 Node = ir.Node
@@ -178,16 +179,42 @@ class Graph:
     def dims(self, value: Value) -> tuple[Dim, ...] | None:
         """The dimensions of `value`, or None when not even its rank is known."""
         if value not in self._dims:
-            shape = value.shape
-            self._dims[value] = (
-                None
-                if shape is None
-                else tuple(
-                    parse(dim if isinstance(dim, int) else dim.value, f"{value.name}.{axis}")
-                    for axis, dim in enumerate(shape)
-                )
-            )
+            written = self._written_dims(value)
+            self._dims[value] = written if written is None else tuple(dim.renamed(self._renamed) for dim in written)
         return self._dims[value]
+
+    @staticmethod
+    def _written_dims(value: Value) -> tuple[Dim, ...] | None:
+        """The dimensions as the file has them."""
+        if value.shape is None:
+            return None
+        return tuple(
+            parse(dim if isinstance(dim, int) else dim.value, f"{value.name}.{axis}")
+            for axis, dim in enumerate(value.shape)
+        )
+
+    @cached_property
+    def _renamed(self) -> dict[str, Dim]:
+        """What the names that shape inference invents for the -1 of a Reshape stand for."""
+        names: dict[str, Dim] = {}
+        given = {dim.value for value in self.inputs for dim in value.shape or () if not isinstance(dim, int)}
+        for node in self.model.graph:
+            if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or len(node.inputs) != 2:
+                continue
+            data, shape = node.inputs
+            if data is None or shape is None or not shape.is_initializer() or shape.const_value is None:
+                continue
+            source, target = self._written_dims(data), self._written_dims(node.outputs[0])
+            if source is None or target is None:
+                continue
+            copies = "allowzero" not in node.attributes or not node.attributes["allowzero"].value
+            source = tuple(dim.renamed(names) for dim in source)
+            found = reshaped(source, shape.const_value.numpy().tolist(), zero_copies=bool(copies))
+            for written, known in zip(target, found or (), strict=False):
+                invented = written.size == 1 and len(written.names) == 1 and written.names[0] not in given
+                if invented and written != known:
+                    names.setdefault(written.names[0], known)
+        return names
 
     def is_constant(self, value: Value) -> bool:
         """Whether `value` is the same for every input of the model."""
@@ -313,3 +340,14 @@ def op_counts(model: Model) -> dict[str, int]:
 def array_of(constant: NDArray[Any]) -> Array:
     """A constant as float64, whatever it was stored as."""
     return constant.astype(np.float64, copy=False)
+
+
+# A protobuf message cannot be larger than 2 GiB; the rest of the file needs room too.
+_EXTERNAL_BYTES = 1_900_000_000
+
+
+def save(model: Model, path: Path) -> None:
+    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _EXTERNAL_BYTES
+    ir.save(model, path, external_data=f"{path.name}.data" if large else None)

@@ -114,8 +114,12 @@ def _parse_dim(token: str, text: str, sizes: dict[str, int], limits: dict[str, i
     for found, table in ((match["size"], sizes), (match["limit"], limits)):
         if found is None:
             continue
-        if int(found) == 0 or table.setdefault(letter, int(found)) != int(found):
-            raise InputSpecError(f"input {text!r}: axis {letter} is given two sizes, or the size 0")
+        if int(found) < 2:
+            raise InputSpecError(
+                f"input {text!r}: tracing bakes the sizes 0 and 1 in; give axis {letter} 2 or more, or make it static"
+            )
+        if table.setdefault(letter, int(found)) != int(found):
+            raise InputSpecError(f"input {text!r}: axis {letter} is given two sizes")
     if letter in sizes and sizes[letter] > limits.get(letter, sizes[letter]):
         raise InputSpecError(f"input {text!r}: axis {letter} is traced at {sizes[letter]}, past its own limit")
     return letter
@@ -165,10 +169,7 @@ def traced_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
 
 def _free_size(limit: int | None, taken: set[int]) -> int:
     candidates = [size for size in (*_PRIMES, 2, 4) if limit is None or size <= limit]
-    free = next((size for size in candidates if size not in taken), None)
-    if free is not None:
-        return free
-    return candidates[0] if candidates else limit or _PRIMES[0]
+    return next((size for size in candidates if size not in taken), candidates[0])
 
 
 def axis_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _PRODUCT = re.compile(r"^\(?\s*[\w.]+(\s*\*\s*[\w.]+)*\s*\)?$")
@@ -36,6 +36,18 @@ class Dim:
                 return False
             rest.remove(name)
         return self.size != 0 and other.size % self.size == 0
+
+
+    def over(self, other: Dim) -> Dim:
+        """The quotient, for an `other` that divides this dimension."""
+        rest = list(self.names)
+        for name in other.names:
+            rest.remove(name)
+        return Dim(self.size // other.size, tuple(rest))
+
+    def renamed(self, names: Mapping[str, Dim]) -> Dim:
+        """This dimension with some of its names replaced by what they stand for."""
+        return product([Dim(self.size), *(names.get(name, Dim(1, (name,))) for name in self.names)])
 
 
 ONE = Dim(1)
@@ -69,6 +81,19 @@ def product(dims: Iterable[Dim]) -> Dim:
 def elements(dims: Sequence[Dim]) -> int:
     """Elements per unit of every dynamic axis: what an elementwise operator touches."""
     return math.prod(dim.size for dim in dims)
+
+
+def reshaped(source: Sequence[Dim], shape: Sequence[int], *, zero_copies: bool) -> tuple[Dim, ...] | None:
+    """The dimensions after a Reshape to `shape`, with its 0 and -1 resolved; None when the -1 cannot be told."""
+    dims = [source[axis] if size == 0 and zero_copies and axis < len(source) else Dim(size) for axis, size in enumerate(shape)]
+    if -1 in shape:
+        free = list(shape).index(-1)
+        others = product(dim for axis, dim in enumerate(dims) if axis != free)
+        whole = product(source)
+        if others.size == 0 or not others.divides(whole):
+            return None
+        dims[free] = whole.over(others)
+    return tuple(dims)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,11 @@ _ROUNDS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """A tensor as `scale * L(base) + shift`. `entries`: the tensors, still plain layouts of the base, at which the map begins."""
+    """A tensor as `scale * L(base) + shift`.
+
+    sources: the operands it is made from. entries: the tensors, still plain layouts of the base, at which the map begins.
+    path: all tensors between the base and it; loose: those that only one branch of a later sum runs through.
+    """
 
     base: Value
     layout: Layout
@@ -46,7 +50,8 @@ class Form:
     ops: tuple[Op, ...] = ()
     has_scale: bool = False
     has_shift: bool = False
-    merges: bool = False
+    path: frozenset[Value] = frozenset()
+    loose: frozenset[Value] = frozenset()
     batch_norm: bool = False
 
     @property
@@ -133,7 +138,7 @@ def _through_layout(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozen
     frame = _carried(axis_map, form.frame)
     if layout is None or frame is None:
         return None
-    return replace(form, layout=layout, frame=frame, sources=(source,))
+    return replace(form, layout=layout, frame=frame, sources=(source,), path=form.path | {op.output})
 
 
 def _moved(graph: Graph, op: Op, source: Value, layout: Layout) -> Layout | None:
@@ -220,6 +225,7 @@ def _compose(
         frame=form.frame.then(a, b),
         sources=(source,),
         entries=form.entries or (source,),
+        path=form.path | {op.output},
         ops=(*form.ops, op),
         has_scale=form.has_scale or scale is not None,
         has_shift=form.has_shift or shift is not None,
@@ -251,14 +257,15 @@ def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value
         ops=(*left.ops, *right.ops, op),
         has_scale=True,
         has_shift=left.has_shift or right.has_shift,
-        merges=True,
+        path=left.path | right.path | {op.output},
+        loose=left.loose | right.loose | (left.path ^ right.path),
         batch_norm=left.batch_norm or right.batch_norm,
     )
 
 
 def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozenset[Value]]:
     """The maps that end, as `Affine` operators, and the tensors at which a map must be cut in two."""
-    merged = {form.base for form in forms.values() if form.merges}
+    loose = {value for form in forms.values() for value in form.loose}
     found: dict[Value, Op] = {}
     cuts: set[Value] = set()
     for value, form in forms.items():
@@ -267,12 +274,13 @@ def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozen
         goes_on = [op for op in graph.readers(value) if _continues(op, value, forms)]
         if goes_on and len(goes_on) == len(graph.readers(value)) and value not in graph.outputs:
             continue
-        if goes_on and form.base not in merged:
+        if goes_on and value not in loose:
             cuts.add(value)
         end = _end(graph, value, forms)
         start = _start(graph, end, forms)
         if start is None:
-            cuts.update(key for key, other in forms.items() if other.base is form.base)
+            # A chain of maps that ends in another layout than it began: take it apart between the maps, in the last resort within.
+            cuts.update((form.path - loose - {value}) or form.path)
             continue
         found[end] = _affine(graph, start, end, forms[end])
     return list(found.values()), frozenset(cuts)

@@ -1,0 +1,94 @@
+"""How large a tensor's values are, channel by channel, as far as the weights that write it tell.
+
+A shift is exact in any size; in floating point it costs the digits by which it exceeds the tensor that carries it. What a residual
+stream may carry for a norm behind it is therefore bounded by what the stream itself holds: of a weight that reads values of order 1,
+an output channel has the size of the weight's norm over that channel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from normfold.frame import Array, Refuse
+from normfold.graph import Graph, Op, Value
+from normfold.rules import TABLE
+from normfold.rules.base import to_rank_of
+from normfold.rules.layout import CarryRule
+
+# A shift this many times larger than the tensor costs three binary digits of it.
+LARGEST_SHIFT = 8.0
+
+# How many sums to look back through: enough for the writers next to a norm, constant work in a deep network.
+_DEPTH = 4
+
+
+def fits(graph: Graph, value: Value, shift: Array) -> bool:
+    """Whether `value` can carry `shift` without losing more than a few digits. Unknown sizes do not fit."""
+    size = _size(graph, value, _DEPTH)
+    return size is not None and bool(np.all(np.abs(shift) <= LARGEST_SHIFT * size))
+
+
+def _size(graph: Graph, value: Value, depth: int) -> Array | None:
+    """The size of each channel, of the rank of `value`."""
+    op = graph.producer.get(value)
+    if op is None or depth < 0:
+        return None
+    if op.affine is not None:
+        source = _input(graph, op, 0, depth)
+        frame = op.affine.frame
+        return np.abs(frame.shift) if source is None else np.hypot(frame.scale * source, frame.shift)
+    if op.type in ("Add", "Sub"):
+        return _of_sum(graph, op, depth)
+    if op.type in ("MatMul", "Gemm", "Conv"):
+        return _of_weight(graph, op)
+    rule = TABLE.get(op.type)
+    if not isinstance(rule, CarryRule):
+        return None
+    return _carried(graph, op, rule, depth)
+
+
+def _input(graph: Graph, op: Op, port: int, depth: int) -> Array | None:
+    value = op.inputs[port]
+    return None if value is None else _size(graph, value, depth)
+
+
+def _of_sum(graph: Graph, op: Op, depth: int) -> Array | None:
+    sizes = [size for port in (0, 1) if (size := _input(graph, op, port, depth - 1)) is not None]
+    if not sizes:
+        return None
+    size = sizes[0] if len(sizes) == 1 else np.hypot(*sizes)
+    return to_rank_of(graph, op.output, size)
+
+
+def _of_weight(graph: Graph, op: Op) -> Array | None:
+    """The norm of a constant second operand over all but the output channels; its first operand is taken to be of order 1."""
+    weight = op.inputs[1]
+    dims = graph.dims(op.output)
+    if weight is None or not graph.is_constant(weight) or dims is None:
+        return None
+    matrix = graph.constant(weight)
+    if matrix.ndim < 2:
+        return None
+    if op.type == "Conv":
+        norm = np.sqrt(np.square(matrix).sum(axis=tuple(range(1, matrix.ndim))))
+        return norm.reshape((1, -1) + (1,) * (len(dims) - 2))
+    norm = np.sqrt(np.square(matrix).sum(axis=-1 if op.type == "Gemm" and op.int("transB", 0) else -2))
+    return to_rank_of(graph, op.output, norm)
+
+
+def _carried(graph: Graph, op: Op, rule: CarryRule, depth: int) -> Array | None:
+    source = op.inputs[0]
+    if source is None:
+        return None
+    mapped = rule.axis_map(graph, op)
+    if isinstance(mapped, Refuse):
+        return None
+    size = _of_constant(graph, op, source) if graph.is_constant(source) else _size(graph, source, depth)
+    carried = None if size is None else mapped.forward(size)
+    return None if isinstance(carried, Refuse) else carried
+
+
+def _of_constant(graph: Graph, op: Op, source: Value) -> Array:
+    """The size of each channel of a table (an embedding): over all but its last axis."""
+    table = graph.constant(source)
+    return np.sqrt(np.square(table).mean(axis=tuple(range(table.ndim - 1)), keepdims=True))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normfold.errors import InputSpecError
+from normfold.inputs import (
+    DTYPES,
+    INTEGERS,
+    InputSpec,
+    axis_sizes,
+    call_arguments,
+    draw,
+    parse_specs,
+    traced_sizes,
+)
+
+SPECS = ["x:float32[B,3,224,224]", "ids:int64[B,L=16]<256", "pos:float32[L=4<=64,8]", "s:float64[]", "m:bool[B,L<=9]"]
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_a_specification_survives_printing(text: str) -> None:
+    spec = InputSpec.parse(text)
+    assert str(spec) == text
+    assert InputSpec.parse(str(spec)) == spec
+
+
+@st.composite
+def specs(draw_one: st.DrawFn) -> InputSpec:
+    dims = tuple(draw_one(st.lists(st.integers(1, 9) | st.sampled_from(["B", "L", "seq_len"]), max_size=5)))
+    letters = {dim for dim in dims if isinstance(dim, str)}
+    sizes = {letter: draw_one(st.integers(2, 20)) for letter in letters if draw_one(st.booleans())}
+    limits = {
+        letter: sizes.get(letter, 2) + draw_one(st.integers(0, 9)) for letter in letters if draw_one(st.booleans())
+    }
+    dtype = draw_one(st.sampled_from(DTYPES))
+    high = draw_one(st.none() | st.integers(1, 1000)) if dtype in INTEGERS else None
+    return InputSpec(draw_one(st.sampled_from(["x", "input.1", "onnx::Conv_0"])), dtype, dims, sizes, high, limits)
+
+
+@given(specs())
+def test_every_specification_survives_printing(spec: InputSpec) -> None:
+    assert InputSpec.parse(str(spec)) == spec
+
+
+@given(specs())
+def test_drawn_inputs_have_the_shape_and_dtype_of_their_specification(spec: InputSpec) -> None:
+    for sizes in axis_sizes([spec]):
+        value = draw([spec], sizes, seed=1)[spec.name]
+        assert value.shape == spec.shape(sizes)
+        assert value.dtype == spec.dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x", "expected name:dtype"),
+        ("x:float32", "expected name:dtype"),
+        ("x:float32[B", "expected name:dtype"),
+        ("x:float31[B]", "unknown dtype 'float31'"),
+        ("x:bfloat16[B]", "unknown dtype"),
+        ("x:float32[B,]", "neither a number nor a letter"),
+        ("x:float32[B,-1]", "neither a number nor a letter"),
+        ("x:float32[64*B]", "neither a number nor a letter"),
+        ("x:float32[0,3]", "a dimension of 0"),
+        ("x:float32[B]<4", "upper bound is for integers"),
+        ("x:int64[B]<0", "exclusive"),
+        ("x:int64[B=1]", "bakes the sizes 0 and 1"),
+        ("x:int64[B=3,B=4]", "two sizes"),
+        ("x:int64[B=9<=8]", "past its own limit"),
+    ],
+)
+def test_a_malformed_specification_says_what_is_wrong(text: str, complaint: str) -> None:
+    with pytest.raises(InputSpecError, match=complaint):
+        InputSpec.parse(text)
+
+
+def test_inputs_must_agree_with_each_other() -> None:
+    with pytest.raises(InputSpecError, match="'x' is specified twice"):
+        parse_specs(["x:float32[B]", "x:float32[B]"])
+    with pytest.raises(InputSpecError, match="axis L is traced at 4 in one input and at 5 in y"):
+        parse_specs(["x:float32[L=4]", "y:float32[L=5]"])
+    with pytest.raises(InputSpecError, match="past its limit of 8"):
+        parse_specs(["x:float32[L=9]", "y:float32[L<=8]"])
+
+
+def test_traced_sizes_differ_from_each_other_and_from_static_dimensions() -> None:
+    sizes = traced_sizes(parse_specs(["x:float32[B,3,5,H,W]", "y:float32[B,L]"]))
+    assert set(sizes) == {"B", "H", "W", "L"}
+    assert len({*sizes.values(), 3, 5}) == 6
+    assert min(sizes.values()) > 1
+    assert traced_sizes(parse_specs(["x:float32[B=8,L]"]))["B"] == 8
+    assert traced_sizes(parse_specs(["x:float32[L<=2]"])) == {"L": 2}
+
+
+def test_each_axis_is_varied_on_its_own_and_within_its_limit() -> None:
+    specs = parse_specs(["ids:int64[B,L=16<=20]"])
+    sizes = axis_sizes(specs)
+    traced = traced_sizes(specs)
+    assert sizes[0] == traced
+    for letter in traced:
+        tried = {other[letter] for other in sizes}
+        assert {1, traced[letter]} < tried
+        assert any({k: v for k, v in other.items() if v != traced[k]} == {letter: 1} for other in sizes)
+    assert max(other["L"] for other in sizes) == 17
+    assert max(other["B"] for other in sizes) == 2 * traced["B"] + 1
+    assert axis_sizes(parse_specs(["x:float32[2,3]"])) == [{}]
+
+
+def test_drawing_depends_on_the_seed_and_the_scale_only() -> None:
+    specs = parse_specs(["x:float32[B,64]", "ids:int64[B,64]<7", "m:bool[B,64]"])
+    one, same, other = (draw(specs, {"B": 4}, seed=seed) for seed in (1, 1, 2))
+    for name in one:
+        assert np.array_equal(one[name], same[name])
+        assert not np.array_equal(one[name], other[name])
+    assert np.allclose(draw(specs, {"B": 4}, seed=1, scale=2.0)["x"], 2 * one["x"])
+    assert set(np.unique(one["ids"])) == set(range(7))
+    assert one["m"][:, 0].all()
+    assert not one["m"].all()
+
+
+def test_integers_of_an_unknown_range_stay_in_the_smallest_vocabulary() -> None:
+    assert set(np.unique(draw(parse_specs(["ids:int64[99]"]), {}, seed=0)["ids"])) == {0, 1}
+
+
+def test_drawing_needs_a_size_for_every_axis() -> None:
+    with pytest.raises(InputSpecError, match="no size given for dynamic axis L"):
+        draw(parse_specs(["x:float32[B,L]"]), {"B": 2}, seed=0)
+
+
+def test_inputs_go_to_the_parameters_of_their_name() -> None:
+    def forward(ids: int, mask: int = 0, *, scale: int = 1) -> None: ...
+
+    def anonymous(*inputs: int) -> None: ...
+
+    assert call_arguments(forward, {"mask": 2, "ids": 1}) == ((1, 2), {})
+    assert call_arguments(forward, {"ids": 1, "scale": 3}) == ((1,), {"scale": 3})
+    assert call_arguments(forward, {"x": 1, "y": 2}) == ((1, 2), {})
+    assert call_arguments(anonymous, {"x": 1, "y": 2}) == ((1, 2), {})
