@@ -7,13 +7,14 @@ be read safely at all (see `read_program`). Only `trust=True` unpickles; nothing
 from __future__ import annotations
 
 import argparse
-import collections
+import contextlib
 import hashlib
 import json
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,39 @@ def _check_zip(path: Path, *, trust: bool) -> None:
 def _allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Plain containers, argparse.Namespace and numpy scalars: calling any of them builds a value and does no more."""
     dtypes: list[Any] = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
-    containers = [argparse.Namespace, collections.OrderedDict, collections.defaultdict, collections.deque]
     scalar: Any = np.float64(0).__reduce__()[0]
-    names = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
-    return [*containers, *(dict, list, set, tuple, int, float), np.dtype, *dtypes, *names]
+    scalars = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+    # The weights-only unpickler fills no defaultdict or deque, so a dict and a list stand in for them.
+    stand_ins = [(_as_dict, "collections.defaultdict"), (_as_list, "collections.deque")]
+    return [argparse.Namespace, dict, list, set, tuple, int, float, np.dtype, *dtypes, *scalars, *stand_ins]
+
+
+def _as_dict(factory: object = None) -> dict[Any, Any]:
+    return {}
+
+
+def _as_list(items: Iterable[Any] = (), maximum: int | None = None) -> list[Any]:
+    return list(items)
+
+
+def _named_globals(path: Path) -> list[str]:
+    """The globals that a pickle names, read from its opcodes without executing any of them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    else:
+        data = path.read_bytes()
+    names, strings = [], [""]
+    # The listing stops where the pickle is damaged.
+    with contextlib.suppress(ValueError, IndexError, UnicodeDecodeError, EOFError):
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    return list(dict.fromkeys(names))
 
 
 def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
@@ -141,7 +171,11 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
             "dict instead: torch.save(model.state_dict(), path)."
         )
     if "Unsupported operand" in text and not trust:
-        return f"{path} was not loaded: it is a pickle that torch.save did not write. {_TRUST}."
+        named = ", ".join(_named_globals(path)[:10]) or "no globals"
+        return (
+            f"{path} was not loaded: torch.save did not write this pickle, or it is damaged (it names {named}). {_TRUST}"
+            "; or save a plain state dict instead: torch.save(model.state_dict(), path)."
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{path} cannot be read ({type(error).__name__}: {(lines or ['no message'])[-1]}); it may be damaged."
 

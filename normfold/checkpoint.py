@@ -16,7 +16,7 @@ from torch import nn
 
 from normfold import architecture, archive
 from normfold.detect import NormModule, check_norms, find_norms
-from normfold.errors import InputSpecError, OutputError, UsageError
+from normfold.errors import InputSpecError, NormStateError, OutputError, UsageError
 from normfold.inputs import DTYPES, InputSpec, parse_specs
 from normfold.model_inputs import graph_inputs, matching, program_inputs, with_vocabulary
 
@@ -148,6 +148,7 @@ def _load_graph(path: Path, inputs: Sequence[str]) -> Source:
 
 def _load_program(path: Path, inputs: Sequence[str], *, trust: bool) -> Source:
     program = archive.read_program(path, trust=trust)
+    _check_captured_in_eval(program, path)
     found = program_inputs(program)
     specs = matching(parse_specs(inputs), found, path) if inputs else found
     return Source(
@@ -160,6 +161,16 @@ def _load_program(path: Path, inputs: Sequence[str], *, trust: bool) -> Source:
         trusted=True,
         program=program,
     )
+
+
+def _check_captured_in_eval(program: torch.export.ExportedProgram, path: Path) -> None:
+    """A program keeps the mode it was captured in; in training mode its batch norms ignore their running statistics."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+            raise NormStateError(
+                f"{path} was captured in training mode ({node.name} normalises each batch by itself); call "
+                "model.eval() before torch.export.export."
+            )
 
 
 def save_checkpoint(

@@ -49,9 +49,7 @@ def _letter(dim: int | ir.SymbolicDim, unnamed: str) -> int | str:
 
 def _table_rows(value: ir.Value) -> int | None:
     """The number of rows of the smallest constant table that an integer input indexes, None where there is none."""
-    if value.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
-        return None
-    rows = []
+    rows: list[int | None] = []
     for node in value.consumers():
         table = node.inputs[0]
         axis = node.attributes.get("axis")

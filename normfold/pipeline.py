@@ -249,7 +249,7 @@ def _verify(source: Source, unfolded: Path, folded: Path) -> tuple[Edge, ...]:
     truth = establish(source.module, unfolded, source.inputs)
     if source.module is None:
         return compare_folded(truth, unfolded, folded)
-    exported = compare_export(source.module, unfolded, truth)
+    exported = compare_export(unfolded, truth)
     # A fold of a wrong export has nothing to be compared with.
     return (exported, *compare_folded(truth, unfolded, folded)) if exported.passed else (exported,)
 

@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,19 @@ class Case:
             return {name: self.feeds[name] for name in names}
         return dict(zip(names, self.feeds.values(), strict=False))
 
+    def moved(self, number: int) -> Case:
+        """The same inputs, every float32 moved to one of its two neighbours; 0 leaves them as they are."""
+        if number == 0:
+            return self
+        rng = np.random.default_rng((self.seed, number))
+        feeds = {
+            name: np.nextafter(value, rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape))
+            if value.dtype == np.float32
+            else value
+            for name, value in self.feeds.items()
+        }
+        return replace(self, feeds=feeds)
+
     def __str__(self) -> str:
         return f"{self.axes} (seed {self.seed}, inputs x{self.scale:g})"
 
@@ -63,12 +76,14 @@ class Truth:
     """Outputs in float64 (integers and booleans as they are): one tuple per case, in the order of the model's outputs.
 
     method: how they were computed, for the report. from_module: whether the torch module itself computed them.
+    narrow: what the module computes in its own precision, None where there is no module.
     """
 
     cases: tuple[Case, ...]
     outputs: tuple[Outputs, ...]
     method: str
     from_module: bool
+    narrow: tuple[Outputs, ...] | None = None
 
     def scale(self, index: int) -> float:
         """Root mean square of output `index` over all cases; 1 for an output that is zero everywhere."""
@@ -99,14 +114,14 @@ def establish(module: nn.Module | None, graph_path: Path, specs: Sequence[InputS
     cases = draw_cases(specs, seed=seed)
     if module is None:
         return _checked(Truth(cases, run_reference(graph_path, cases), "onnx.reference in float64", from_module=False))
+    # First: a model that does not run in float32 either is to hear about its inputs, not about its dtypes.
+    narrow = run_module(module, cases)
     try:
         outputs = _run_double(module, cases)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        # A model that does not run in float32 either is told about its inputs, not about its dtypes.
-        run_module(module, cases)
-        why = f"onnx.reference in float64, for the module does not run in float64 ({_first_line(error)})"
-        return _checked(Truth(cases, run_reference(graph_path, cases), why, from_module=False))
-    return _checked(Truth(cases, outputs, "torch in float64", from_module=True))
+        method = f"onnx.reference in float64, for the module does not run in float64 ({_first_line(error)})"
+        return _checked(Truth(cases, run_reference(graph_path, cases), method, from_module=False, narrow=narrow))
+    return _checked(Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow))
 
 
 def run_module(module: nn.Module, cases: Sequence[Case]) -> tuple[Outputs, ...]:

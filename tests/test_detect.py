@@ -11,6 +11,10 @@ from normfold.errors import NormStateError
 from normfold.nn import PowerNorm, PRepBN, RepBN, UN1d
 
 
+def prepbn(channels: int) -> PRepBN:
+    return PRepBN(nn.LayerNorm(channels), RepBN(channels), steps=10)
+
+
 class LinearNorm(nn.Module):
     """The papers' own class, copied by a user: other class name, same names inside."""
 
@@ -55,7 +59,7 @@ def finished(norm: nn.Module) -> nn.Module:
     [
         (UN1d(6), "UN", 6),
         (RepBN(6), "RepBN", 6),
-        (PRepBN(6), "PRepBN", 6),
+        (prepbn(6), "PRepBN", 6),
         (PowerNorm(6), "PowerNorm", 6),
         (LinearNorm(6), "PRepBN", 6),
         (Rep(6), "RepBN", 6),
@@ -95,7 +99,7 @@ def test_group_scaling_is_noticed() -> None:
     [
         (UN1d(6), "running_var"),
         (RepBN(6), "bn.running_var"),
-        (PRepBN(6), "norm2.bn.running_var"),
+        (prepbn(6), "norm2.bn.running_var"),
         (nn.BatchNorm1d(6), "running_var"),
         (PowerNorm(6), "running_phi"),
     ],
