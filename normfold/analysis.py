@@ -92,16 +92,25 @@ def _fold_scale(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
 def _fold_shift(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
     """The placement that touches the fewest elements; a refusal when the shift is to stay where it is."""
     costs = ShiftCosts(state)
-    tried = [flood(state, "shift", start, folding=op, writer_limit=limit) for start, limit in _placements(state, op, frame)]
-    closed = [found for found in tried if isinstance(found, Outcome)]
-    if not closed:
-        return next(found for found in tried if isinstance(found, Refuse))
-    best = min(closed, key=lambda found: costs.added_elements(found.decided, found.reached))
-    needed = costs.added_elements(best.decided, best.reached)
+    best: tuple[int, Outcome] | None = None
+    refused: Refuse | None = None
+    for start, limit in _placements(state, op, frame):
+        found = flood(state, "shift", start, folding=op, writer_limit=limit)
+        if isinstance(found, Refuse):
+            refused = refused or found
+            continue
+        needed = costs.added_elements(found.decided, found.reached)
+        if best is None or needed < best[0]:
+            best = needed, found
+        if needed <= 0:
+            break
+    if best is None:
+        assert refused is not None, "the first placement is always tried"
+        return refused
     stays = state.graph.size(op.output)
-    if needed > stays:
-        return Refuse("narrow-add", f"{op.name}: one Add of {stays} elements here costs less than {needed} elsewhere")
-    return best
+    if best[0] > stays:
+        return Refuse("narrow-add", f"{op.name}: one Add of {stays} elements here costs less than {best[0]} elsewhere")
+    return best[1]
 
 
 def _placements(state: State, op: Op, frame: Frame) -> Iterable[tuple[dict[Value, Array], float]]:

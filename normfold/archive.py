@@ -173,8 +173,8 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
     if "Unsupported operand" in text and not trust:
         named = ", ".join(_named_globals(path)[:10]) or "no globals"
         return (
-            f"{path} was not loaded: torch.save did not write this pickle, or it is damaged (it names {named}). {_TRUST}"
-            "; or save a plain state dict instead: torch.save(model.state_dict(), path)."
+            f"{path} was not loaded: torch.save did not write this pickle, or it is damaged (it names {named}). "
+            f"{_TRUST}; or save a plain state dict instead: torch.save(model.state_dict(), path)."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{path} cannot be read ({type(error).__name__}: {(lines or ['no message'])[-1]}); it may be damaged."

@@ -294,10 +294,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _deepest(error: BaseException) -> str:
-    """The first line of the innermost cause: torch.onnx wraps the useful sentence in general ones."""
+    """The first line of the innermost cause and the operator it is about: torch.onnx wraps them in general advice."""
+    operator = None
     while error.__cause__ is not None:
+        operator = re.search(r"target=torch\.ops\.([\w.]+)", str(error)) or operator
         error = error.__cause__
-    return _first_line(error)
+    line = _first_line(error)
+    return line if operator is None or operator[1] in line else f"{line} (in {operator[1]})"
 
 
 def _where(error: BaseException) -> str:

@@ -29,6 +29,9 @@ Value = ir.Value
 Node = ir.Node
 Model = ir.Model
 
+# Constants up to this size are widened to float64 once and kept; larger ones anew every time.
+_KEPT_BYTES = 1 << 20
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
 
@@ -240,9 +243,12 @@ class Graph:
 
     def constant(self, value: Value) -> NDArray[Any]:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
-        if value not in self._values:
-            self._values[value] = _widen(self._compute(value))
-        return self._values[value]
+        if value in self._values:
+            return self._values[value]
+        array = _widen(self._compute(value))
+        if array.nbytes <= _KEPT_BYTES:
+            self._values[value] = array
+        return array
 
     def _compute(self, value: Value) -> NDArray[Any]:
         if value.is_initializer():

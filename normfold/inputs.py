@@ -204,7 +204,7 @@ def _draw_one(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...],
     if spec.dtype == "bool":
         mask = np.asarray(rng.random(shape) < 0.75)
         # A mask that hides a whole row makes a softmax NaN, which would say nothing about the fold.
-        mask[..., :1] = True
+        np.atleast_1d(mask)[..., 0] = True
         return mask
     if spec.dtype in INTEGERS:
         high = UNKNOWN_HIGH if spec.high is None else min(spec.high, int(np.iinfo(spec.dtype).max) + 1)

@@ -49,7 +49,7 @@ class Report:
     """Everything that one run of `fold` or `inspect` has to say.
 
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
-    nodes_before, nodes_after: number of nodes per operator, subgraphs included.
+    nodes_before, nodes_after: number of nodes per operator in the main graph.
     edges: one entry per comparison that was made; empty when none was.
     seconds: wall-clock time per stage, in the order in which they ran.
     """

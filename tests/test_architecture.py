@@ -29,6 +29,7 @@ FOLDER = {
     "normfold.flood",
     "normfold.frame",
     "normfold.graph",
+    "normfold.magnitude",
     "normfold.names",
     "normfold.norms",
     "normfold.plan",

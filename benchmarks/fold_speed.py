@@ -1,0 +1,129 @@
+"""How long folding takes and how much memory, on a 100 MB ONNX file, beside onnxslim on the same file.
+
+    python benchmarks/fold_speed.py [--rounds 5]
+
+Builds a pre-norm Transformer encoder with PRepBN and random statistics (about 25 million parameters), then runs, interleaved and each in
+its own process: `normfold` (load, analyse, rewrite, save, timed apart) and `onnxslim.slim`. Prints medians, the ratio, the peak
+resident memory above that of the imports, and the time of `normfold --help`. The table in docs/benchmarks.md is this output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_NORMFOLD = r"""
+import json, re, sys, time
+from pathlib import Path
+from normfold.graph import prepare, save
+from normfold.analysis import analyse
+from normfold.archive import read_graph
+from normfold.rewrite import rewrite
+def peak(): return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
+idle, times, clock = peak(), {}, time.perf_counter()
+def lap(name):
+    global clock
+    now = time.perf_counter(); times[name] = now - clock; clock = now
+model = prepare(read_graph(Path(sys.argv[1]))); lap("load")
+plan = analyse(model); lap("analyse")
+result = rewrite(model, plan); lap("rewrite")
+save(result, Path(sys.argv[2])); lap("save")
+statuses = [site.status for site in plan.sites]
+print(json.dumps({"seconds": times, "peak": peak() - idle, "nodes": [len(model.graph), len(result.graph)],
+                  "sites": len(statuses), "folded": statuses.count("folded")}))
+"""
+_ONNXSLIM = r"""
+import json, re, sys, time
+import onnx, onnxslim
+def peak(): return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
+idle, start = peak(), time.perf_counter()
+result = onnxslim.slim(sys.argv[1])
+slimmed = time.perf_counter() - start
+onnx.save(result, sys.argv[2])
+print(json.dumps({"seconds": {"slim": slimmed, "all": time.perf_counter() - start}, "peak": peak() - idle, "nodes": [len(result.graph.node)]}))
+"""
+
+
+def build(path: Path) -> None:
+    """A 14-block, 384-channel encoder with PRepBN, exported to `path`."""
+    import torch
+
+    from normfold.detect import find_norms
+    from normfold.export import export
+    from normfold.checkpoint import Source
+    from normfold.graph import save
+    from normfold.inputs import InputSpec
+    from normfold.models import create
+
+    torch.manual_seed(0)
+    module = create("vit", norm="prepbn", image_size=32, patch_size=4, channels=3, dim=384, depth=14, heads=6, mlp_ratio=4.0)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.3, 3.0)
+        elif name.endswith("running_mean"):
+            tensor.normal_(0.0, 0.5)
+    source = Source(
+        path=path, sha256="", format="torch", module=module.eval(), graph=None, program=None,
+        inputs=(InputSpec.parse("x:float32[B,3,32,32]"),), arch="vit", arch_args={}, norms=find_norms(module),
+        warnings=(), trusted=False,
+    )
+    save(export(source), path)
+
+
+def measure(code: str, source: Path, target: Path) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", code, source, target], capture_output=True, text=True, check=True)
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def help_seconds() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "normfold", "--help"], capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.onnx", Path(folder) / "out.onnx"
+        build(source)
+        ours, theirs, helps = [], [], []
+        for _ in range(rounds):
+            ours.append(measure(_NORMFOLD, source, target))
+            theirs.append(measure(_ONNXSLIM, source, target))
+            helps.append(help_seconds())
+        size = source.stat().st_size
+
+    def median(runs: list, *keys: str) -> float:  # type: ignore[type-arg]
+        values = []
+        for run in runs:
+            value = run
+            for key in keys:
+                value = value[key]
+            values.append(float(value))
+        return statistics.median(values)
+
+    mb = 1e6
+    work = statistics.median(r["seconds"]["analyse"] + r["seconds"]["rewrite"] + r["seconds"]["save"] for r in ours)
+    slim = median(theirs, "seconds", "slim")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
+    print(f"file: {size / mb:.0f} MB, {ours[0]['nodes'][0]} nodes -> {ours[0]['nodes'][1]}, {ours[0]['folded']} of {ours[0]['sites']} norms folded")
+    for stage in ("load", "analyse", "rewrite", "save"):
+        print(f"normfold {stage}: {median(ours, 'seconds', stage):.3f} s")
+    print(f"normfold analyse + rewrite + save: {work:.3f} s; onnxslim.slim: {slim:.3f} s; ratio {work / slim:.3f}")
+    print(f"peak memory above the imports: normfold {median(ours, 'peak') / mb:.0f} MB (bound: 3 x file + 300 MB = {3 * size / mb + 300:.0f} MB), onnxslim {median(theirs, 'peak') / mb:.0f} MB")
+    print(f"normfold --help: {statistics.median(helps):.3f} s")
+
+
+if __name__ == "__main__":
+    main()
