@@ -1,8 +1,8 @@
 """From a graph to a plan: find the norms, fold them one after the other, say what becomes of each.
 
-Norms are taken in the order of the graph. For each the scale is flooded first, towards the consumers, or else towards the producer.
-If either closes, its shift goes where it costs the fewest elements: to the consumers, to the producer (the residual stream carries
-b / a), or it stays as one Add. Nothing here changes the graph.
+Norms are taken in the order of the graph. For each the scale is flooded first, towards the consumers, or else
+towards the producer. If either closes, its shift goes where it costs the fewest elements: to the consumers, to the
+producer (the residual stream carries b / a), or it stays as one Add. Nothing here changes the graph.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import numpy as np
 from normfold.errors import GraphError
 from normfold.flood import Half, Outcome, ShiftCosts, State, flood
 from normfold.frame import Array, Frame, Refuse, total, varying_axes
-from normfold.graph import Affine, Graph, Model, Op, Value, operators
+from normfold.graph import Affine, Graph, Model, Op, Value, operators, opset
 from normfold.magnitude import fits
 from normfold.names import Named, NormModule, name_sites
-from normfold.plan import Map, Plan, Site
+from normfold.plan import Map, Plan, Status
 from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of, to_rank_of
 from normfold.rules.normalize import NormalizeRule
 from normfold.sites import collapse
+
+# Before it, operators broadcast by attributes, and BatchNormalization trained unless told not to.
+OLDEST_OPSET = 7
 
 
 @dataclass(slots=True)
@@ -44,11 +47,18 @@ def analyse(model: Model, *, norms: Sequence[NormModule] = (), norm_affine: bool
     names = [value.name for node in model.graph for value in node.outputs]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
+    if opset(model) < OLDEST_OPSET:
+        raise GraphError(
+            f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
+            "constants broadcast as in numpy. onnx.version_converter can raise it."
+        )
     graph = collapse(Graph(model, operators(model)))
     state = State(graph)
     attempts = [_fold(state, op, op.affine.frame) for op in graph.ops if op.affine is not None and op.affine.is_norm]
     if norm_affine:
         attempts += [_fold(state, op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
+    # A norm that stayed because of its cost may cost less now that the norms behind it have moved their shifts.
+    attempts = [_fold(state, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts]
     maps = tuple(written for op in graph.ops if op.affine is not None and (written := _written(state, op)) is not None)
     return Plan(
         sites=name_sites(graph, [_outcome(state, attempt) for attempt in attempts], norms),
@@ -64,15 +74,23 @@ def _fold(state: State, op: Op, frame: Frame) -> _Attempt:
     if isinstance(scale, Refuse):
         attempt.refusals["scale"] = scale
         return attempt
+    whole = bool(np.any(scale.decided[op.output] == 0.0))
+    shift = _fold_shift(state, op, frame, whole=whole)
+    if isinstance(shift, Refuse) and whole:
+        attempt.refusals["scale"] = shift
+        return attempt
     state.commit("scale", op, scale.decided)
     attempt.reached += scale.reached
-    shift = _fold_shift(state, op, frame)
     if isinstance(shift, Refuse):
         attempt.refusals["shift"] = shift
         return attempt
     state.commit("shift", op, shift.decided)
     attempt.reached += shift.reached
     return attempt
+
+
+def _stayed_for_cost(attempt: _Attempt) -> bool:
+    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
 
 
 def _fold_scale(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
@@ -89,8 +107,11 @@ def _fold_scale(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
     return other if isinstance(other, Outcome) else found
 
 
-def _fold_shift(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
-    """The placement that touches the fewest elements; a refusal when the shift is to stay where it is."""
+def _fold_shift(state: State, op: Op, frame: Frame, *, whole: bool) -> Outcome | Refuse:
+    """The placement that touches the fewest elements; a refusal when the shift is to stay where it is.
+
+    whole: a channel has scale 0. In `v = 0 * stored + shift` it is its shift, so the scale stays where the shift does.
+    """
     costs = ShiftCosts(state)
     best: tuple[int, Outcome] | None = None
     refused: Refuse | None = None
@@ -107,7 +128,7 @@ def _fold_shift(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
     if best is None:
         assert refused is not None, "the first placement is always tried"
         return refused
-    stays = state.graph.size(op.output)
+    stays = state.graph.size(op.output) * (2 if whole else 1)
     if best[0] > stays:
         return Refuse("narrow-add", f"{op.name}: one Add of {stays} elements here costs less than {best[0]} elsewhere")
     return best[1]
@@ -148,7 +169,7 @@ def _own_frame(graph: Graph, op: Op) -> Frame | None:
 
 def _outcome(state: State, attempt: _Attempt) -> Named:
     refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
-    status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
+    status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
     into = [op.name for op in dict.fromkeys(attempt.reached) if op is not attempt.op and _takes(state, op)]
     return Named(attempt.op, status, refused, tuple(dict.fromkeys(into)), _channels(attempt.frame))
 
@@ -162,7 +183,11 @@ def _takes(state: State, op: Op) -> bool:
 
 
 def _channels(frame: Frame) -> int:
-    return int(np.broadcast_shapes(frame.scale.shape, frame.shift.shape)[axes[0]]) if (axes := varying_axes(frame.scale)) else 1
+    return (
+        int(np.broadcast_shapes(frame.scale.shape, frame.shift.shape)[axes[0]])
+        if (axes := varying_axes(frame.scale))
+        else 1
+    )
 
 
 def _moved(state: State) -> list[Value]:
@@ -180,11 +205,15 @@ def _written(state: State, op: Op) -> Map | None:
     if not state.is_fixed(op, "shift"):
         shift = (affine.frame.scale * before.shift + affine.frame.shift - after.shift) / after.scale
     touched = op in state.fixed["scale"] or op in state.fixed["shift"]
-    same_scale = scale is None or np.array_equal(*np.broadcast_arrays(scale, affine.frame.scale))
-    same_shift = shift is None or np.array_equal(*np.broadcast_arrays(shift, affine.frame.shift))
+    same_scale = scale is None or _equal(scale, affine.frame.scale)
+    same_shift = shift is None or _equal(shift, affine.frame.shift)
     if not touched and same_scale and same_shift:
         return None
     return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine))
+
+
+def _equal(first: Array, second: Array) -> bool:
+    return bool(np.all(first == second))
 
 
 def _is_batch_norm(affine: Affine) -> bool:

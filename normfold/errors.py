@@ -1,15 +1,13 @@
 """What normfold raises.
 
-    NormfoldError                bad input: the message is one paragraph that says what, where and what to do; exit code 2
-    ├── UsageError               contradictory or malformed options
-    ├── InputSpecError           an input specification that cannot be parsed or does not fit the model
-    ├── CheckpointError          a checkpoint that cannot be read, or is not what it claims to be
-    ├── ArchitectureError        no architecture for these weights, or weights that do not fit it
-    ├── NormStateError           a norm whose stored statistics cannot be used (NaN, negative, unfinished)
-    ├── ExportError              the model could not be exported to ONNX
-    ├── GraphError               an ONNX graph that is malformed or that normfold cannot read
-    ├── OutputError              the output cannot be written where it was asked for
-    └── VerificationError        the result differs from the source; exit code 1
+    NormfoldError                bad input: the message is one paragraph that says what, where and what to do; exit
+    code 2 ├── UsageError               contradictory or malformed options ├── InputSpecError           an input
+    specification that cannot be parsed or does not fit the model ├── CheckpointError          a checkpoint that
+    cannot be read, or is not what it claims to be ├── ArchitectureError        no architecture for these weights,
+    or weights that do not fit it ├── NormStateError           a norm whose stored statistics cannot be used (NaN,
+    negative, unfinished) ├── ExportError              the model could not be exported to ONNX ├── GraphError
+    an ONNX graph that is malformed or that normfold cannot read ├── OutputError              the output cannot be
+    written where it was asked for └── VerificationError        the result differs from the source; exit code 1
 
     InternalError                a broken invariant of normfold itself; deliberately unrelated, keeps its traceback
 

@@ -1,8 +1,8 @@
 """The flood: give one tensor a frame and follow the relations outward until every front is absorbed.
 
-`State` is what has been decided so far. `flood` tries one more decision against it, changing nothing: it returns the tensors whose
-frames have to change with it, or the refusal of the operator that could not follow. Scales and shifts are flooded apart
-(see frame.py), by the same engine.
+`State` is what has been decided so far. `flood` tries one more decision against it, changing nothing: it returns
+the tensors whose frames have to change with it, or the refusal of the operator that could not follow. Scales and
+shifts are flooded apart (see frame.py), by the same engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfold.errors import InternalError
-from normfold.frame import Array, Frame, Refuse, agree
+from normfold.frame import Array, Frame, Refuse, agree, agree_each, varying_axes
 from normfold.graph import Graph, Op, Value
 from normfold.rules import INDIFFERENT, TABLE
 from normfold.rules.base import Ports, value_at
@@ -72,6 +72,7 @@ class ShiftCosts:
 
     @property
     def graph(self) -> Graph:
+        """The graph whose shifts they are."""
         return self.state.graph
 
     def is_fixed(self, op: Op) -> bool:
@@ -96,7 +97,7 @@ class ShiftCosts:
         return op.type in INDIFFERENT if rule is None else rule.absorbs_shift(self, op)
 
     def added_elements(self, decided: Mapping[Value, Array], ops: tuple[Op, ...]) -> int:
-        """How many more elements Adds would touch, were the shifts in `decided` taken, at operators that have no bias."""
+        """How many more elements Adds would touch, at operators without a bias, were the shifts in `decided` taken."""
 
         def after(value: Value) -> Array:
             found = decided.get(value)
@@ -146,15 +147,18 @@ class _Flood:
         return Outcome(self.known, tuple(self.reached))
 
     def _decide(self, value: Value, array: Array) -> Refuse | None:
+        same = agree_each if self.half == "scale" else agree
         if value in self.known:
-            if agree(self.known[value], array):
+            if same(self.known[value], array):
                 return None
             return Refuse("frame-conflict", f"{value.name}: two ways around a loop need different frames")
+        if refused := _without_shape(self.graph, value, array):
+            return refused
         array = _checked(self.graph, value, array)
         if (self.half == "scale") and (refused := _out_of_range(value, array)):
             return refused
         before = self.state.half(self.half, value)
-        if agree(before, array):
+        if same(before, array):
             self.known[value] = before  # as it was, not as rounding has it
             return None
         self.known[value] = array
@@ -220,6 +224,13 @@ class _Flood:
             costs=self.costs,
             writer_limit=self.writer_limit,
         )
+
+
+def _without_shape(graph: Graph, value: Value, array: Array) -> Refuse | None:
+    dims = graph.dims(value)
+    if dims is not None and all(dims[axis].static for axis in varying_axes(array) if axis < len(dims)):
+        return None
+    return Refuse("unknown-shape", f"{value.name}: the size of its channel axis is not known")
 
 
 def _checked(graph: Graph, value: Value, array: Array) -> Array:

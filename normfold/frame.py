@@ -1,12 +1,13 @@
 """The algebra of frames: numpy float64, nothing else.
 
-Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both halves are arrays
-of the rank of `v` whose every dimension is either 1 (the frame is the same all along that axis) or the size of that axis;
-so a frame on the channels of an (N, L, C) tensor has the shape (1, 1, C), and a layout operator carries it exactly as it
-carries the tensor. `(1, 0)` is the identity.
+Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both halves
+are arrays of the rank of `v` whose every dimension is either 1 (the frame is the same all along that axis) or the
+size of that axis; so a frame on the channels of an (N, L, C) tensor has the shape (1, 1, C), and a layout operator
+carries it exactly as it carries the tensor. `(1, 0)` is the identity.
 
-The two halves obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales around an operator
-never enter the relation between its shifts: so scales are folded first, and shifts are placed afterwards.
+The two halves obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales
+around an operator never enter the relation between its shifts: so scales are folded first, and shifts are placed
+afterwards.
 """
 
 from __future__ import annotations
@@ -62,14 +63,22 @@ def varying_axes(array: Array) -> tuple[int, ...]:
 
 
 def agree(first: Array, second: Array) -> bool:
-    """Equal up to rounding of float64, element by element for scales, relative to the largest for shifts near zero."""
+    """Equal up to rounding of float64: shifts, which are sums, are near zero when they are so beside the largest."""
+    return _agree(first, second, floor=AGREEMENT * 1e-3)
+
+
+def agree_each(first: Array, second: Array) -> bool:
+    """Equal up to rounding of float64, each element for itself: scales, which are products, of any size."""
+    return _agree(first, second, floor=0.0)
+
+
+def _agree(first: Array, second: Array, *, floor: float) -> bool:
     try:
         difference = np.abs(first - second)
     except ValueError:
         return False
     size = np.maximum(np.abs(first), np.abs(second))
-    floor = AGREEMENT * float(size.max(initial=0.0)) * 1e-3
-    return bool(np.all(difference <= AGREEMENT * size + floor))
+    return bool(np.all(difference <= AGREEMENT * size + floor * float(size.max(initial=0.0))))
 
 
 def total(*terms: Array) -> Array:

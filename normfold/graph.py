@@ -1,7 +1,8 @@
 """Reading an ONNX graph: its operators, shapes, constants and the names that people gave them.
 
-The in-memory graph is onnx-ir's (docs/decisions/0001-graph-library.md). This module adds what the analysis asks of it: `Op`,
-a read-only view of one operator, and `Graph`, who produces and who consumes what, dimensions, and constants in float64.
+The in-memory graph is onnx-ir's (docs/decisions/0001-graph-library.md). This module adds what the analysis asks of
+it: `Op`, a read-only view of one operator, and `Graph`, who produces and who consumes what, dimensions, and
+constants in float64.
 """
 
 from __future__ import annotations
@@ -35,10 +36,37 @@ _KEPT_BYTES = 1 << 20
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
 
-# Deterministic operators that make parameters out of parameters; anything else with constant inputs is left to the runtime.
+# Deterministic operators that make parameters out of parameters; anything else with constant inputs is left to the
+# runtime.
 _CONSTANT_OPERATORS = frozenset(
-    "Abs Add Cast Concat Constant ConstantOfShape Div Expand Flatten Gather Identity Mul Neg Pow Range Reciprocal "
-    "Reshape Shape Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze".split()
+    {
+        "Abs",
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "Reshape",
+        "Shape",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 
 
@@ -46,9 +74,9 @@ _CONSTANT_OPERATORS = frozenset(
 class Affine:
     """A fixed map `y = scale * x + shift` with constant coefficients, however many operators spell it.
 
-    frame: (scale, shift), broadcastable to y. nodes: the operators that compute it.
-    has_scale / has_shift: whether it holds a constant of that kind, which can take up a change of frame.
-    is_norm: a batch norm, or a scale that differs from channel to channel; a scalar or a bias is never folded for its own sake.
+    frame: (scale, shift), broadcastable to y. nodes: the operators that compute it. has_scale / has_shift: whether
+    it holds a constant of that kind, which can take up a change of frame. is_norm: a batch norm, or a scale that
+    differs from channel to channel; a scalar or a bias is never folded for its own sake.
     """
 
     frame: Frame
@@ -78,17 +106,21 @@ class Op:
     def label(self) -> str:
         return f"{self.name} ({self.type})"
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute."""
         return int(self.attributes.get(name, default))
 
-    def ints(self, name: str) -> tuple[int, ...] | None:
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """A list of integers, or None when it is not written."""
         value = self.attributes.get(name)
         return None if value is None else tuple(int(item) for item in value)
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
+        """A floating attribute."""
         return float(self.attributes.get(name, default))
 
     def text(self, name: str, default: str) -> str:
+        """A string attribute."""
         return str(self.attributes.get(name, default))
 
 
@@ -121,15 +153,13 @@ def _name(node: Node) -> str:
 
 
 def _attributes(node: Node) -> dict[str, Any]:
-    return {name: attr.value for name, attr in node.attributes.items() if isinstance(attr, ir.Attr)}
+    return {name: attr.value for name, attr in node.attributes.items()}
 
 
 def _captured(node: Node) -> tuple[Value, ...]:
     """Values of the enclosing graph that the subgraphs of `node` read."""
     found: list[Value] = []
     for attr in node.attributes.values():
-        if not isinstance(attr, ir.Attr):
-            continue
         graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else []
         graphs = list(attr.value) if attr.type == ir.AttributeType.GRAPHS else graphs
         for graph in graphs:
@@ -154,6 +184,12 @@ def operators(model: Model) -> list[Op]:
     ]
 
 
+def opset(model: Model) -> int:
+    """The version of the standard operators that `model` is written in."""
+    imports = model.graph.opset_imports
+    return imports.get("", imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
+
+
 class Graph:
     """Operators with their producers, consumers, dimensions and constants. Read-only."""
 
@@ -171,6 +207,7 @@ class Graph:
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constant: dict[Value, bool] = {}
         self._values: dict[Value, NDArray[Any]] = {}
+        self._products: dict[tuple[Value, bool, tuple[int, ...], bytes], Array] = {}
 
     @cached_property
     def _node(self) -> dict[Value, Node]:
@@ -205,7 +242,9 @@ class Graph:
             if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or len(node.inputs) != 2:
                 continue
             data, shape = node.inputs
-            if data is None or shape is None or not shape.is_initializer() or shape.const_value is None:
+            if data is None or shape is None or not shape.is_initializer() or shape in self.inputs:
+                continue
+            if shape.const_value is None:
                 continue
             source, target = self._written_dims(data), self._written_dims(node.outputs[0])
             if source is None or target is None:
@@ -250,6 +289,19 @@ class Graph:
             self._values[value] = array
         return array
 
+    def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
+        """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64.
+
+        Kept: an analysis asks for the same product several times, and each reads the whole weight.
+        """
+        key = (weight, from_left, shift.shape, shift.tobytes())
+        if key not in self._products:
+            matrix = self.constant(weight)
+            size = matrix.shape[-2] if from_left else matrix.shape[-1]
+            full = np.broadcast_to(shift, (*shift.shape[:-2], *((1, size) if from_left else (size, 1))))
+            self._products[key] = full @ matrix if from_left else matrix @ full
+        return self._products[key]
+
     def _compute(self, value: Value) -> NDArray[Any]:
         if value.is_initializer():
             tensor = value.const_value
@@ -263,7 +315,9 @@ class Graph:
         first = node.inputs[0] if node.inputs else None
         dims = self.dims(value)
         if node.op_type == "Shape" and first is not None:
-            return np.array([dim.size for dim in self.dims(first) or ()], dtype=np.int64)
+            sizes = np.array([dim.size for dim in self.dims(first) or ()], dtype=np.int64)
+            start, end = (node.attributes.get(name) for name in ("start", "end"))
+            return sizes[slice(start.value if start else None, end.value if end else None)]
         if (
             node.op_type in ("Reshape", "Expand")
             and first is not None
@@ -277,19 +331,20 @@ class Graph:
             and first is not None
             and ir.DataType(node.attributes["to"].value).is_floating_point()
         ):
-            return self.constant(first)
+            # An integer made floating must be divided as one from here on.
+            return self.constant(first).astype(np.float64)
         return self._evaluate(node, node.outputs.index(value))
 
     def _evaluate(self, node: Node, output: int) -> NDArray[Any]:
         """Run one operator on float64 constants with onnx's reference implementation."""
-        feeds = {item.name: self.constant(item) for item in node.inputs if item is not None}
+        feeds = {str(item.name): self.constant(item) for item in node.inputs if item is not None}
         proto = ir.to_proto(node)
-        inputs = [onnx.helper.make_value_info(name or "", onnx.TypeProto()) for name in feeds]
+        inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
         outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
         graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-        version = self.model.graph.opset_imports.get("", onnx.defs.onnx_opset_version())
+        version = opset(self.model)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-        results = ReferenceEvaluator(model).run(None, {str(name): array for name, array in feeds.items()})
+        results: Sequence[Any] = list(ReferenceEvaluator(model).run(None, feeds))
         return np.asarray(results[output])
 
     def size(self, value: Value) -> int:

@@ -1,8 +1,8 @@
 """How large a tensor's values are, channel by channel, as far as the weights that write it tell.
 
-A shift is exact in any size; in floating point it costs the digits by which it exceeds the tensor that carries it. What a residual
-stream may carry for a norm behind it is therefore bounded by what the stream itself holds: of a weight that reads values of order 1,
-an output channel has the size of the weight's norm over that channel.
+A shift is exact in any size; in floating point it costs the digits by which it exceeds the tensor that carries it.
+What a residual stream may carry for a norm behind it is therefore bounded by what the stream itself holds: of a
+weight that reads values of order 1, an output channel has the size of the weight's norm over that channel.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _of_sum(graph: Graph, op: Op, depth: int) -> Array | None:
 
 
 def _of_weight(graph: Graph, op: Op) -> Array | None:
-    """The norm of a constant second operand over all but the output channels; its first operand is taken to be of order 1."""
+    """The norm of a constant second operand over all but the output channels; the first is taken to be of order 1."""
     weight = op.inputs[1]
     dims = graph.dims(op.output)
     if weight is None or not graph.is_constant(weight) or dims is None:
@@ -70,9 +70,9 @@ def _of_weight(graph: Graph, op: Op) -> Array | None:
     if matrix.ndim < 2:
         return None
     if op.type == "Conv":
-        norm = np.sqrt(np.square(matrix).sum(axis=tuple(range(1, matrix.ndim))))
-        return norm.reshape((1, -1) + (1,) * (len(dims) - 2))
-    norm = np.sqrt(np.square(matrix).sum(axis=-1 if op.type == "Gemm" and op.int("transB", 0) else -2))
+        per_kernel: Array = np.sqrt(np.square(matrix).sum(axis=tuple(range(1, matrix.ndim))))
+        return per_kernel.reshape((1, -1) + (1,) * (len(dims) - 2))
+    norm: Array = np.sqrt(np.square(matrix).sum(axis=-1 if op.type == "Gemm" and op.integer("transB", 0) else -2))
     return to_rank_of(graph, op.output, norm)
 
 
@@ -91,4 +91,5 @@ def _carried(graph: Graph, op: Op, rule: CarryRule, depth: int) -> Array | None:
 def _of_constant(graph: Graph, op: Op, source: Value) -> Array:
     """The size of each channel of a table (an embedding): over all but its last axis."""
     table = graph.constant(source)
-    return np.sqrt(np.square(table).mean(axis=tuple(range(table.ndim - 1)), keepdims=True))
+    size: Array = np.sqrt(np.square(table).mean(axis=tuple(range(table.ndim - 1)), keepdims=True))
+    return size

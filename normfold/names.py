@@ -1,7 +1,8 @@
 """Which norm of the checkpoint a site is: names and kinds for people.
 
-Exporters leave the module path on every operator. A site belongs to the outermost norm module that all its operators lie in; where
-there is no checkpoint, the class names that the exporter left decide, and where there are none, the operators themselves.
+Exporters leave the module path on every operator. A site belongs to the outermost norm module that all its
+operators lie in; where there is no checkpoint, the class names that the exporter left decide, and where there are
+none, the operators themselves.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _CLASSES = {
 }
 _STATISTICS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
 _PER_TOKEN = (
-    "{kind} computes a statistic for every token, which stays; nothing is gained at run time by moving its weight and bias "
-    "(--norm-affine does)"
+    "{kind} computes a statistic for every token, which stays; nothing is gained at run time by moving its weight and "
+    "bias (--norm-affine does)"
 )
 
 
@@ -60,7 +61,7 @@ class Named:
 
 
 def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
-    """A `Site` for every outcome, for every LayerNorm that stays, and for every norm module that no operator stands for."""
+    """A `Site` for every outcome, every LayerNorm that stays, and every norm module that no operator stands for."""
     modules = {norm.name: norm for norm in norms}
     sites: list[tuple[int, Site]] = []
     seen: set[str] = set()
@@ -89,7 +90,9 @@ def _site(outcome: Named, modules: dict[str, NormModule]) -> Site:
     if status == "folded" and (kind in ("LayerNorm", "RMSNorm") or (module is not None and module.group_scaling)):
         status, code = "partial", "statistic"
         reason = "its weight and bias are folded; the statistic that it computes for every token stays"
-    return Site(name, kind, outcome.channels, status, code, reason, tuple(item for item in outcome.into if item != name))
+    return Site(
+        name, kind, outcome.channels, status, code, reason, tuple(item for item in outcome.into if item != name)
+    )
 
 
 def _nodes(op: Op) -> tuple[Node, ...]:

@@ -17,8 +17,8 @@ class Site:
     """What becomes of one norm.
 
     name: module path, or the operator's name. kind: the norm, as published. channels: 0 where it is not known.
-    status: folded; partial (its scale is folded, its shift stays as one Add); kept. code and reason: why it is not folded.
-    into: the modules or operators whose constants take it up.
+    status: folded; partial (its scale is folded, its shift stays as one Add); kept. code and reason: why it is not
+    folded. into: the modules or operators whose constants take it up.
     """
 
     name: str
@@ -32,9 +32,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors; both None: nothing is left.
+    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors.
 
-    input, output: tensor names. batch_norm: its channels lie on axis 1, and one BatchNormalization wrote it.
+    Both None: nothing is left of it. input, output: tensor names. batch_norm: its channels lie on axis 1, and one
+    BatchNormalization wrote it.
     """
 
     input: str

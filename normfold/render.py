@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -23,6 +24,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield _headline(report)
     if report.sites:
         yield _norms(report)
+        yield from (Text(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield _nodes(report)
     if report.edges:
         yield _verification(report)
@@ -45,13 +47,20 @@ def _headline(report: Report) -> Text:
 def _norms(report: Report) -> Table:
     table = _table("Norm", "Kind", "Channels", "Status", "Into, or why not")
     table.columns[2].justify = "right"
+    repeated = _repeated(report)
     for site in report.sites:
         status = Text(site.status, style=STATUS_STYLES[site.status])
         channels = str(site.channels) if site.channels else "?"
-        reason = f"{site.code}: {site.reason}" if site.code else site.reason
+        reason = site.code if site.reason in repeated else f"{site.code}: {site.reason}" if site.code else site.reason
         text = ", ".join(site.into) if site.status == "folded" else ". ".join(filter(None, [_into(site.into), reason]))
         table.add_row(Text(site.name), site.kind, channels, status, Text(text or "removed"))
     return table
+
+
+def _repeated(report: Report) -> dict[str, str]:
+    """Reasons that several norms share, with their codes: they are said once, below the table."""
+    counts = Counter(site.reason for site in report.sites if site.reason)
+    return {site.reason: site.code or "" for site in report.sites if site.reason and counts[site.reason] > 1}
 
 
 def _into(names: tuple[str, ...]) -> str:

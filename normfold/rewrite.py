@@ -1,7 +1,8 @@
-"""From a plan to a new graph: constants are replaced, maps that became no-ops are bypassed, what nobody reads is removed.
+"""From a plan to a new graph: constants replaced, maps that became no-ops bypassed, what nobody reads removed.
 
-The model that comes in is left as it is; the one that goes out shares its unchanged tensors. New weights are computed in float64 and
-cast once, when they are written: a large one is made only then, so that no more than one is in memory at a time.
+The model that comes in is left as it is; the one that goes out shares its unchanged tensors. New weights are
+computed in float64 and cast once, when they are written: a large one is made only then, so that no more than one is
+in memory at a time.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class _Copy:
     def _initializer(self, base: str, compute: Any, dtype: ir.DataType, shape: Sequence[int]) -> Value:
         name = self._unused(base)
 
-        def tensor() -> ir.Tensor:
+        def tensor() -> ir.Tensor[Any]:
             return ir.Tensor(np.ascontiguousarray(compute().astype(dtype.numpy())), name=name)
 
         small = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= _KEPT_BYTES
@@ -211,4 +212,6 @@ def _leading_ones(array: Array) -> int:
 
 
 def _digest(array: Array | None) -> str | None:
-    return None if array is None else f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
+    return (
+        None if array is None else f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
+    )

@@ -1,8 +1,8 @@
 """Tensor dimensions with names in them, and what a Reshape does to them.
 
-Exporters write dynamic dimensions as names or products of names (`batch`, `64*batch`). A dimension is kept as its integer
-coefficient and its sorted names, so that `64*batch` is known to be `batch` times 64; any other expression is one opaque name,
-equal only to itself.
+Exporters write dynamic dimensions as names or products of names (`batch`, `64*batch`). A dimension is kept as its
+integer coefficient and its sorted names, so that `64*batch` is known to be `batch` times 64; any other expression
+is one opaque name, equal only to itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Dim:
             rest.remove(name)
         return self.size != 0 and other.size % self.size == 0
 
-
     def over(self, other: Dim) -> Dim:
         """The quotient, for an `other` that divides this dimension."""
         rest = list(self.names)
@@ -54,10 +53,13 @@ ONE = Dim(1)
 
 
 def parse(text: int | str | None, unknown: str) -> Dim:
-    """A dimension from ONNX; `unknown` names the dimension when the file does not."""
-    if isinstance(text, int):
+    """A dimension from ONNX; `unknown` names the dimension when the file does not.
+
+    Some exporters write 0 or -1 for a dimension that they do not know.
+    """
+    if isinstance(text, int) and text > 0:
         return Dim(text)
-    if not text:
+    if isinstance(text, int) or not text:
         return Dim(1, (f"?{unknown}",))
     if not _PRODUCT.match(text):
         return Dim(1, (text,))
@@ -72,6 +74,7 @@ def parse(text: int | str | None, unknown: str) -> Dim:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
+    """The number of elements of `dims`."""
     result = ONE
     for dim in dims:
         result = result * dim
@@ -85,7 +88,10 @@ def elements(dims: Sequence[Dim]) -> int:
 
 def reshaped(source: Sequence[Dim], shape: Sequence[int], *, zero_copies: bool) -> tuple[Dim, ...] | None:
     """The dimensions after a Reshape to `shape`, with its 0 and -1 resolved; None when the -1 cannot be told."""
-    dims = [source[axis] if size == 0 and zero_copies and axis < len(source) else Dim(size) for axis, size in enumerate(shape)]
+    dims = [
+        source[axis] if size == 0 and zero_copies and axis < len(source) else Dim(size)
+        for axis, size in enumerate(shape)
+    ]
     if -1 in shape:
         free = list(shape).index(-1)
         others = product(dim for axis, dim in enumerate(dims) if axis != free)
@@ -106,7 +112,7 @@ class Group:
 
 
 def reshape_groups(source: Sequence[Dim], target: Sequence[Dim]) -> list[Group]:
-    """Match runs of dimensions whose products agree, from the left, then from the right; what remains is one unmatched group."""
+    """Match runs of dimensions whose products agree, from the left, then from the right; the rest is one group."""
     left = [axis for axis, dim in enumerate(source) if dim != ONE]
     right = [axis for axis, dim in enumerate(target) if dim != ONE]
     head = _match(source, target, left, right)
@@ -162,6 +168,7 @@ def base_layout(dims: Sequence[Dim]) -> Layout:
 
 
 def transpose_layout(layout: Layout, permutation: Sequence[int]) -> Layout:
+    """Where the base tensor's axes are after a Transpose."""
     return tuple(layout[axis] for axis in permutation)
 
 

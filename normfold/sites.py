@@ -1,9 +1,10 @@
 """Finding fixed per-channel maps by abstract interpretation.
 
-Every tensor is tracked as `scale * L(base) + shift`: a fixed map of some base tensor in some layout L. Batch norms, products and
-sums with constants compose the map; Transpose and Reshape change the layout; a sum of two tensors with the same base in the same
-layout merges (RepBN's two branches). Where the tracking ends, the map is collapsed into one `Affine` operator. So all spellings of
-a norm look alike afterwards, with the transposes and reshapes that only served it inside.
+Every tensor is tracked as `scale * L(base) + shift`: a fixed map of some base tensor in some layout L. Batch norms,
+products and sums with constants compose the map; Transpose and Reshape change the layout; a sum of two tensors with
+the same base in the same layout merges (RepBN's two branches). Where the tracking ends, the map is collapsed into
+one `Affine` operator. So all spellings of a norm look alike afterwards, with the transposes and reshapes that only
+served it inside.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _LAYOUT = {
     "Squeeze": reshape,
     "Unsqueeze": reshape,
 }
+_BATCHNORM_ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})
 _CONTRACTIONS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 # Cutting a family of maps apart can reveal another one to cut, as deep as maps are nested.
@@ -38,8 +40,9 @@ _ROUNDS = 8
 class Form:
     """A tensor as `scale * L(base) + shift`.
 
-    sources: the operands it is made from. entries: the tensors, still plain layouts of the base, at which the map begins.
-    path: all tensors between the base and it; loose: those that only one branch of a later sum runs through.
+    sources: the operands it is made from. entries: the tensors, still plain layouts of the base, at which the map
+    begins. path: all tensors between the base and it; loose: those that only one branch of a later sum runs
+    through.
     """
 
     base: Value
@@ -148,7 +151,7 @@ def _moved(graph: Graph, op: Op, source: Value, layout: Layout) -> Layout | None
     if op.type == "Identity":
         return layout
     if op.type == "Transpose":
-        return transpose_layout(layout, op.ints("perm") or tuple(range(len(before)))[::-1])
+        return transpose_layout(layout, op.integers("perm") or tuple(range(len(before)))[::-1])
     return reshape_layout(layout, before, after)
 
 
@@ -159,7 +162,10 @@ def _carried(axis_map: AxisMap, frame: Frame) -> Frame | None:
 
 def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
     source, *parameters = op.inputs[:5]
-    if op.int("training_mode", 0) or any(graph.readers(v) or v in graph.outputs for v in op.outputs[1:]):
+    # More outputs than one, or training_mode: statistics of the batch. spatial = 0 (opset 8): not per channel.
+    if len(op.outputs) > 1 or op.integer("training_mode", 0) or not op.integer("spatial", 1):
+        return None
+    if not set(op.attributes) <= _BATCHNORM_ATTRIBUTES:
         return None
     if source is None or len(parameters) != 4:
         return None
@@ -171,7 +177,7 @@ def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: fro
     dims = graph.dims(source)
     if dims is None or len(dims) < 2:
         return None
-    channels = batchnorm(gamma, beta, mean, var, eps=op.float("epsilon", 1e-5))
+    channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", 1e-5))
     shape = (1, -1) + (1,) * (len(dims) - 2)
     form = _compose(
         graph, op, source, forms, cuts, scale=channels.scale.reshape(shape), shift=channels.shift.reshape(shape)
@@ -181,7 +187,7 @@ def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: fro
 
 def _through_arithmetic(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
     first, second = op.inputs[:2]
-    if first is None or second is None or not graph.is_floating(op.output):
+    if first is None or second is None or op.attributes or not graph.is_floating(op.output):
         return None
     fixed = [graph.is_constant(first), graph.is_constant(second)]
     if fixed == [False, False]:
@@ -234,7 +240,8 @@ def _compose(
 
 def _fitted(graph: Graph, source: Value, constant: Array) -> Array | None:
     dims = graph.dims(source)
-    shaped = None if dims is None else to_rank(constant, len(dims))
+    # A constant of higher rank would widen the source even where it adds but axes of size 1.
+    shaped = None if dims is None or constant.ndim > len(dims) else to_rank(constant, len(dims))
     if dims is None or shaped is None:
         return None
     fits = all(size == 1 or (dim.static and dim.size == size) for size, dim in zip(shaped.shape, dims, strict=True))
@@ -279,7 +286,8 @@ def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozen
         end = _end(graph, value, forms)
         start = _start(graph, end, forms)
         if start is None:
-            # A chain of maps that ends in another layout than it began: take it apart between the maps, in the last resort within.
+            # A chain of maps that ends in another layout than it began: take it apart between the maps, in the last
+            # resort within.
             cuts.update((form.path - loose - {value}) or form.path)
             continue
         found[end] = _affine(graph, start, end, forms[end])
@@ -292,7 +300,7 @@ def _continues(op: Op, value: Value, forms: dict[Value, Form]) -> bool:
 
 
 def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
-    """Where the map that `value` closes ends: behind the layout operators that restore the base's layout, else before them."""
+    """Where the map that `value` closes ends: behind the layout operators that restore its base's, else before."""
     path = [value]
     while (op := graph.producer[path[-1]]).type in _LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
         path.append(op.inputs[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -60,3 +60,94 @@ def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
         if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     return copy
+
+
+# Both graphs are evaluated in float64 on values of order 1: what is left is rounding.
+EXACT = 1e-10
+
+# Outcomes of sites: the status, and the code where a fold is refused.
+Outcome = tuple[str, str | None]
+FOLDED: Outcome = ("folded", None)
+
+
+def kept(code: str) -> Outcome:
+    return ("kept", code)
+
+
+def partial(code: str) -> Outcome:
+    return ("partial", code)
+
+
+def build(text: str, **constants: NDArray[np.generic] | tuple[int, ...]) -> onnx.ModelProto:
+    """`parse`, where a constant may be given by its shape (it is drawn from its name) and outputs need no dimensions."""
+    drawn = {k: draw(k, *v) if isinstance(v, tuple) else v for k, v in constants.items()}
+    model = parse(text, **drawn)
+    if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        known = {v.name: v.type for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
+        for value in model.graph.output:
+            value.type.CopyFrom(known[value.name])
+    return model
+
+
+def draw(name: str, *shape: int, positive: bool = False) -> NDArray[np.float64]:
+    """A constant of `shape`: away from 0, of both signs unless `positive`; another for every name."""
+    rng = np.random.default_rng(list(name.encode()))
+    array = rng.uniform(0.4, 1.6, shape)
+    return array if positive else array * rng.choice([-1.0, 1.0], shape)
+
+
+def feeds_for(model: onnx.ModelProto, size: int, *, high: int = 3) -> dict[str, NDArray[np.generic]]:
+    """An input for `model`, its first dynamic axis of `size` and the next ones larger by one each."""
+    rng = np.random.default_rng(size)
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    sizes: dict[str, int] = {}
+    feeds: dict[str, NDArray[np.generic]] = {}
+    for value in model.graph.input:
+        if value.name in fixed:
+            continue
+        kind = value.type.tensor_type
+        shape = [d.dim_value or sizes.setdefault(d.dim_param, size + len(sizes)) for d in kind.shape.dim]
+        if kind.elem_type in (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16):
+            feeds[value.name] = rng.normal(size=shape).astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        elif kind.elem_type == TensorProto.BOOL:
+            feeds[value.name] = np.asarray(rng.integers(0, 2, shape) == 1)
+        else:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            feeds[value.name] = np.asarray(rng.integers(0, high, shape)).astype(dtype)
+    return feeds
+
+
+def outcomes(plan: Plan) -> list[Outcome]:
+    return [(site.status, site.code) for site in plan.sites]
+
+
+def same_function(before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sequence[int] = (2, 1)) -> None:
+    """Both models have the same outputs, in float64 and to rounding."""
+    for size in sizes:
+        feeds = feeds_for(before, size)
+        truth, result = run(before, feeds), run(after, feeds)
+        assert len(truth) == len(result) > 0
+        for expected, found in zip(truth, result, strict=True):
+            assert expected.shape == found.shape and expected.dtype == found.dtype
+            scale = max(float(np.abs(expected).max(initial=0.0)), 1.0)
+            assert expected.size == 0 or np.abs(found - expected).max() <= EXACT * scale
+
+
+def check(
+    text: str,
+    *expected: Outcome,
+    sizes: Sequence[int] = (2, 1),
+    options: Mapping[str, bool] | None = None,
+    **constants: NDArray[np.generic] | tuple[int, ...],
+) -> tuple[onnx.ModelProto, Plan]:
+    """Fold the model of `build`: every norm comes out as expected, and the function stays the same."""
+    model = build(text, **constants)
+    after, plan = fold(model, **(options or {}))
+    assert outcomes(plan) == list(expected), plan.sites
+    onnx.checker.check_model(after, full_check=True)
+    same_function(model, after, sizes)
+    return after, plan
+
+
+def op_types(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]

@@ -1,8 +1,9 @@
 """Random networks with stored-statistics norms, as ONNX: the material of the property tests.
 
-Every network is drawn from a seed: pre-norm and post-norm blocks, branches, channel splits and concats, transposes, convolutions with
-and without padding, shared weights, class tokens; norms in all the spellings that exporters write; scales that are negative, zero,
-huge or tiny. Shapes are often square (N == L == C), where a wrong axis would go unnoticed by shape checks.
+Every network is drawn from a seed: pre-norm and post-norm blocks, branches, channel splits and concats, transposes,
+convolutions with and without padding, shared weights, class tokens; norms in all the spellings that exporters
+write; scales that are negative, zero, huge or tiny. Shapes are often square (N == L == C), where a wrong axis would
+go unnoticed by shape checks.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Builder:
         return y
 
     def act(self, x: str) -> str:
-        return self.op(str(self.pick("Relu", "Tanh", "Sigmoid", "Gelu")), x, shape=self.shapes[x])
+        return self.op(str(self.pick("Relu", "Tanh", "Gelu")), x, shape=self.shapes[x])
 
     def mlp(self, x: str) -> str:
         channels = self.shapes[x][-1]
@@ -153,7 +154,9 @@ class Builder:
         q, k, v = (split(self.linear(x, channels)) for _ in range(3))
         k = self.op("Transpose", k, shape=(n, 2, half, length), perm=[0, 1, 3, 2])
         scaled = self.op("Mul", q, self.constant(np.array(half**-0.5)), shape=self.shapes[q])
-        weights = self.op("Softmax", self.op("MatMul", scaled, k, shape=(n, 2, length, length)), shape=(n, 2, length, length), axis=-1)
+        weights = self.op(
+            "Softmax", self.op("MatMul", scaled, k, shape=(n, 2, length, length)), shape=(n, 2, length, length), axis=-1
+        )
         y = self.op("MatMul", weights, v, shape=(n, 2, length, half))
         y = self.op("Transpose", y, shape=(n, length, 2, half), perm=[0, 2, 1, 3])
         y = self.op("Reshape", y, self.ints(0, 0, channels), shape=(n, length, channels))
@@ -179,7 +182,9 @@ class Builder:
         parts = [self.norm(part) if self.chance(0.3) else part for part in parts]
         if self.chance(0.3):
             parts.append(parts[0])
-        return self.linear(self.op("Concat", *parts, shape=(n, length, sum(self.shapes[p][2] for p in parts)), axis=-1), channels)
+        return self.linear(
+            self.op("Concat", *parts, shape=(n, length, sum(self.shapes[p][2] for p in parts)), axis=-1), channels
+        )
 
     def function(self, x: str) -> str:
         return self.pick(self.mlp, self.heads, self.convolution, self.join, self.mlp)(x)  # type: ignore[operator,no-any-return]
@@ -196,20 +201,24 @@ class Builder:
         if kind == "double":
             return self.add(self.function(self.norm(x)), self.norm(x))
         if kind == "relu":
-            return self.linear(self.op("Relu", self.norm(self.linear(x, self.shapes[x][-1])), shape=self.shapes[x]), self.shapes[x][-1])
+            return self.linear(
+                self.op("Relu", self.norm(self.linear(x, self.shapes[x][-1])), shape=self.shapes[x]), self.shapes[x][-1]
+            )
         return self.function(self.norm(x))
 
     def class_token(self, x: str) -> str:
         n, length, channels = self.shapes[x]
         token = self.constant(self.rng.normal(0.0, 0.5, (1, 1, channels)), "token")
-        size = self.op("Concat", self.op("Shape", x, shape=(1,), start=0, end=1), self.ints(1, channels), shape=(3,), axis=0)
+        size = self.op(
+            "Concat", self.op("Shape", x, shape=(1,), start=0, end=1), self.ints(1, channels), shape=(3,), axis=0
+        )
         token = self.op("Expand", token, size, shape=(n, 1, channels))
         y = self.op("Concat", token, x, shape=(n, length + 1, channels), axis=1)
         position = self.constant(self.rng.normal(0.0, 0.2, (1, length + 1, channels)), "position")
         return self.op("Add", y, position, shape=self.shapes[y])
 
     def head(self, x: str) -> str:
-        n, length, channels = self.shapes[x]
+        n, _, channels = self.shapes[x]
         choice = self.pick("mean", "first", "tokens", "slice")
         if choice == "tokens":
             return x if self.chance(0.3) else self.linear(x, 3)

@@ -84,7 +84,8 @@ def test_every_norm_folds(name: str) -> None:
 def test_no_operator_more_than_without_norms(name: str) -> None:
     counts, bare = Counter(op_counts(folded(name).after)), without_norms(name)
     extra = counts - bare
-    # The biases that shifts need where the architecture has none: the convolution between ReLU and padding, the bias-less decoder.
+    # The biases that shifts need where the architecture has none: the convolution between ReLU and padding, the
+    # bias-less decoder.
     allowed = {"convnet_bn": 1, "char_lm_prepbn": 6}.get(name, 0)
     assert set(extra) <= {"Add"} and extra["Add"] <= allowed
 

@@ -48,11 +48,13 @@ def check(seed: int) -> Counter[str]:
 
     narrow = as_float32(drawn.model)
     original, candidate = (run_float32(m, drawn.feeds)[0] for m in (narrow, folded(narrow)[0]))
-    exact = run(drawn.model, Network(drawn.model, {k: v.astype(np.float32).astype(float) for k, v in drawn.feeds.items()}, 0))
+    exact = run(
+        drawn.model, Network(drawn.model, {k: v.astype(np.float32).astype(float) for k, v in drawn.feeds.items()}, 0)
+    )
     own, floor = np.abs(original - exact).max(), FLOAT32_FLOOR_ULP * np.finfo(np.float32).eps * size
     assert np.abs(candidate - exact).max() <= FLOAT32_FACTOR * own + floor
 
-    again, second = folded(after)
+    _, second = folded(after)
     assert not any(site.status == "folded" for site in second.sites), "folding twice folds nothing more"
     return Counter(site.status for site in plan.sites)
 

@@ -1,19 +1,22 @@
-"""What the architectures are made of: norms by name, attention, MLP, pre-norm and post-norm blocks, patch embedding."""
+"""What the architectures are made of: norms by name, MLP, pre-norm and post-norm blocks, patch embedding."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
+from normfold.models.layout import to_tokens
 from normfold.nn import PowerNorm, PRepBN, RepBN, TokenBatchNorm, UN1d
 
 # Options of a norm, as they stand in a checkpoint's architecture arguments.
 NormArgs = Mapping[str, Any]
+# Makes a norm over the last axis of (N, L, channels) from the number of channels.
+NormLayer = Callable[[int], nn.Module]
 
 
 def _layer_norm(dim: int, *, eps: float = 1e-5) -> nn.Module:
@@ -36,6 +39,7 @@ def _prepbn(
     dim: int,
     *,
     base: Literal["ln", "rms"] = "ln",
+    base_eps: float | None = None,
     steps: int = 300000,
     warm: int = 0,
     r0: float = 1.0,
@@ -44,11 +48,12 @@ def _prepbn(
     eps: float = 1e-5,
     momentum: float = 0.1,
 ) -> nn.Module:
-    """PRepBN fading from `base`; eps and momentum are those of its BatchNorm."""
+    """PRepBN fading from `base` with its eps (None: its own); eps and momentum are those of the BatchNorm."""
     if base not in ("ln", "rms"):
         raise ValueError(f"prepbn fades from 'ln' or 'rms', not from {base!r}")
     norm2 = RepBN(dim, eps=eps, momentum=momentum, flatten=flatten)
-    return PRepBN(norm(base, dim), norm2, steps=steps, warm=warm, r0=r0, accumulation=accumulation)
+    norm1 = norm(base, dim) if base_eps is None else norm(base, dim, eps=base_eps)
+    return PRepBN(norm1, norm2, steps=steps, warm=warm, r0=r0, accumulation=accumulation)
 
 
 _NORMS: dict[str, Callable[..., nn.Module]] = {
@@ -80,25 +85,9 @@ def norm(kind: str, dim: int, **options: Any) -> nn.Module:
     return _NORMS[kind](dim, **options)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over (N, L, dim) with one projection for queries, keys and values."""
-
-    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"{heads} heads do not divide dim {dim}")
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.heads = heads
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, dim) to (N, L, dim)."""
-        n, length, dim = x.shape
-        # (3, N, heads, L, dim / heads)
-        qkv = self.qkv(x).reshape(n, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        y: Tensor = self.proj(mixed.transpose(1, 2).reshape(n, length, dim))
-        return y
+def norm_layer(kind: str, options: NormArgs | None = None) -> NormLayer:
+    """What makes the norms of one network: `norm` with everything but the number of channels given."""
+    return partial(norm, kind, **(options or {}))
 
 
 class Mlp(nn.Module):
@@ -117,14 +106,19 @@ class Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(
-        self, dim: int, heads: int, hidden: int, *, norm_kind: str, norm_args: NormArgs, qkv_bias: bool = True
-    ) -> None:
+    """norm: makes both norms. attention: any module over (N, L, dim)."""
+
+    def __init__(self, dim: int, attention: nn.Module, *, norm: NormLayer, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = norm(norm_kind, dim, **norm_args)
-        self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
-        self.norm2 = norm(norm_kind, dim, **norm_args)
-        self.mlp = Mlp(dim, hidden)
+        self.norm1 = norm(dim)
+        self.attn = attention
+        self.norm2 = norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The attention over (N, L, dim), its input normalised or not."""
+        y: Tensor = self.attn(x)
+        return y
 
 
 class PreNormBlock(_Block):
@@ -132,7 +126,7 @@ class PreNormBlock(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, dim) to (N, L, dim)."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attend(self.norm1(x))
         y: Tensor = x + self.mlp(self.norm2(x))
         return y
 
@@ -142,22 +136,34 @@ class PostNormBlock(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, dim) to (N, L, dim)."""
-        x = self.norm1(x + self.attn(x))
+        x = self.norm1(x + self.attend(x))
         y: Tensor = self.norm2(x + self.mlp(x))
         return y
 
 
 class PatchEmbed(nn.Module):
-    """Cut a picture (N, channels, H, W) into square patches and project each: (N, L, dim)."""
+    """Cut a picture (N, channels, H, W) into square patches, project each and normalise it: (N, L, dim)."""
 
-    def __init__(self, image_size: int, patch_size: int, channels: int, dim: int) -> None:
+    def __init__(
+        self, image_size: int, patch_size: int, channels: int, dim: int, *, norm: NormLayer = nn.Identity
+    ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patches of {patch_size} do not tile an image of {image_size}")
         self.proj = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.norm = norm(dim)
         self.patches = (image_size // patch_size) ** 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to (N, patches, dim), row by row."""
-        y: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        y: Tensor = self.norm(to_tokens(self.proj(x)))
         return y
+
+
+def init_weights(model: nn.Module) -> None:
+    """Vision transformers' start: linear weights truncated normal of standard deviation 0.02, their biases zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfold.models.blocks import NormArgs, PostNormBlock
-from normfold.models.blocks import norm as make_norm
+from normfold.models.attention import Attention
+from normfold.models.blocks import NormArgs, PostNormBlock, norm_layer
 
 
 class PostNormEncoder(nn.Module):
@@ -30,12 +30,12 @@ class PostNormEncoder(nn.Module):
         norm_args: NormArgs | None = None,
     ) -> None:
         super().__init__()
-        args = norm_args or {}
+        layer = norm_layer(norm, norm_args)
         self.embed = nn.Linear(features, dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, length, dim))
-        self.norm = make_norm(norm, dim, **args)
+        self.norm = layer(dim)
         self.blocks = nn.ModuleList(
-            PostNormBlock(dim, heads, int(dim * mlp_ratio), norm_kind=norm, norm_args=args) for _ in range(depth)
+            PostNormBlock(dim, Attention(dim, heads), norm=layer, mlp_ratio=mlp_ratio) for _ in range(depth)
         )
         self.head = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,25 @@ from torch import Tensor, nn
 
 from normfold.models.blocks import NormArgs
 from normfold.models.blocks import norm as make_norm
+from normfold.models.text_blocks import (
+    KeyValue,
+    append,
+    attention,
+    cached_length,
+    causal_mask,
+    merge_heads,
+    split_heads,
+    stack,
+    unstack,
+)
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (Su et al., arXiv:2104.09864), halves rotated, base 10000, positions 0, 1, 2, ..."""
+    """Rotary position embedding (Su et al., arXiv:2104.09864), halves rotated, positions 0, 1, 2, ...
+
+    Angles are computed in float32 whatever the precision around them, as the published code computes its tables.
+    `inv_freq` is in the state dict and, as there, nothing reads it: the published tables are made before it is loaded.
+    """
 
     inv_freq: Tensor
 
@@ -21,14 +37,19 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"rotary positions need an even head size, got {head_dim}")
-        self.register_buffer("inv_freq", base ** (-torch.arange(0, head_dim, 2) / head_dim))
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        # No buffer: it would follow the module to half precision, in which position 2000 has no angle left.
+        self._frequencies = 1.0 / base**exponents
+        self.register_buffer("inv_freq", self._frequencies.clone())
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """The cosine and sine of every angle, each (length, head_dim)."""
-        position = torch.arange(length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
-        angle = position[:, None] * self.inv_freq
+    def forward(self, x: Tensor, past: int | None) -> tuple[Tensor, Tensor]:
+        """The cosine and sine of every angle for x (N, L, dim) after `past` positions: (L, head_dim), in x's dtype."""
+        position = torch.arange(x.shape[1], device=x.device)
+        if past is not None:
+            position = position + past
+        angle = position.to(torch.float32)[:, None] * self._frequencies.to(x.device)
         angle = torch.cat([angle, angle], dim=-1)
-        return angle.cos(), angle.sin()
+        return angle.cos().to(x.dtype), angle.sin().to(x.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -50,15 +71,16 @@ class CausalAttention(nn.Module):
         self.rotary_emb = Rotary(dim // heads)
         self.heads = heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, dim) to (N, L, dim)."""
-        n, length, dim = x.shape
-        shape = (n, length, self.heads, dim // self.heads)
-        q, k, v = (layer(x).reshape(shape).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        cos, sin = self.rotary_emb(length)
-        mixed = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True)
-        y: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(n, length, dim))
-        return y
+    def forward(
+        self, x: Tensor, past: KeyValue | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """(N, L, dim) to (N, L, dim) and the cache of P + L positions.
+
+        past: the cache of P positions; rotation: cosine and sine from `rotary_emb`; mask: from `causal_mask`.
+        """
+        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        cache = append(past, (_rotate(k, *rotation), v))
+        return self.o_proj(merge_heads(attention(_rotate(q, *rotation), cache, mask))), cache
 
 
 class SwiGLU(nn.Module):
@@ -86,11 +108,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = make_norm(norm_kind, dim, **norm_args)
         self.post_attention_layernorm = make_norm(norm_kind, dim, **norm_args)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, dim) to (N, L, dim)."""
-        x = x + self.self_attn(self.input_layernorm(x))
-        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return y
+    def forward(
+        self, x: Tensor, past: KeyValue | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, KeyValue]:
+        """(N, L, dim) to (N, L, dim) and the cache of P + L positions; the arguments are the attention's."""
+        change, cache = self.self_attn(self.input_layernorm(x), past, rotation, mask)
+        x = x + change
+        return x + self.mlp(self.post_attention_layernorm(x)), cache
 
 
 class _Trunk(nn.Module):
@@ -106,16 +130,23 @@ class _Trunk(nn.Module):
         )
         self.norm = make_norm(norm_kind, dim, **norm_args)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, pasts: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         x: Tensor = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x)
-        return cast(Tensor, self.norm(x))
+        length = cached_length(pasts[0]) if pasts else None
+        # The angles are the same in every layer.
+        rotation = cast(DecoderLayer, self.layers[0]).self_attn.rotary_emb(x, length)
+        mask = causal_mask(x, length)
+        caches: list[KeyValue] = []
+        for i, layer in enumerate(self.layers):
+            x, cache = layer(x, pasts[i] if pasts else None, rotation, mask)
+            caches.append(cache)
+        return self.norm(x), caches
 
 
-class CharLM(nn.Module):
+class CausalLM(nn.Module):
     """Token numbers (N, L) int64 in [0, vocab) to the logits (N, L, vocab) of the token that follows each.
 
+    The defaults are tiny; LLAMA_350M is the published size.
     norm: any name `blocks.norm` knows; norm_args: its options. tied: the output projection is the embedding table.
     Source of layout and names: Touvron et al., arXiv:2302.13971.
     """
@@ -141,7 +172,33 @@ class CharLM(nn.Module):
         if tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(N, L) to (N, L, vocab)."""
-        logits: Tensor = self.lm_head(self.model(ids))
-        return logits
+    @overload
+    def forward(self, ids: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, ids: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def forward(
+        self, ids: Tensor, past_keys: Tensor | None = None, past_values: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """(N, L) to the logits (N, L, vocab); given a cache, also the keys and values of all P + L positions.
+
+        past_keys, past_values: (layers, N, heads, P, head_dim), what the last call returned, with P = 0 in the first.
+        """
+        if past_keys is None or past_values is None:
+            logits: Tensor = self.lm_head(self.model(ids, None)[0])
+            return logits
+        x, caches = self.model(ids, unstack(past_keys, past_values, len(self.model.layers)))
+        return self.lm_head(x), *stack(caches)
+
+
+# The LLaMA-350M of the SLAB paper (arXiv:2405.11582); one step of its PRepBN schedule is 16 training forwards.
+LLAMA_350M: Mapping[str, Any] = {"vocab": 32000, "dim": 1024, "depth": 18, "heads": 8, "hidden": 4096}
+LLAMA_350M_PREPBN: NormArgs = {
+    "base": "rms",
+    "eps": 1e-6,
+    "flatten": True,
+    "warm": 10000,
+    "steps": 18000,
+    "accumulation": 16,
+}

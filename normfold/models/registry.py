@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from normfold.errors import ArchitectureError
 from normfold.models.convnet import ConvNet
+from normfold.models.cswin import CSWIN
+from normfold.models.deepnet import DeepNetEncoder, DeepNetTranslator
+from normfold.models.deit import DEIT
 from normfold.models.encoder import PostNormEncoder
-from normfold.models.llama import CharLM
+from normfold.models.llama import LLAMA_350M, LLAMA_350M_PREPBN, CausalLM
+from normfold.models.nmt import TranslationTransformer
+from normfold.models.pvt import PVT
+from normfold.models.swin import SWIN
+from normfold.models.t2t import T2T
 from normfold.models.vit import VisionTransformer
 
 # One row an architecture; the keyword arguments of the class are its options.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "char_lm": CharLM,
+    "char_lm": CausalLM,
     "convnet": ConvNet,
+    "deepnet_encoder_ln": DeepNetEncoder,
+    "deepnet_encoder_un": partial(DeepNetEncoder, norm="un"),
+    "deepnet_nmt_ln": DeepNetTranslator,
+    "deepnet_nmt_un": partial(DeepNetTranslator, norm="un"),
+    "llama_350m_prepbn": partial(CausalLM, **LLAMA_350M, norm="prepbn", norm_args=LLAMA_350M_PREPBN),
+    "llama_350m_rms": partial(CausalLM, **LLAMA_350M, norm="rms", norm_args={"eps": 1e-6}),
+    "nmt_ln": TranslationTransformer,
+    "nmt_un": partial(TranslationTransformer, norm="un"),
     "postnorm_encoder": PostNormEncoder,
     "vit": VisionTransformer,
+    **CSWIN,
+    **DEIT,
+    **PVT,
+    **SWIN,
+    **T2T,
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfold.models.blocks import NormArgs, PatchEmbed, PreNormBlock
-from normfold.models.blocks import norm as make_norm
+from normfold.models.attention import Attention
+from normfold.models.blocks import NormArgs, PatchEmbed, PreNormBlock, norm_layer
 
 
 class VisionTransformer(nn.Module):
@@ -32,14 +32,15 @@ class VisionTransformer(nn.Module):
         norm_args: NormArgs | None = None,
     ) -> None:
         super().__init__()
+        layer = norm_layer(norm, norm_args)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.patch_embed = PatchEmbed(image_size, patch_size, channels, dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.patches + 1, dim))
         self.blocks = nn.ModuleList(
-            PreNormBlock(dim, heads, int(dim * mlp_ratio), norm_kind=norm, norm_args=norm_args or {}, qkv_bias=qkv_bias)
+            PreNormBlock(dim, Attention(dim, heads, qkv_bias=qkv_bias), norm=layer, mlp_ratio=mlp_ratio)
             for _ in range(depth)
         )
-        self.norm = make_norm(norm, dim, **(norm_args or {}))
+        self.norm = layer(dim)
         self.head = nn.Linear(dim, classes)
         for table in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(table, std=0.02)

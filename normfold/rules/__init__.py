@@ -6,22 +6,33 @@ A new operator is one function that says how a frame passes through it, one row 
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op
 from normfold.rules.base import Rule
 from normfold.rules.join import JoinRule
-from normfold.rules.layout import CarryRule, expand, gather, pad, reshape, same, slices, transpose
+from normfold.rules.layout import AxisMap, CarryRule, expand, gather, pad, reshape, same, slices, transpose
 from normfold.rules.linear import ConvRule, GemmRule, MatMulRule
 from normfold.rules.normalize import NormalizeRule
 from normfold.rules.pointwise import AffineRule, SumRule
 from normfold.rules.reduce import averaged, counts_padding, pooled, pooled_to_one
 
+_FLOATING = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
-def _to_a_float_type(graph: Graph, op: Op) -> Refuse | None:
-    if graph.is_floating(op.output):
+
+def _between_float_types(graph: Graph, op: Op) -> Refuse | None:
+    if all(value is None or value.dtype is None or value.dtype in _FLOATING for value in (op.inputs[0], op.output)):
         return None
-    return Refuse("not-floating", f"{op.label}: rounds to integers")
+    return Refuse("not-floating", f"{op.label}: one side of it is integers, or has no more than eight bits")
+
+
+def _inactive(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """Dropout, which at inference does nothing; since opset 12 an input can switch it on."""
+    training = op.inputs[2] if len(op.inputs) > 2 else None
+    if training is None or (graph.is_constant(training) and not np.any(graph.constant(training))):
+        return same(graph, op)
+    return Refuse("training-mode", f"{op.label}: drops elements at random")
 
 
 def _fills_with_a_number(graph: Graph, op: Op) -> Refuse | None:
@@ -57,8 +68,8 @@ TABLE: dict[str, Rule] = {
     "LayerNormalization": NormalizeRule(centred=True),
     "RMSNormalization": NormalizeRule(centred=False),
     "Identity": CarryRule(same),
-    "Dropout": CarryRule(same, attributes=["seed", "ratio"]),
-    "Cast": CarryRule(same, attributes=["to", "saturate", "round_mode"], scale=_to_a_float_type),
+    "Dropout": CarryRule(_inactive, attributes=["seed", "ratio"]),
+    "Cast": CarryRule(same, attributes=["to", "saturate", "round_mode"], scale=_between_float_types),
     "Transpose": CarryRule(transpose, attributes=["perm"]),
     "Reshape": CarryRule(reshape, attributes=["allowzero"]),
     "Flatten": CarryRule(reshape, attributes=["axis"]),

@@ -1,8 +1,8 @@
 """What a rule is: how one operator relates the frames of the tensors around it.
 
-A *port* is an input (0, 1, ...) or an output (-1, -2, ...) of an operator that carries a frame. A rule answers three questions:
-`scale` and `shift`: given the halves of the frames that a flood has brought to some ports, which do the other ports need,
-or why can it not be done; and `edits`: which constants change once all frames are decided.
+A *port* is an input (0, 1, ...) or an output (-1, -2, ...) of an operator that carries a frame. A rule answers
+three questions: `scale` and `shift`: given the halves of the frames that a flood has brought to some ports, which
+do the other ports need, or why can it not be done; and `edits`: which constants change once all frames are decided.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ Edit = NewConstant | NewAttribute | NewAdd
 class Costs(Protocol):
     """What a rule may ask about the tensors around its operator, as decided so far."""
 
-    graph: Graph
+    @property
+    def graph(self) -> Graph:
+        """The graph whose shifts they are."""
 
     def is_fixed(self, op: Op) -> bool:
         """Whether an affine map carries shifts instead of absorbing them."""
@@ -81,9 +83,10 @@ class Costs(Protocol):
 class Ports:
     """What a flood knows around one operator.
 
-    known: the ports it has reached, float64 of the rank of each tensor. before: the same half of a port it has not reached.
-    fixed: for an affine map, whether it has been folded away. costs: what a shift would cost around it. writer_limit: how many elements
-    a bias may touch that takes a shift at once, where another tensor could carry it on.
+    known: the ports it has reached, float64 of the rank of each tensor. before: the same half of a port it has not
+    reached. fixed: for an affine map, whether it has been folded away. costs: what a shift would cost around it.
+    writer_limit: how many elements a bias may touch that takes a shift at once, where another tensor could carry it
+    on.
     """
 
     graph: Graph
@@ -143,6 +146,7 @@ class Rule(ABC):
 
 
 def value_at(op: Op, port: int) -> Value:
+    """The tensor at a port; an InternalError where none is connected."""
     value = op.outputs[-1 - port] if port < 0 else op.inputs[port]
     if value is None:
         raise InternalError(f"{op.label}: a rule asked for a port that is not connected")
@@ -150,10 +154,12 @@ def value_at(op: Op, port: int) -> Value:
 
 
 def name_of(value: Value) -> str:
+    """The name of a tensor, as plans refer to it."""
     return value.name or ""
 
 
 def only_along(array: Array, axes: tuple[int, ...]) -> bool:
+    """Whether `array` is the same along every axis but `axes`."""
     return set(varying_axes(array)) <= set(axes)
 
 
@@ -163,12 +169,12 @@ def along(array: Array, size: int) -> Array:
 
 
 def to_rank_of(graph: Graph, value: Value, array: Array) -> Array | None:
-    """`array` under broadcasting at `value`; None where `value` is itself broadcast, or its rank is not known."""
+    """`array` under broadcasting at `value`; None where `value` is itself broadcast, or its size is not known."""
     dims = graph.dims(value)
     shaped = None if dims is None else to_rank(array, len(dims))
     if dims is None or shaped is None:
         return None
-    fits = all(size == 1 or not dim.static or dim.size == size for size, dim in zip(shaped.shape, dims, strict=True))
+    fits = all(size == 1 or (dim.static and dim.size == size) for size, dim in zip(shaped.shape, dims, strict=True))
     return shaped if fits else None
 
 

@@ -13,9 +13,10 @@ from normfold.rules.base import OUT, Demands, Edit, FrameOf, Ports, Rule, rescal
 
 
 class JoinRule(Rule):
-    """Along the joined axis the whole's frame is its parts' frames side by side; a part that no flood reaches keeps its own.
+    """Along the joined axis the whole's frame is its parts' frames side by side.
 
-    Off the joined axis all parts share one frame. Constant parts (a class token) are rewritten into the frame.
+    A part that no flood reaches keeps its own. Off the joined axis all parts share one frame. Constant parts (a
+    class token) are rewritten into the frame.
     """
 
     late = True
@@ -72,7 +73,7 @@ class JoinRule(Rule):
         carried = self.ports(at.graph, at.op)
         rank = next(iter(at.known.values())).ndim
         arrays = [at.get(port) if port in carried else np.full((1,) * rank, constant) for port in cuts]
-        common = np.broadcast_shapes(*(array.shape[:axis] + (1,) + array.shape[axis + 1 :] for array in arrays))
+        common = np.broadcast_shapes(*((*array.shape[:axis], 1, *array.shape[axis + 1 :]) for array in arrays))
         full = [
             np.broadcast_to(array, (*common[:axis], cut.stop - cut.start, *common[axis + 1 :]))
             for array, cut in zip(arrays, cuts.values(), strict=True)
@@ -83,7 +84,7 @@ class JoinRule(Rule):
         dims = graph.dims(self._value(op, self.whole))
         if dims is None:
             return Refuse("unknown-shape", f"{op.label}: the rank of a tensor is not known")
-        return op.int("axis", 0) % len(dims)
+        return op.integer("axis", 0) % len(dims)
 
     def _cuts(self, graph: Graph, op: Op, axis: int) -> dict[int, slice] | Refuse:
         """Where along the axis each part lies."""

@@ -1,7 +1,7 @@
 """Operators that move elements without changing them: they carry a frame to its new place.
 
-Each row of the table gives one function `(graph, op) -> AxisMap | Refuse`: how an array of the input's rank, with size 1 where
-it does not vary, looks on the output, and back.
+Each row of the table gives one function `(graph, op) -> AxisMap | Refuse`: how an array of the input's rank, with
+size 1 where it does not vary, looks on the output, and back.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import numpy as np
 from normfold.frame import Array, Frame, Refuse, compress, varying_axes
 from normfold.graph import Graph, Op
 from normfold.rules.base import OUT, Costs, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant, value_at
-from normfold.shapes import Dim, reshape_groups
+from normfold.shapes import Dim, product, reshape_groups
 
 
 class AxisMap(Protocol):
+    """How an array of frame coefficients looks on the other side of an operator."""
+
     def forward(self, array: Array) -> Array | Refuse: ...
     def backward(self, array: Array) -> Array | Refuse: ...
 
@@ -44,6 +46,8 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Permuted:
+    """A Transpose."""
+
     permutation: tuple[int, ...]
 
     def forward(self, array: Array) -> Array:
@@ -68,6 +72,8 @@ class Regrouped:
         return self._carry(array, self.target, self.source)
 
     def _carry(self, array: Array, source: Sequence[Dim], target: Sequence[Dim]) -> Array | Refuse:
+        if all(dim.static for dim in (*source, *target)) and product(source) != product(target):
+            return _refuse(self.op, "unknown-shape", "the shapes that the file gives for it contradict each other")
         full = [1] * len(source)
         shape = [1] * len(target)
         joined: list[int] = []
@@ -125,14 +131,16 @@ class Dropped:
 
 
 def same(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """Operators whose output has the axes of their input."""
     return Same()
 
 
 def transpose(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """Transpose; without `perm` it reverses the axes."""
     dims = graph.dims(op.output)
     if dims is None:
         return _refuse(op, "unknown-shape", "the rank of its output is not known")
-    return Permuted(op.ints("perm") or tuple(range(len(dims)))[::-1])
+    return Permuted(op.integers("perm") or tuple(range(len(dims)))[::-1])
 
 
 def reshape(graph: Graph, op: Op) -> AxisMap | Refuse:
@@ -145,6 +153,7 @@ def reshape(graph: Graph, op: Op) -> AxisMap | Refuse:
 
 
 def expand(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """Expand: what matters is the shape before and after."""
     source = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
     target = graph.dims(op.output)
     if source is None or target is None or len(target) < len(source):
@@ -156,6 +165,8 @@ def expand(graph: Graph, op: Op) -> AxisMap | Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
+    """An Expand: leading axes are added, axes of size 1 widened."""
+
     op: Op
     added: int
     widened: frozenset[int]
@@ -174,7 +185,7 @@ def slices(graph: Graph, op: Op) -> AxisMap | Refuse:
     dims = graph.dims(op.output)
     if dims is None:
         return _refuse(op, "unknown-shape", "the rank of its output is not known")
-    arguments = [value for value in op.inputs[1:5]]
+    arguments = list(op.inputs[1:5])
     known = [None if v is None or not graph.is_constant(v) else graph.constant(v).tolist() for v in arguments]
     known += [None] * (4 - len(known))
     starts, ends, axes, steps = known
@@ -183,7 +194,7 @@ def slices(graph: Graph, op: Op) -> AxisMap | Refuse:
         return _refuse(op, "dynamic-slice", "its axes are computed at run time")
     if axes is None and starts is None:
         return Windowed(op, frozenset(range(len(dims))))
-    touched = [axis % len(dims) for axis in (axes if axes is not None else range(len(starts)))]
+    touched = [axis % len(dims) for axis in (axes if axes is not None else range(len(starts or ())))]
     if starts is None or ends is None or (len(arguments) > 3 and arguments[3] is not None and steps is None):
         return Windowed(op, frozenset(touched))
     steps = steps or [1] * len(touched)
@@ -218,10 +229,11 @@ def gather(graph: Graph, op: Op) -> AxisMap | Refuse:
     data, indices = (None if value is None else graph.dims(value) for value in op.inputs[:2])
     if data is None or indices is None:
         return _refuse(op, "unknown-shape", "the rank of an input is not known")
-    return Gathered(op, op.int("axis", 0) % len(data), len(indices))
+    return Gathered(op, op.integer("axis", 0) % len(data), len(indices))
 
 
 def pad(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """Pad (opset 11 and later: the amounts are an input)."""
     amounts = op.inputs[1] if len(op.inputs) > 1 else None
     dims = graph.dims(op.output)
     if amounts is None or dims is None or not graph.is_constant(amounts):
@@ -275,9 +287,9 @@ class CarryRule(Rule):
         return self._carry(at)
 
     def shift(self, at: Ports) -> Demands:
-        if any(np.any(array != 0.0) for array in at.known.values()):
-            if self.shift_stops is not None and (stopped := self.shift_stops(at.graph, at.op)):
-                return stopped
+        moved = any(np.any(array != 0.0) for array in at.known.values())
+        if moved and self.shift_stops is not None and (stopped := self.shift_stops(at.graph, at.op)):
+            return stopped
         return self._carry(at)
 
     def _carry(self, at: Ports) -> Demands:

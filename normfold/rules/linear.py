@@ -27,10 +27,12 @@ from normfold.rules.base import (
     along,
     name_of,
     only_along,
+    value_at,
 )
 
+
 class MatMulRule(Rule):
-    """MatMul with one constant operand. It has no bias: a shift passes on to a bias that follows, or costs a new Add."""
+    """MatMul with one constant operand. It has no bias: a shift passes on to a bias behind it, or costs an Add."""
 
     def _weight(self, graph: Graph, op: Op) -> int | None:
         """The input that holds the weight."""
@@ -49,7 +51,8 @@ class MatMulRule(Rule):
         value = at.op.inputs[weight]
         assert value is not None
         dims = at.graph.dims(value)
-        if dims is None or len(dims) < 2 or array.ndim < 2:
+        other = at.graph.dims(at.value(1 - weight))
+        if dims is None or other is None or min(len(dims), len(other)) < 2:
             return at.refuse("unknown-shape", "an operand is a vector, or of unknown rank")
         if array.shape[-2 if weight == 1 else -1] != 1:
             return at.refuse("not-contracted", "does not contract the channels of the norm")
@@ -81,12 +84,7 @@ class MatMulRule(Rule):
         """What a shift of the input adds to the output: t W, of the output's rank."""
         weight = self._weight(graph, op)
         assert weight is not None
-        value = op.inputs[weight]
-        assert value is not None
-        matrix = graph.constant(value)
-        contracted = shift.shape[:-2] + ((1, matrix.shape[-2]) if weight == 1 else (matrix.shape[-1], 1))
-        full = np.broadcast_to(shift, contracted)
-        return full @ matrix if weight == 1 else matrix @ full
+        return graph.contract(value_at(op, weight), shift, from_left=weight == 1)
 
     def _bias(self, graph: Graph, op: Op, incoming: Array, outgoing: Array) -> Array | None:
         """What the output lacks once both shifts are in place; None when they cancel."""
@@ -143,7 +141,7 @@ class GemmRule(Rule):
         if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
         for port, array in at.known.items():
-            channels = 1 if port == OUT or not at.op.int("transA", 0) else 0
+            channels = 1 if port == OUT or not at.op.integer("transA", 0) else 0
             if not only_along(array, (channels,)):
                 return at.refuse("not-contracted", "does not contract the channels of the norm")
         return None
@@ -163,18 +161,18 @@ class GemmRule(Rule):
         assert weight is not None and op.inputs[0] is not None
         incoming, outgoing = frame(op.inputs[0]), frame(op.output)
         stored = graph.constant(weight)
-        matrix = stored.T if op.int("transB", 0) else stored
+        matrix = stored.T if op.integer("transB", 0) else stored
         inputs, outputs = matrix.shape
         scale_in, scale_out = along(incoming.scale, inputs), along(outgoing.scale, outputs)
         if np.any(scale_in != 1.0) or np.any(scale_out != 1.0):
             rows, columns = scale_in[:, None], scale_out[None, :]
-            if op.int("transB", 0):
+            if op.integer("transB", 0):
                 rows, columns = rows.T, columns.T
             yield NewConstant(name_of(op.output), 1, name_of(weight), times=rows, over=columns)
-        passed = op.float("alpha", 1.0) * along(incoming.shift, inputs) @ matrix
+        passed = op.number("alpha", 1.0) * along(incoming.shift, inputs) @ matrix
         add = (passed - along(outgoing.shift, outputs)) / scale_out
         if np.any(add != 0.0) or (bias is not None and np.any(scale_out != 1.0)):
-            beta = op.float("beta", 1.0)
+            beta = op.number("beta", 1.0)
             yield NewConstant(name_of(op.output), 2, _name(bias), times=np.full(1, beta), over=scale_out, add=add)
             if beta != 1.0:
                 # beta moves into C because C now also holds the shift, which beta must not scale.
@@ -182,7 +180,10 @@ class GemmRule(Rule):
 
 
 class ConvRule(Rule):
-    """Conv in any number of dimensions and groups. Zero padding takes a scale, never a shift: the padding would have to be -t / s."""
+    """Conv in any number of dimensions and groups.
+
+    Zero padding takes a scale, never a shift: the padding would have to be -t / s.
+    """
 
     attributes = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
 
@@ -220,7 +221,7 @@ class ConvRule(Rule):
         incoming, outgoing = frame(op.inputs[0]), frame(op.output)
         kernel = graph.constant(weight)
         outputs, inputs = kernel.shape[:2]
-        groups = op.int("group", 1)
+        groups = op.integer("group", 1)
         spread = np.repeat(np.arange(groups), outputs // groups)  # the group of each output channel
         scale_in = along(incoming.scale, inputs * groups).reshape(groups, inputs)
         scale_in = scale_in if groups == 1 else scale_in[spread]
@@ -246,7 +247,8 @@ def _name(value: Value | None) -> str | None:
 
 
 def pads_with_zeros(op: Op) -> bool:
+    """Whether a Conv or a pooling reads zeros beyond the border."""
     automatic = op.text("auto_pad", "NOTSET")
     if automatic in ("NOTSET", ""):
-        return any(op.ints("pads") or ())
+        return any(op.integers("pads") or ())
     return automatic != "VALID"

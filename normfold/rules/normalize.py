@@ -27,9 +27,10 @@ EPSILON = 1e-5
 
 
 class NormalizeRule(Rule):
-    """`w * (x - mean) / sqrt(var + eps) + b` over the last axes; with `centred` False the RMS form, which has neither mean nor b.
+    """`w * (x - mean) / sqrt(var + eps) + b` over the last axes, or the RMS form, which has neither mean nor b.
 
-    Input: one scale s > 0 for all channels, `eps' = eps / s^2`; a mean takes one shift for all channels with it. Output: any.
+    Input: one scale s > 0 for all channels, `eps' = eps / s^2`; a mean takes one shift for all channels with it.
+    Output: any.
     """
 
     attributes = frozenset({"axis", "epsilon", "stash_type"})
@@ -94,7 +95,7 @@ class NormalizeRule(Rule):
         incoming, outgoing = frame(op.inputs[0]), frame(op.output)
         size = float(incoming.scale.flat[0])
         if size != 1.0:
-            yield NewAttribute(name_of(op.output), "epsilon", op.float("epsilon", EPSILON) / size**2)
+            yield NewAttribute(name_of(op.output), "epsilon", op.number("epsilon", EPSILON) / size**2)
         rank = len(graph.dims(weight) or ())
         scale = outgoing.scale.reshape(outgoing.scale.shape[outgoing.scale.ndim - rank :])
         shift = outgoing.shift.reshape(outgoing.shift.shape[outgoing.shift.ndim - rank :])

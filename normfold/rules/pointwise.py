@@ -12,7 +12,10 @@ from normfold.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value
 
 
 class AffineRule(Rule):
-    """`y = a * x + b` with constants. Folded, it is a no-op: s_y = a * s_x, t_y = a * t_x + b; otherwise its constants change."""
+    """`y = a * x + b` with constants. Folded, it is a no-op: s_y = a * s_x, t_y = a * t_x + b.
+
+    Otherwise it absorbs any frame: its constants change.
+    """
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         if not costs.is_fixed(op):
@@ -34,7 +37,7 @@ class AffineRule(Rule):
         demands: dict[int, Array] = {}
         if 0 in at.known:
             demands[OUT] = a * at.known[0]
-        if OUT in at.known:
+        elif OUT in at.known:
             if np.any(a == 0.0):
                 return at.refuse("zero-scale", "a channel with scale 0 cannot be undone")
             source = to_port(at, at.known[OUT] / a, 0)
@@ -52,7 +55,7 @@ class AffineRule(Rule):
         demands: dict[int, Array] = {}
         if 0 in at.known:
             demands[OUT] = total(a * at.known[0], b)
-        if OUT in at.known:
+        elif OUT in at.known:
             if np.any(a == 0.0):
                 return at.refuse("zero-scale", "a channel with scale 0 cannot take a shift from behind it")
             source = to_port(at, total(at.known[OUT], -b) / a, 0)

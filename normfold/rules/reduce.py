@@ -32,16 +32,16 @@ def averaged(graph: Graph, op: Op) -> AxisMap | Refuse:
     given = op.inputs[1] if len(op.inputs) > 1 else None
     if given is not None and not graph.is_constant(given):
         return Refuse("dynamic-axes", f"{op.label}: its axes are computed at run time")
-    axes = op.ints("axes") if given is None else tuple(int(axis) for axis in graph.constant(given).reshape(-1))
+    axes = op.integers("axes") if given is None else tuple(int(axis) for axis in graph.constant(given).reshape(-1))
     if not axes:
-        if op.int("noop_with_empty_axes", 0):
+        if op.integer("noop_with_empty_axes", 0):
             return Dropped(op, (), keep=True)
         axes = tuple(range(len(source)))
-    return Dropped(op, tuple(sorted(axis % len(source) for axis in axes)), keep=bool(op.int("keepdims", 1)))
+    return Dropped(op, tuple(sorted(axis % len(source) for axis in axes)), keep=bool(op.integer("keepdims", 1)))
 
 
 def counts_padding(graph: Graph, op: Op) -> Refuse | None:
     """An average that counts padded zeros does not receive a shift there."""
-    if op.int("count_include_pad", 0) and (pads_with_zeros(op) or op.int("ceil_mode", 0)):
+    if op.integer("count_include_pad", 0) and (pads_with_zeros(op) or op.integer("ceil_mode", 0)):
         return Refuse("shift-meets-padding", f"{op.label}: counts padding, which would not receive the shift")
     return None

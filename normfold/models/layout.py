@@ -1,0 +1,80 @@
+"""Where the numbers of a picture lie: tokens, pictures, heads, windows and stripes.
+
+Everything here only moves numbers, and no batch size becomes a Python number, so that exports hold at every batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def split_axis(x: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """One axis as several of these sizes: the inverse of flattening them."""
+    return torch.unflatten(x, axis, sizes)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A picture (N, C, H, W) as tokens (N, H * W, C), row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_picture(x: Tensor, side: int) -> Tensor:
+    """Tokens (N, side^2, C) as a picture (N, C, side, side): the inverse of `to_tokens`."""
+    return split_axis(x.transpose(1, 2), 2, (side, side))
+
+
+class ToTokens(nn.Module):
+    """`to_tokens` as a module, for sequences of modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, H * W, C)."""
+        return to_tokens(x)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., L, C) to (..., heads, L, C / heads)."""
+    return split_axis(x, -1, (heads, x.shape[-1] // heads)).transpose(-3, -2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(..., heads, L, d) to (..., L, heads * d): the inverse of `split_heads`."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def to_windows(x: Tensor, height: int, width: int) -> Tensor:
+    """Cut a channels-last picture (N, H, W, C) into windows (N, windows, height * width, C), row by row.
+
+    Windows of full height or width are stripes. height divides H and width divides W.
+    """
+    _, rows, columns, _ = x.shape
+    x = split_axis(split_axis(x, 2, (columns // width, width)), 1, (rows // height, height))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def from_windows(x: Tensor, side: int, height: int, width: int) -> Tensor:
+    """Windows (N, windows, height * width, C) back to (N, side, side, C): the inverse of `to_windows`."""
+    x = split_axis(split_axis(x, 2, (height, width)), 1, (side // height, side // width))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def relative_positions(window: int) -> Tensor:
+    """For each pair of a window's tokens, the number of their offset: (window^2, window^2) int64.
+
+    Offsets (rows, columns) from -(window - 1) to window - 1 each are numbered row by row, (2 * window - 1)^2 in all.
+    """
+    row, column = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
+    rows, columns = (axis[:, None] - axis + window - 1 for axis in (row, column))
+    return rows * (2 * window - 1) + columns
+
+
+def shift_mask(side: int, window: int, shift: int) -> Tensor:
+    """What keeps tokens apart that a cyclic shift brought into one window: 0 for neighbours, -100 for strangers.
+
+    (windows, window^2, window^2) for a picture of side^2 tokens rolled by -shift both ways. Source: arXiv:2103.14030.
+    """
+    index = torch.arange(side)
+    region = (index >= side - window).long() + (index >= side - shift).long()
+    regions = (3 * region[:, None] + region)[None, :, :, None]
+    label = to_windows(regions, window, window)[0, :, :, 0]
+    return torch.where(label[:, None] == label[:, :, None], 0.0, -100.0)
