@@ -146,7 +146,9 @@ def _placements(state: State, op: Op, frame: Frame) -> Iterable[tuple[dict[Value
     yield consumers, np.inf
     if not np.any(frame.scale == 0.0):
         backward = to_rank_of(state.graph, source, total(after, -frame.shift) / frame.scale)
-        if backward is not None and fits(state.graph, source, backward):
+        # Where the norm alone reads the tensor, nobody else's digits are at stake.
+        alone = len(state.graph.readers(source)) == 1
+        if backward is not None and (alone or fits(state.graph, source, backward)):
             producer = {op.output: after, source: backward}
             yield producer, 0.0
             yield producer, np.inf

@@ -82,10 +82,12 @@ def build(text: str, **constants: NDArray[np.generic] | tuple[int, ...]) -> onnx
     """`parse`, where a constant may be given by its shape (it is drawn from its name) and outputs need no dimensions."""
     drawn = {k: draw(k, *v) if isinstance(v, tuple) else v for k, v in constants.items()}
     model = parse(text, **drawn)
-    if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
-        known = {v.name: v.type for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
-        for value in model.graph.output:
-            value.type.CopyFrom(known[value.name])
+    open_ended = [value for value in model.graph.output if not value.type.tensor_type.shape.dim]
+    for value in open_ended:
+        value.type.tensor_type.ClearField("shape")
+    known = {v.name: v.type for v in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output}
+    for value in open_ended:
+        value.type.CopyFrom(known[value.name])
     return model
 
 

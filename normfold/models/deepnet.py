@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.models.blocks import NormArgs
+from normfold.models.blocks import NormArgs, norm_layer
 from normfold.models.seq2seq import PADDING, Decoder, Encoder, EncoderDecoder
 from normfold.models.text_blocks import LayerConfig
 
@@ -66,7 +68,7 @@ class DeepNetEncoder(Encoder):
         norm_args: NormArgs | None = None,
     ) -> None:
         constants = encoder_only(depth)
-        config = LayerConfig(dim, heads, hidden, norm, norm_args or {}, constants.alpha, F.gelu, nested=True)
+        config = LayerConfig(dim, heads, hidden, norm_layer(norm, norm_args), constants.alpha, F.gelu, nested=True)
         tokens, places = nn.Embedding(vocab, dim), nn.Embedding(positions + PADDING + 1, dim)
         super().__init__(tokens, places, config, depth=depth, scaled=False)
         self.output_projection = nn.Linear(dim, vocab, bias=False)
@@ -100,9 +102,8 @@ class DeepNetTranslator(EncoderDecoder):
         norm_args: NormArgs | None = None,
     ) -> None:
         constants = encoder_decoder(encoder_depth, decoder_depth)
-        configs = [
-            LayerConfig(dim, heads, hidden, norm, norm_args or {}, alpha, F.gelu, nested=True) for alpha, _ in constants
-        ]
+        norms = norm_layer(norm, norm_args)
+        configs = [LayerConfig(dim, heads, hidden, norms, alpha, F.gelu, nested=True) for alpha, _ in constants]
         tokens = nn.Embedding(vocab, dim)
         places = [nn.Embedding(positions + PADDING + 1, dim) for _ in configs]
         encoder = Encoder(tokens, places[0], configs[0], depth=encoder_depth, scaled=False)
@@ -111,3 +112,11 @@ class DeepNetTranslator(EncoderDecoder):
         initialise(encoder, constants[0].beta)
         initialise(decoder, constants[1].beta)
         decoder.output_projection.weight = tokens.weight
+
+
+DEEPNET: dict[str, Callable[..., nn.Module]] = {
+    "deepnet_encoder_ln": DeepNetEncoder,
+    "deepnet_encoder_un": partial(DeepNetEncoder, norm="un"),
+    "deepnet_nmt_ln": DeepNetTranslator,
+    "deepnet_nmt_un": partial(DeepNetTranslator, norm="un"),
+}

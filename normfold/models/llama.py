@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.models.blocks import NormArgs
-from normfold.models.blocks import norm as make_norm
+from normfold.models.blocks import NormArgs, NormLayer, norm_layer
 from normfold.models.text_blocks import (
     KeyValue,
     append,
@@ -101,12 +101,12 @@ class SwiGLU(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + SwiGLU(norm(x))."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, *, norm_kind: str, norm_args: NormArgs) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, norm: NormLayer) -> None:
         super().__init__()
         self.self_attn = CausalAttention(dim, heads)
         self.mlp = SwiGLU(dim, hidden)
-        self.input_layernorm = make_norm(norm_kind, dim, **norm_args)
-        self.post_attention_layernorm = make_norm(norm_kind, dim, **norm_args)
+        self.input_layernorm = norm(dim)
+        self.post_attention_layernorm = norm(dim)
 
     def forward(
         self, x: Tensor, past: KeyValue | None, rotation: tuple[Tensor, Tensor], mask: Tensor | None
@@ -120,15 +120,11 @@ class DecoderLayer(nn.Module):
 class _Trunk(nn.Module):
     """Everything below the output projection; a module of its own because published names say `model.`"""
 
-    def __init__(
-        self, vocab: int, dim: int, depth: int, heads: int, hidden: int, *, norm_kind: str, norm_args: NormArgs
-    ) -> None:
+    def __init__(self, vocab: int, dim: int, depth: int, heads: int, hidden: int, *, norm: NormLayer) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab, dim)
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, hidden, norm_kind=norm_kind, norm_args=norm_args) for _ in range(depth)
-        )
-        self.norm = make_norm(norm_kind, dim, **norm_args)
+        self.layers = nn.ModuleList(DecoderLayer(dim, heads, hidden, norm=norm) for _ in range(depth))
+        self.norm = norm(dim)
 
     def forward(self, ids: Tensor, pasts: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         x: Tensor = self.embed_tokens(ids)
@@ -146,7 +142,7 @@ class _Trunk(nn.Module):
 class CausalLM(nn.Module):
     """Token numbers (N, L) int64 in [0, vocab) to the logits (N, L, vocab) of the token that follows each.
 
-    The defaults are tiny; LLAMA_350M is the published size.
+    The defaults are tiny; LLAMA lists the published sizes.
     norm: any name `blocks.norm` knows; norm_args: its options. tied: the output projection is the embedding table.
     Source of layout and names: Touvron et al., arXiv:2302.13971.
     """
@@ -164,7 +160,7 @@ class CausalLM(nn.Module):
         tied: bool = False,
     ) -> None:
         super().__init__()
-        self.model = _Trunk(vocab, dim, depth, heads, hidden, norm_kind=norm, norm_args=norm_args or {})
+        self.model = _Trunk(vocab, dim, depth, heads, hidden, norm=norm_layer(norm, norm_args))
         self.lm_head = nn.Linear(dim, vocab, bias=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -192,13 +188,18 @@ class CausalLM(nn.Module):
         return self.lm_head(x), *stack(caches)
 
 
-# The LLaMA-350M of the SLAB paper (arXiv:2405.11582); one step of its PRepBN schedule is 16 training forwards.
-LLAMA_350M: Mapping[str, Any] = {"vocab": 32000, "dim": 1024, "depth": 18, "heads": 8, "hidden": 4096}
-LLAMA_350M_PREPBN: NormArgs = {
+_350M: Mapping[str, Any] = {"vocab": 32000, "dim": 1024, "depth": 18, "heads": 8, "hidden": 4096}
+# One step of the published schedule is 16 training forwards.
+_PREPBN: NormArgs = {
     "base": "rms",
+    "base_eps": 1e-6,
     "eps": 1e-6,
     "flatten": True,
     "warm": 10000,
     "steps": 18000,
     "accumulation": 16,
+}
+LLAMA: dict[str, Callable[..., nn.Module]] = {
+    "llama_350m_prepbn": partial(CausalLM, **_350M, norm="prepbn", norm_args=_PREPBN),
+    "llama_350m_rms": partial(CausalLM, **_350M, norm="rms", norm_args={"eps": 1e-6}),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
-from normfold.models.blocks import NormArgs
+from normfold.models.blocks import NormArgs, norm_layer
 from normfold.models.seq2seq import PADDING, Decoder, Encoder, EncoderDecoder
 from normfold.models.text_blocks import LayerConfig, SinusoidalPositions
 
@@ -34,7 +37,7 @@ class TranslationTransformer(EncoderDecoder):
         norm: str = "ln",
         norm_args: NormArgs | None = None,
     ) -> None:
-        config = LayerConfig(dim, heads, hidden, norm, norm_args or {})
+        config = LayerConfig(dim, heads, hidden, norm_layer(norm, norm_args))
         tokens = nn.Embedding(vocab, dim, padding_idx=PADDING)
         places = [SinusoidalPositions(positions + PADDING + 1, dim, padding=PADDING) for _ in range(2)]
         super().__init__(
@@ -52,3 +55,9 @@ class TranslationTransformer(EncoderDecoder):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
         nn.init.normal_(tokens.weight, std=tokens.embedding_dim**-0.5)
+
+
+NMT: dict[str, Callable[..., nn.Module]] = {
+    "nmt_ln": TranslationTransformer,
+    "nmt_un": partial(TranslationTransformer, norm="un"),
+}

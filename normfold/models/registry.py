@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,11 +11,11 @@ from torch import nn
 from normfold.errors import ArchitectureError
 from normfold.models.convnet import ConvNet
 from normfold.models.cswin import CSWIN
-from normfold.models.deepnet import DeepNetEncoder, DeepNetTranslator
+from normfold.models.deepnet import DEEPNET
 from normfold.models.deit import DEIT
 from normfold.models.encoder import PostNormEncoder
-from normfold.models.llama import LLAMA_350M, LLAMA_350M_PREPBN, CausalLM
-from normfold.models.nmt import TranslationTransformer
+from normfold.models.llama import LLAMA, CausalLM
+from normfold.models.nmt import NMT
 from normfold.models.pvt import PVT
 from normfold.models.swin import SWIN
 from normfold.models.t2t import T2T
@@ -26,18 +25,13 @@ from normfold.models.vit import VisionTransformer
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "char_lm": CausalLM,
     "convnet": ConvNet,
-    "deepnet_encoder_ln": DeepNetEncoder,
-    "deepnet_encoder_un": partial(DeepNetEncoder, norm="un"),
-    "deepnet_nmt_ln": DeepNetTranslator,
-    "deepnet_nmt_un": partial(DeepNetTranslator, norm="un"),
-    "llama_350m_prepbn": partial(CausalLM, **LLAMA_350M, norm="prepbn", norm_args=LLAMA_350M_PREPBN),
-    "llama_350m_rms": partial(CausalLM, **LLAMA_350M, norm="rms", norm_args={"eps": 1e-6}),
-    "nmt_ln": TranslationTransformer,
-    "nmt_un": partial(TranslationTransformer, norm="un"),
     "postnorm_encoder": PostNormEncoder,
     "vit": VisionTransformer,
     **CSWIN,
+    **DEEPNET,
     **DEIT,
+    **LLAMA,
+    **NMT,
     **PVT,
     **SWIN,
     **T2T,

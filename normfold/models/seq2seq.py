@@ -47,7 +47,7 @@ class _Stack(nn.Module):
         self.embed_tokens = embed_tokens
         self.embed_positions = embed_positions
         self.layers = nn.ModuleList(layers)
-        self.layer_norm = config.make_norm() if config.alpha is None else None
+        self.layer_norm = config.norm(config.dim) if config.alpha is None else None
         self.embed_scale = math.sqrt(config.dim) if scaled else None
 
     def _embed(self, ids: Tensor, rows: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
 class SwinBlock(PreNormBlock):
     """A pre-norm block over (N, side^2, dim) that attends inside windows, which are shifted by half in every other one.
 
-    A window as large as the picture is neither shifted nor, being the only one, cut out.
+    A window never exceeds the picture, and one as large is not shifted.
     """
 
     attn_mask: Tensor | None

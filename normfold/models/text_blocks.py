@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.models.blocks import NormArgs
-from normfold.models.blocks import norm as make_norm
+from normfold.models.blocks import NormLayer
 
 # Keys and values of one attention, each (N, heads, positions, head_dim).
 KeyValue = tuple[Tensor, Tensor]
@@ -159,15 +158,10 @@ class LayerConfig:
     dim: int
     heads: int
     hidden: int
-    norm: str
-    norm_args: NormArgs = field(default_factory=dict)
+    norm: NormLayer
     alpha: float | None = None
     activation: Callable[[Tensor], Tensor] = F.relu
     nested: bool = False
-
-    def make_norm(self) -> nn.Module:
-        """A fresh norm of this layer's kind and width."""
-        return make_norm(self.norm, self.dim, **self.norm_args)
 
 
 class _Layer(nn.Module):
@@ -176,14 +170,18 @@ class _Layer(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(config.dim, config.heads)
-        self.self_attn_layer_norm = config.make_norm()
+        self.self_attn_layer_norm = config.norm(config.dim)
+        self.config = config
+
+    def _add_network(self) -> None:
+        """Kept apart from the constructor so that the state dict is in the published order."""
+        config = self.config
         network = FeedForward(config.dim, config.hidden, config.activation)
         if config.nested:
             self.ffn = network
         else:
             self.fc1, self.fc2 = network.fc1, network.fc2
-        self.final_layer_norm = config.make_norm()
-        self.config = config
+        self.final_layer_norm = config.norm(config.dim)
 
     def _before(self, x: Tensor, norm: nn.Module) -> Tensor:
         y: Tensor = norm(x) if self.config.alpha is None else x
@@ -204,6 +202,10 @@ class _Layer(nn.Module):
 class EncoderLayer(_Layer):
     """Self-attention and feed-forward network, each with its norm and residual addition."""
 
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__(config)
+        self._add_network()
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(N, S, dim) to (N, S, dim); mask from `source_mask`."""
         h = self._before(x, self.self_attn_layer_norm)
@@ -217,7 +219,8 @@ class DecoderLayer(_Layer):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__(config)
         self.encoder_attn = MultiheadAttention(config.dim, config.heads)
-        self.encoder_attn_layer_norm = config.make_norm()
+        self.encoder_attn_layer_norm = config.norm(config.dim)
+        self._add_network()
 
     def forward(
         self, x: Tensor, source: KeyValue, past: KeyValue | None, masks: tuple[Tensor | None, Tensor]

@@ -296,16 +296,12 @@ class CarryRule(Rule):
         mapped = self.axis_map(at.graph, at.op)
         if isinstance(mapped, Refuse):
             return mapped
-        demands: dict[int, Array] = {}
-        for port, other, carry in ((0, OUT, mapped.forward), (OUT, 0, mapped.backward)):
-            if port in at.known:
-                carried = carry(at.known[port])
-                if isinstance(carried, Refuse):
-                    return carried
-                demands[other] = carried
-        if 0 not in self.ports(at.graph, at.op):
-            demands.pop(0, None)
-        return demands
+        # The input's frame tells the output's, even where only a part of it arrives there; so it is asked first.
+        port, other, carry = (0, OUT, mapped.forward) if 0 in at.known else (OUT, 0, mapped.backward)
+        carried = carry(at.known[port])
+        if isinstance(carried, Refuse):
+            return carried
+        return {other: carried} if other in self.ports(at.graph, at.op) else {}
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         if 0 in self.ports(graph, op):

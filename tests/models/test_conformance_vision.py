@@ -1,4 +1,4 @@
-"""The papers' vision models give the numbers of their published code, for parameters drawn by name (reference/fill.py)."""
+"""The papers' vision models give the numbers of their published code, with parameters drawn by reference/fill.py."""
 
 from __future__ import annotations
 

@@ -51,9 +51,11 @@ def inputs(name: str, batch: int = 3, length: int = 7) -> torch.Tensor:
     return torch.randn(batch, 1, side, side, generator=generator)
 
 
-def test_names_are_sorted_and_all_build() -> None:
-    assert names() == ["char_lm", "convnet", "postnorm_encoder", "vit"]
-    for name in names():
+def test_names_are_sorted_and_the_small_ones_build() -> None:
+    assert names() == sorted(names())
+    # The papers' own are built where they are compared with their references.
+    for name in ("char_lm", "convnet", "postnorm_encoder", "vit"):
+        assert name in names()
         assert isinstance(create(name), nn.Module)
 
 

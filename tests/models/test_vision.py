@@ -67,6 +67,17 @@ def pictures(batch: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_traces_hold_at_every_batch(name: str) -> None:
+    """What every export begins with: a batch size that became a number would show here."""
+    model = small(name)
+    traced = torch.export.export(model, (pictures(3),), dynamic_shapes=({0: Dim("batch")},)).module()
+    for batch in (3, 1, 5):
+        with torch.no_grad():
+            torch.testing.assert_close(traced(pictures(batch)), model(pictures(batch)), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_exports_hold_at_every_batch(name: str) -> None:
     model = small(name)
     with warnings.catch_warnings():

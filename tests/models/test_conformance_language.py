@@ -1,0 +1,285 @@
+"""The papers' language models give the numbers of their published code, with parameters drawn by reference/fill.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from normfold.detect import find_norms
+from normfold.models import create, names
+from normfold.models.deepnet import encoder_decoder, encoder_only
+from tests.models.reference import fill
+
+FOLDER = Path(__file__).resolve().parent / "reference"
+REDUCED_LLAMA = {"vocab": 1000, "dim": 256, "depth": 4, "heads": 8, "hidden": 1024}
+TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
+# The reference's own attention drops to float32 in its softmax, which moves its logits by 2.2e-8 in norm. Without that
+# cast nothing gets closer; a wrong eps (9e-6) or rotation (4e-4) is far outside.
+SOFTMAX_TOLERANCE = 4e-8
+# Everything else agrees to what float64 leaves.
+TOLERANCE = 1e-12
+# The sinusoid table is float32, and another CPU's float32 sine moves the logits by up to 2.7e-7.
+TABLE_TOLERANCE = 1e-6
+NORMS = {
+    "deepnet_encoder_ln": ("LayerNorm", 36),
+    "deepnet_encoder_un": ("UN", 36),
+    "deepnet_nmt_ln": ("LayerNorm", 90),
+    "deepnet_nmt_un": ("UN", 90),
+    "llama_350m_prepbn": ("PRepBN", 37),
+    "llama_350m_rms": ("RMSNorm", 37),
+    "nmt_ln": ("LayerNorm", 32),
+    "nmt_un": ("UN", 32),
+}
+
+
+def read(name: str) -> tuple[dict[str, Any], np.ndarray]:
+    return json.loads((FOLDER / f"{name}.json").read_text()), np.load(FOLDER / f"{name}.npy")
+
+
+def filled(model: nn.Module, record: dict[str, Any], tied: tuple[str, ...] = ()) -> nn.Module:
+    """The model with the reference's parameters, rounded to float32 as a checkpoint holds them, in float64."""
+    drawn = {key: torch.from_numpy(value).float() for key, value in fill.state_dict(record).items()}
+    drawn |= dict.fromkeys(tied, drawn[tied[0]])
+    model.load_state_dict({**model.state_dict(), **drawn}, strict=True)
+    return model.double().eval()
+
+
+def entries(model: nn.Module) -> list[dict[str, Any]]:
+    return [
+        {"name": key, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        for key, value in model.state_dict().items()
+    ]
+
+
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    assert got.shape == expected.shape
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_published_size_has_its_norms(name: str) -> None:
+    with torch.device("meta"):
+        model = create(name)
+    norms = find_norms(model)
+    assert ({norm.kind for norm in norms}, len(norms)) == ({NORMS[name][0]}, NORMS[name][1])
+
+
+def test_the_names_are_these() -> None:
+    assert set(NORMS) == {name for name in names() if name.startswith(("deepnet_", "llama_", "nmt_"))}
+
+
+def published_llama() -> tuple[nn.Module, np.ndarray, np.ndarray]:
+    record, expected = read("llama_prepbn")
+    model = create("llama_350m_prepbn", **REDUCED_LLAMA)
+    assert entries(model) == record["entries"]
+    return filled(model, record), fill.tokens((2, 32), 1000), expected
+
+
+def test_llama_gives_the_published_numbers() -> None:
+    model, ids, expected = published_llama()
+    with torch.no_grad():
+        got = model(torch.from_numpy(ids)).numpy()
+    assert distance(got, expected) < SOFTMAX_TOLERANCE
+    # The first token attends to itself alone, with a weight of 1 in any precision.
+    assert distance(got[:, 0], expected[:, 0]) < TOLERANCE
+
+
+def test_the_comparison_sees_a_wrong_eps() -> None:
+    model, ids, expected = published_llama()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eps = 1.1e-6
+    with torch.no_grad():
+        got = model(torch.from_numpy(ids)).numpy()
+    assert distance(got, expected) > SOFTMAX_TOLERANCE
+
+
+def numpy_llama(state: dict[str, np.ndarray], ids: np.ndarray, depth: int, heads: int) -> np.ndarray:
+    """The published forward pass in float64 (its rotary table in float32), without the float32 softmax."""
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        gamma, beta, mean, var = (
+            state[f"{name}.norm2.bn.{s}"] for s in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / np.sqrt(var + 1e-6) * gamma + beta + state[f"{name}.norm2.alpha"] * x
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ state[f"{name}.weight"].T
+
+    x = state["model.embed_tokens.weight"][ids]
+    n, length, dim = x.shape
+    half = dim // heads // 2
+    frequency = np.float32(1) / np.float32(10000) ** (np.arange(half, dtype=np.float32) / np.float32(half))
+    angle = np.arange(length, dtype=np.float32)[:, None] * frequency
+    rotation = np.exp(1j * angle.astype(np.float64))
+
+    def split(y: np.ndarray) -> np.ndarray:
+        return y.reshape(n, length, heads, 2 * half).transpose(0, 2, 1, 3)
+
+    def rotated(y: np.ndarray) -> np.ndarray:
+        z = (y[..., :half] + 1j * y[..., half:]) * rotation
+        return np.concatenate([z.real, z.imag], axis=-1)
+
+    for i in range(depth):
+        layer = f"model.layers.{i}"
+        h = norm(x, f"{layer}.input_layernorm")
+        q, k, v = (split(linear(h, f"{layer}.self_attn.{p}_proj")) for p in "qkv")
+        score = rotated(q) @ rotated(k).swapaxes(2, 3) / np.sqrt(2 * half)
+        weight = np.exp(np.where(np.tri(length, dtype=bool), score, -np.inf))
+        mixed = (weight / weight.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(n, length, dim)
+        x = x + linear(mixed, f"{layer}.self_attn.o_proj")
+        h = norm(x, f"{layer}.post_attention_layernorm")
+        gate = linear(h, f"{layer}.mlp.gate_proj")
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj")
+    return linear(norm(x, "model.norm"), "lm_head")
+
+
+def test_llama_is_the_published_formulas_in_float64() -> None:
+    model, ids, expected = published_llama()
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    truth = numpy_llama(state, ids, depth=4, heads=8)
+    with torch.no_grad():
+        got = model(torch.from_numpy(ids)).numpy()
+    # The table's float32 sines may be rounded otherwise than torch rounds them: 6e-8 of an effect of 4e-4.
+    assert distance(got, truth) < 1e-9
+    assert distance(truth, expected) < SOFTMAX_TOLERANCE
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_translation_transformer_gives_the_published_numbers(padded: bool) -> None:
+    record, expected = read("nmt_un")
+    model = create("nmt_un", vocab=1000)
+    assert entries(model) == record["entries"]
+    filled(model, record, TIED)
+    src, ids = fill.tokens((2, 20), 1000), fill.tokens((2, 16), 1000, 100)
+    if padded:
+        src[1, -5:] = 1
+    with torch.no_grad():
+        got = model(torch.from_numpy(src), torch.from_numpy(ids)).numpy()
+    assert float(np.abs(got - expected[int(padded)]).max()) < TABLE_TOLERANCE
+
+
+# N, M, and then alpha and beta of the encoder and of the decoder.
+TABLE = [
+    (1, 1, (0.81, 0.87), (1.3160740, 0.5372850)),
+    (6, 6, (1.4179381, 0.4969892), (2.0597671, 0.3432945)),
+    (18, 18, (1.9987463, 0.3525710), (2.7108060, 0.2608474)),
+    (200, 100, (4.0620243, 0.1734849), (4.1617915, 0.1699044)),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "encoder", "decoder"), TABLE)
+def test_deepnorm_constants(n: int, m: int, encoder: tuple[float, float], decoder: tuple[float, float]) -> None:
+    found = encoder_decoder(n, m)
+    np.testing.assert_allclose(found, (encoder, decoder), rtol=1e-6)
+
+
+def test_deepnorm_constants_of_an_encoder() -> None:
+    np.testing.assert_allclose(encoder_only(2), (2**0.5, 0.5), rtol=1e-12)
+    np.testing.assert_allclose(encoder_only(12), (2.2133638, 0.3194716), rtol=1e-6)
+
+
+def test_deepnorm_initialises_values_outputs_and_networks_smaller() -> None:
+    torch.manual_seed(0)
+    model = create("deepnet_nmt_ln", vocab=50, dim=128, hidden=128, heads=2, encoder_depth=8, decoder_depth=3)
+    checked = 0
+    for name, (_, beta) in zip(("encoder", "decoder"), encoder_decoder(8, 3), strict=True):
+        for key, weight in model.get_submodule(name).named_parameters():
+            if weight.dim() != 2 or "embed" in key or key == "output_projection.weight":
+                continue
+            gain = 1.0 if "q_proj" in key or "k_proj" in key else beta
+            # Xavier normal on a square matrix: the standard deviation is gain / sqrt(width), here of 16384 draws.
+            assert abs(float(weight.detach().std()) * 128**0.5 / gain - 1) < 0.05, key
+            checked += 1
+    assert checked == 8 * 6 + 3 * 10
+
+
+@pytest.fixture
+def torchscale(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """torchscale 0.3.0, with stand-ins for what it imports of fairscale and timm, and kept in float64 throughout."""
+    for name, members in {
+        "fairscale": {},
+        "fairscale.nn": {"checkpoint_wrapper": None, "wrap": None},
+        "timm": {},
+        "timm.models": {},
+        "timm.models.layers": {"drop_path": None},
+    }.items():
+        module = types.ModuleType(name)
+        for member, value in members.items():
+            setattr(module, member, value)
+        monkeypatch.setitem(sys.modules, name, module)
+    package = pytest.importorskip("torchscale")
+    softmax = F.softmax
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype=None: softmax(x, dim))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    return package
+
+
+SIZES = {"embed_dim": 32, "attention_heads": 4, "ffn_embed_dim": 48}
+OURS = {"vocab": 60, "dim": 32, "heads": 4, "hidden": 48, "positions": 40}
+
+
+def same_weights(model: nn.Module, other: nn.Module) -> None:
+    """Both get the same float64 weights, none of them what it was built with."""
+    state = {key: torch.from_numpy(fill.tensor(key, tuple(value.shape))) for key, value in model.state_dict().items()}
+    for key in (*TIED, "output_projection.weight"):
+        if key in state:
+            state[key] = state[TIED[0] if TIED[0] in state else key]
+    for module in (model, other):
+        module.double().eval().load_state_dict(state, strict=True)
+
+
+@pytest.mark.slow
+def test_the_deepnet_encoder_is_torchscales(torchscale: types.ModuleType) -> None:
+    from torchscale.architecture.config import EncoderConfig
+    from torchscale.architecture.encoder import Encoder
+    from torchscale.component.embedding import PositionalEmbedding
+
+    config = EncoderConfig(
+        deepnorm=True, encoder_layers=5, vocab_size=60, **{f"encoder_{key}": value for key, value in SIZES.items()}
+    )
+    other = Encoder(config, nn.Embedding(60, 32), PositionalEmbedding(42, 32))
+    model = create("deepnet_encoder_ln", depth=5, **OURS)
+    same_weights(model, other)
+    src = torch.from_numpy(fill.tokens((3, 17), 60))
+    src[1, -6:] = 1
+    with torch.no_grad():
+        expected = other(src, encoder_padding_mask=src == 1)["encoder_out"]
+        got = model(src)
+    np.testing.assert_allclose(got[src != 1], expected[src != 1], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_deepnet_translator_is_torchscales(torchscale: types.ModuleType) -> None:
+    from torchscale.architecture.config import EncoderDecoderConfig
+    from torchscale.architecture.encoder_decoder import EncoderDecoder
+    from torchscale.component.embedding import PositionalEmbedding
+
+    sizes = {f"{part}_{key}": value for key, value in SIZES.items() for part in ("encoder", "decoder")}
+    config = EncoderDecoderConfig(
+        deepnorm=True,
+        subln=False,
+        encoder_layers=4,
+        decoder_layers=3,
+        vocab_size=60,
+        share_all_embeddings=True,
+        **sizes,
+    )
+    other = EncoderDecoder(config, nn.Embedding(60, 32), PositionalEmbedding(42, 32), None, PositionalEmbedding(42, 32))
+    model = create("deepnet_nmt_ln", encoder_depth=4, decoder_depth=3, **OURS)
+    same_weights(model, other)
+    src, ids = torch.from_numpy(fill.tokens((2, 13), 60)), torch.from_numpy(fill.tokens((2, 9), 60, 100))
+    with torch.no_grad():
+        np.testing.assert_allclose(model(src, ids), other(src, ids)[0], rtol=TOLERANCE, atol=TOLERANCE)
+    ratio = other.encoder.layers[0].alpha / other.decoder.layers[0].alpha
+    ours = encoder_decoder(4, 3)
+    assert ratio == pytest.approx(ours[0].alpha / ours[1].alpha, rel=1e-12)

@@ -1,0 +1,142 @@
+"""Pooling and means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.graphs import FOLDED, Outcome, check, draw, fold, kept, outcomes, build, partial, same_function
+from tests.rules.sandwich import DIRECTIONS, Direction, Sandwich
+
+IMAGE = "B,4,5,6"
+
+
+def pool(name: str, attributes: str, target: str, source: str = IMAGE, opset: int = 20) -> Sandwich:
+    return Sandwich(f"o = {name}<{attributes}>(i)", source, target, axis=1, opset=opset)
+
+
+MAX = {
+    "plain": pool("MaxPool", "kernel_shape = [2, 2]", "B,4,4,5"),
+    "strided": pool("MaxPool", "kernel_shape = [2, 3], strides = [2, 2]", "B,4,2,2"),
+    "padded": pool("MaxPool", "kernel_shape = [3, 3], pads = [1, 1, 1, 1]", "B,4,5,6"),
+    "one side": pool("MaxPool", "kernel_shape = [2, 2], pads = [0, 0, 1, 1]", "B,4,5,6"),
+    "same": pool("MaxPool", 'kernel_shape = [2, 2], strides = [2, 2], auto_pad = "SAME_UPPER"', "B,4,3,3"),
+    "ceil": pool("MaxPool", "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1", "B,4,3,3"),
+    "dilated": pool("MaxPool", "kernel_shape = [2, 2], dilations = [2, 2]", "B,4,3,4"),
+    "one axis": pool("MaxPool", "kernel_shape = [2]", "B,4,4", "B,4,5"),
+    "global": Sandwich("o = GlobalMaxPool(i)", IMAGE, "B,4,1,1", axis=1),
+}
+
+
+@pytest.mark.parametrize("name", MAX)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_max_passes_positive_scales_and_any_shift(name: str, direction: Direction) -> None:
+    """What it pads with is less than anything, before and after a shift."""
+    MAX[name].fold(FOLDED, direction, "positive")
+    MAX[name].fold(kept("negative-scale" if direction == "forward" else "wall"), direction, "affine")
+
+
+def test_the_places_of_the_maxima_stay() -> None:
+    text = """g (double[B,4,6] x) => (double y, int64[B,4,5] places) {
+        h = Tanh(x)
+        n0 = Mul(h, a)
+        n = Add(n0, b)
+        p, places = MaxPool<kernel_shape = [2]>(n)
+        y = Conv(p, w)
+    }"""
+    check(text, FOLDED, a=draw("a", 4, 1, positive=True), b=(4, 1), w=(3, 4, 1))
+    check(text, kept("negative-scale"), a=(4, 1), b=(4, 1), w=(3, 4, 1))
+
+
+AVERAGE = {
+    "plain": (pool("AveragePool", "kernel_shape = [2, 2]", "B,4,4,5"), False),
+    "strided": (pool("AveragePool", "kernel_shape = [2, 2], strides = [2, 2]", "B,4,2,3"), False),
+    "padded": (pool("AveragePool", "kernel_shape = [3, 3], pads = [1, 1, 1, 1]", "B,4,5,6"), False),
+    "one side": (pool("AveragePool", "kernel_shape = [2, 2], pads = [0, 0, 1, 1]", "B,4,5,6"), False),
+    "ceil": (pool("AveragePool", "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1", "B,4,3,3"), False),
+    "counted, no padding": (pool("AveragePool", "kernel_shape = [2, 2], count_include_pad = 1", "B,4,4,5"), False),
+    "counted": (pool("AveragePool", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1", "B,4,5,6"), True),
+    "counted ceil": (
+        pool("AveragePool", "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1, count_include_pad = 1", "B,4,3,3"),
+        True,
+    ),
+    "counted same": (
+        pool("AveragePool", 'kernel_shape = [3, 3], auto_pad = "SAME_UPPER", count_include_pad = 1', "B,4,5,6"),
+        True,
+    ),
+    "dilated": (pool("AveragePool", "kernel_shape = [2, 2], dilations = [2, 2]", "B,4,3,4"), False),
+    "global": (Sandwich("o = GlobalAveragePool(i)", IMAGE, "B,4,1,1", axis=1), False),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGE)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_averages_pass_what_padding_does_not_dilute(name: str, direction: Direction) -> None:
+    case, counts = AVERAGE[name]
+    code = "shift-meets-padding" if direction == "forward" else "wall"
+    case.fold(partial(code) if counts else FOLDED, direction)
+    case.fold(FOLDED, direction, "scale")
+
+
+def test_pooling_the_channels_refuses() -> None:
+    case = Sandwich("o = MaxPool<kernel_shape = [2]>(i)", "B,3,4", "B,3,3")
+    case.fold(kept("channels-cut"), "forward", "positive")
+    case.fold(kept("wall"), "backward", "positive")
+    Sandwich("o = GlobalAveragePool(i)", "B,3,4", "B,3,1").fold(kept("across-channels"), "forward")
+
+
+MEANS = {
+    "attribute": ("ReduceMean<axes = [1]>(i)", "B,1,4", 13, None),
+    "attribute dropped": ("ReduceMean<axes = [1], keepdims = 0>(i)", "B,4", 13, None),
+    "negative attribute": ("ReduceMean<axes = [-2], keepdims = 0>(i)", "B,4", 17, None),
+    "input": ("ReduceMean(i, axes)", "B,1,4", 20, [1]),
+    "input dropped": ("ReduceMean<keepdims = 0>(i, axes)", "B,4", 20, [1]),
+    "negative input": ("ReduceMean<keepdims = 0>(i, axes)", "B,4", 20, [-2]),
+    "two axes": ("ReduceMean<keepdims = 1>(i, axes)", "1,1,4", 20, [1, 0]),
+    "two axes dropped": ("ReduceMean<keepdims = 0>(i, axes)", "4", 20, [-2, 0]),
+    "none": ("ReduceMean<noop_with_empty_axes = 1>(i)", "B,3,4", 20, None),
+    "empty": ("ReduceMean<noop_with_empty_axes = 1>(i, axes)", "B,3,4", 20, []),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_means_off_the_channel_axis(name: str, direction: Direction) -> None:
+    text, target, opset, axes = MEANS[name]
+    constants = {} if axes is None else {"axes": np.array(axes, dtype=np.int64)}
+    case = Sandwich(f"o = {text}", "B,3,4", target, opset=opset, constants=constants)
+    if target == "4" and direction == "forward":
+        case.fold(kept("unknown-shape"), direction)  # a vector times a matrix
+        return
+    case.fold(FOLDED, direction)
+
+
+@pytest.mark.parametrize(
+    ("text", "opset", "axes"),
+    [
+        ("ReduceMean<axes = [2]>(i)", 13, None),
+        ("ReduceMean<axes = [-1, 1]>(i)", 13, None),
+        ("ReduceMean(i)", 13, None),
+        ("ReduceMean(i)", 20, None),
+        ("ReduceMean(i, axes)", 20, [2]),
+        ("ReduceMean(i, axes)", 20, [-1]),
+        ("ReduceMean(i, axes)", 20, []),
+    ],
+)
+def test_means_across_the_channels_refuse(text: str, opset: int, axes: list[int] | None) -> None:
+    model = f'<ir_version: 10, opset_import: ["" : {opset}]>\n'
+    model += f"g (double[B,3,4] x) => (double y) {{\nh = Tanh(x)\ni = Mul(h, a)\no = {text}\ny = Tanh(o)\n}}"
+    constants = {} if axes is None else {"axes": np.array(axes, dtype=np.int64)}
+    check(model, kept("across-channels"), a=(4,), **constants)
+
+
+def test_means_over_axes_known_at_run_time_only_refuse() -> None:
+    text = "g (double[B,3,4] x, int64[1] axes) => (double[B,1,5] y) {\nh = Tanh(x)\ni = Mul(h, a)\no = ReduceMean(i, axes)\ny = MatMul(o, w)\n}"
+    _, plan = fold(build(text, a=(4,), w=(4, 5)))
+    assert outcomes(plan) == [kept("dynamic-axes")]
+
+
+def test_other_reductions_are_walls() -> None:
+    for name in ("ReduceSum", "ReduceMax", "ReduceL2", "ReduceProd", "ReduceMin"):
+        text = f"g (double[B,3,4] x) => (double y) {{\nh = Tanh(x)\ni = Mul(h, a)\no = {name}(i, axes)\ny = MatMul(o, w)\n}}"
+        check(text, kept("wall"), a=(4,), axes=np.array([1]), w=(4, 5))
