@@ -47,6 +47,9 @@ def analyse(model: Model, *, norms: Sequence[NormModule] = (), norm_affine: bool
     names = [value.name for node in model.graph for value in node.outputs]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
+    outputs = [value.name for value in model.graph.outputs]
+    if twice := next((name for name in outputs if outputs.count(name) > 1), None):
+        raise GraphError(f"The graph lists its output {twice} twice; the file is malformed.")
     if opset(model) < OLDEST_OPSET:
         raise GraphError(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
@@ -211,15 +214,16 @@ def _written(state: State, op: Op) -> Map | None:
     same_shift = shift is None or _equal(shift, affine.frame.shift)
     if not touched and same_scale and same_shift:
         return None
-    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine))
+    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
 
 
 def _equal(first: Array, second: Array) -> bool:
     return bool(np.all(first == second))
 
 
-def _is_batch_norm(affine: Affine) -> bool:
-    axes = {*varying_axes(affine.frame.scale), *varying_axes(affine.frame.shift)}
+def _is_batch_norm(affine: Affine, scale: Array | None, shift: Array | None) -> bool:
+    """Whether a BatchNormalization wrote the map and can write what has become of it."""
+    axes = {axis for half in (scale, shift) if half is not None for axis in varying_axes(half)}
     return len(affine.nodes) == 1 and affine.nodes[0].op_type == "BatchNormalization" and axes <= {1}
 
 

@@ -7,19 +7,32 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from normfold import catalogue, recognise
+from normfold.archive import Contents
 from normfold.errors import ArchitectureError, NormfoldError
 
 _LISTED = 10
 _HOW = (
     "Give one with --model pkg.module:factory (your own code, imported from the current directory too; --model-args "
-    "takes its arguments as JSON) or --arch NAME (built in: {names}), or save the checkpoint with "
-    "normfold.save_checkpoint"
+    "takes its arguments as JSON) or --arch NAME (`normfold models` lists the built-in ones), or save the checkpoint "
+    "with normfold.save_checkpoint"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A fresh module, what it was built from and with which arguments, and warning sentences."""
+
+    module: nn.Module
+    name: str
+    args: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def build(
@@ -27,39 +40,59 @@ def build(
     model: str | None,
     model_args: Mapping[str, Any] | None,
     arch: str | None,
-    found_arch: str | None,
-    found_args: Mapping[str, Any],
+    found: Contents,
+    state: Mapping[str, torch.Tensor],
     source: str,
-) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The module for the weights of `source`, what it was built from and with which arguments.
+) -> Built:
+    """The module for the weights `state` of `source`.
 
-    In this order: `model` ("pkg.module:factory"), `arch` (built-in registry), `found_arch` (the checkpoint's own word).
+    In this order: `model` ("pkg.module:factory"), `arch` (built-in registry), the checkpoint's own word where it is the
+    name of a built-in architecture, and what the names and shapes of the weights are recognised as.
     Raises ArchitectureError when there is none or it cannot be built.
     """
     if model is not None:
         args = dict(model_args or {})
-        return _from_factory(model, args), model, args
-    name = arch if arch is not None else found_arch
-    if name is None:
-        raise ArchitectureError(f"{source} holds weights without an architecture. {_how()}.")
-    args = dict(model_args if model_args is not None else found_args if name == found_arch else {})
+        return Built(_from_factory(model, args), model, args)
     from normfold import models
 
+    shapes = {name: tuple(tensor.shape) for name, tensor in strip_prefixes(state, ()).items()}
+    name = arch if arch is not None else found.arch if found.arch in models.names() else None
+    if name is None:
+        recognised = _recognise(shapes, found, source)
+        args = {**recognised.options, **(model_args or {})}
+        return Built(_create(recognised.name, args), recognised.name, args, (recognised.sentence,))
     if name not in models.names():
-        said = f"{source} says its architecture is {name!r}, which" if arch is None else f"{name!r}"
-        raise ArchitectureError(f"{said} is not built in. {_how()}.")
+        raise ArchitectureError(f"--arch {name!r} is not built in{_closest(name)}. {_HOW}.")
+    args = dict(model_args if model_args is not None else found.arch_args if name == found.arch else {})
+    shown = recognise.options_shown(name, shapes) if not args else {}
+    listed = ", ".join(f"{option} = {value}" for option, value in shown.items())
+    warnings = (f"From the shapes of the weights: {name} with {listed}.",) if shown else ()
+    return Built(_create(name, args | shown), name, args | shown, warnings)
+
+
+def _recognise(shapes: Mapping[str, tuple[int, ...]], found: Contents, source: str) -> recognise.Recognised:
+    said = recognise.Said(found.names, found.options)
     try:
-        return models.create(name, **args), name, args
+        return recognise.recognise(shapes, said=said)
+    except ArchitectureError as e:
+        word = f" says its architecture is {found.names[0]!r}, which is not built in, and" if found.names else ""
+        raise ArchitectureError(f"{source}{word} holds weights without a known architecture: {e}. {_HOW}.") from e
+
+
+def _create(name: str, args: Mapping[str, Any]) -> nn.Module:
+    from normfold import models
+
+    try:
+        return models.create(name, **args)
     except NormfoldError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
         raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {_summary(e)}.") from e
 
 
-def _how() -> str:
-    from normfold import models
-
-    return _HOW.format(names=", ".join(models.names()))
+def _closest(name: str) -> str:
+    close = catalogue.closest(name)
+    return f" (close: {', '.join(close)})" if close else ""
 
 
 def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
@@ -107,18 +140,21 @@ def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
 
 
-def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> tuple[str, ...]:
+def load_weights(
+    module: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, computed: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Load `state` into `module` strictly and return warning sentences.
 
     `module.` and `_orig_mod.` prefixes are stripped. Raises ArchitectureError listing missing and unexpected keys and
-    shapes that differ. A missing name whose parameter is tied to a loaded one is not missing.
+    shapes that differ. A missing name whose parameter is tied to a loaded one is not missing, nor is one with an ending
+    in `computed`: building the module gave it its values.
     """
     stripped = strip_prefixes(state, module.state_dict().keys())
     try:
         result = module.load_state_dict(stripped, strict=False)
     except (RuntimeError, TypeError, ValueError) as e:
         raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {_summary(e)}.") from e
-    missing = _untied(module, result.missing_keys)
+    missing = recognise.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
     if missing or result.unexpected_keys:
         raise ArchitectureError(_key_report(source, missing, result.unexpected_keys))
     return _dtype_warnings(stripped, module)
@@ -139,12 +175,6 @@ def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Any) -> Mapping[
     if all(name == new for name, new in names.items()):
         return state
     return {new: state[name] for name, new in names.items()}
-
-
-def _untied(module: nn.Module, missing: Sequence[str]) -> list[str]:
-    tensors = module.state_dict(keep_vars=True)
-    loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
-    return [name for name in missing if id(tensors.get(name)) not in loaded]
 
 
 def _key_report(source: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -1,30 +1,29 @@
 """Checkpoint files: from bytes on disk to tensors, a program or a graph, without running anything they contain.
 
-Pickles are read by torch's weights-only unpickler with a short allow-list of plain containers. `.pt2` programs cannot
-be read safely at all (see `read_program`). Only `trust=True` unpickles; nothing falls back to it.
+Pickles are read by torch's weights-only unpickler, with stand-ins for what authors keep beside their weights. `.pt2`
+programs cannot be read safely at all (see `read_program`). Only `trust=True` unpickles; nothing falls back to it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
+from normfold import hub
 from normfold.errors import CheckpointError, GraphError
+from normfold.stand_ins import named_globals, registered
 
 SUFFIXES: Mapping[str, str] = {
     ".pt": "torch",
@@ -47,19 +46,28 @@ _TRUST = (
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a checkpoint file holds: a state dict or (trusted files only) a module, and what it says of itself."""
+    """What a checkpoint file holds: a state dict or (trusted files only) a module, and what it says of itself.
+
+    arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. names, options:
+    what its configuration calls the architecture, and says of options that shapes do not show.
+    """
 
     state: Mapping[str, torch.Tensor] | None
     module: nn.Module | None = None
     arch: str | None = None
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def format_of(path: Path) -> str:
-    """torch, safetensors, pt2 or onnx, by suffix, for a file that exists and is not empty. Raises CheckpointError."""
+    """torch, safetensors, pt2 or onnx, by suffix, for a file that exists and is not empty. Raises CheckpointError.
+
+    For a folder of the Hugging Face hub: the format of its weights.
+    """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; give the checkpoint file inside it.")
+        return format_of(hub.weight_files(path)[0])
     if not path.exists():
         raise CheckpointError(f"{path}: no such file.")
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
@@ -78,7 +86,9 @@ def format_of(path: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file."""
+    """Hexadecimal SHA-256 of the file; for a folder see `hub.sha256_of`."""
+    if path.is_dir():
+        return hub.sha256_of(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -99,7 +109,7 @@ def _unpickle(path: Path, *, trust: bool) -> Any:
             "was a text or web page saved under this name?"
         )
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed_globals()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(registered(path)):
             # Pickle protocols other than 2 get a warning about instructions that, if met, are an error anyway.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=not trust)
@@ -123,44 +133,6 @@ def _check_zip(path: Path, *, trust: bool) -> None:
         raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it (it has no data.pkl).")
 
 
-def _allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Plain containers, argparse.Namespace and numpy scalars: calling any of them builds a value and does no more."""
-    dtypes: list[Any] = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    scalars = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
-    # The weights-only unpickler fills no defaultdict or deque, so a dict and a list stand in for them.
-    stand_ins = [(_as_dict, "collections.defaultdict"), (_as_list, "collections.deque")]
-    return [argparse.Namespace, dict, list, set, tuple, int, float, np.dtype, *dtypes, *scalars, *stand_ins]
-
-
-def _as_dict(factory: object = None) -> dict[Any, Any]:
-    return {}
-
-
-def _as_list(items: Iterable[Any] = (), maximum: int | None = None) -> list[Any]:
-    return list(items)
-
-
-def _named_globals(path: Path) -> list[str]:
-    """The globals that a pickle names, read from its opcodes without executing any of them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-    else:
-        data = path.read_bytes()
-    names, strings = [], [""]
-    # The listing stops where the pickle is damaged.
-    with contextlib.suppress(ValueError, IndexError, UnicodeDecodeError, EOFError):
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "GLOBAL":
-                names.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    return list(dict.fromkeys(names))
-
-
 def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
     text = str(error)
     found = re.search(r"GLOBAL (\S+)", text)
@@ -171,7 +143,7 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
             "dict instead: torch.save(model.state_dict(), path)."
         )
     if "Unsupported operand" in text and not trust:
-        named = ", ".join(_named_globals(path)[:10]) or "no globals"
+        named = ", ".join(named_globals(path)[:10]) or "no globals"
         return (
             f"{path} was not loaded: torch.save did not write this pickle, or it is damaged (it names {named}). "
             f"{_TRUST}; or save a plain state dict instead: torch.save(model.state_dict(), path)."
@@ -196,6 +168,7 @@ def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
         "arch": arch if isinstance(arch, str) else None,
         "arch_args": dict(arch_args) if isinstance(arch_args, Mapping) else {},
         "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
+        "names": _names_said(said),
     }
     if isinstance(found, nn.Module):
         return Contents(None, found, **notes)
@@ -209,6 +182,16 @@ def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
     return Contents(found, **notes)
 
 
+def _names_said(said: Mapping[Any, Any]) -> tuple[str, ...]:
+    """What authors' files call their architecture: timm and fairseq in `args`, Swin and SLAB in `config`."""
+    args, config = said.get("args"), said.get("config")
+    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    model = config.get("MODEL") if isinstance(config, Mapping) else None
+    found = [said.get("arch"), options.get("arch"), options.get("model")]
+    found += [model.get("NAME")] if isinstance(model, Mapping) else []
+    return tuple(dict.fromkeys(name for name in found if isinstance(name, str)))
+
+
 def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[Any, str | None]:
     keys = ", ".join(repr(key) for key in list(loaded)[:10]) or "nothing"
     for key in EMA_KEYS if ema else STATE_KEYS:
@@ -216,6 +199,10 @@ def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[An
             return loaded[key], key
     if ema:
         raise CheckpointError(f"{path} has no averaged weights ({' or '.join(EMA_KEYS)}) for --ema; it holds {keys}.")
+    averaged = next((key for key in EMA_KEYS if isinstance(loaded.get(key), Mapping)), None)
+    if averaged is not None:
+        # The only weights there are: nothing to choose, so nothing to ask for.
+        return loaded[averaged], averaged
     if not loaded or any(isinstance(value, torch.Tensor) for value in loaded.values()):
         return loaded, None
     raise CheckpointError(f"{path} has no state dict under {', '.join(STATE_KEYS)}; it holds {keys}.")
@@ -241,6 +228,20 @@ def read_safetensors(path: Path, *, ema: bool) -> Contents:
     except (TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: arch_args and inputs in its metadata must be JSON ({e}).") from e
     return Contents(state, None, metadata.get("arch"), arch_args, inputs)
+
+
+def read_folder(path: Path, *, trust: bool, ema: bool) -> Contents:
+    """Read a folder of the Hugging Face hub: every shard, and what config.json says. Raises CheckpointError."""
+    state: dict[str, torch.Tensor] = {}
+    for file in hub.weight_files(path):
+        is_torch = format_of(file) == "torch"
+        contents = read_torch(file, trust=trust, ema=ema) if is_torch else read_safetensors(file, ema=ema)
+        state.update(contents.state or {})
+    missing = [name for name in hub.shards(path) if name not in state]
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors of its index ({', '.join(missing[:3])}).")
+    names, options = hub.configuration(path)
+    return Contents(state, names=names, options=options)
 
 
 def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:

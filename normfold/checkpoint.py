@@ -14,11 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normfold import architecture, archive
+from normfold import architecture, archive, catalogue
+from normfold.architecture import Built
 from normfold.detect import NormModule, check_norms, find_norms
 from normfold.errors import InputSpecError, NormStateError, OutputError, UsageError
 from normfold.inputs import DTYPES, InputSpec, parse_specs
 from normfold.model_inputs import graph_inputs, matching, program_inputs, with_vocabulary
+from normfold.recognise import defaults
 
 FORMAT = "normfold/1"
 
@@ -27,9 +29,10 @@ FORMAT = "normfold/1"
 class Source:
     """A loaded checkpoint.
 
-    format: torch, safetensors, pt2 or onnx. module: in eval mode on the CPU (None for onnx). program: pt2 only.
-    graph: onnx only, its external data mapped but not read. arch: the built-in name or `pkg.module:factory` that the
-    module was built from. trusted: the file was unpickled with the full unpickler.
+    sha256: of the file; of a folder as `hub.sha256_of` has it. format: torch, safetensors, pt2 or onnx. module: in eval
+    mode on the CPU (None for onnx). program: pt2 only. graph: onnx only, its external data mapped but not read. arch:
+    the built-in name or `pkg.module:factory` that the module was built from. trusted: the file was unpickled with the
+    full unpickler.
     """
 
     path: Path
@@ -59,8 +62,10 @@ def load_checkpoint(
 ) -> Source:
     """Load a checkpoint without running anything in it.
 
-    arch: name in the built-in registry. model: "pkg.module:factory" of the user's own code. model_args: arguments of
-    either. inputs: specifications such as "x:float32[B,3,32,32]" (default: those in the checkpoint or the graph).
+    path: a file, or a folder of the Hugging Face hub. arch: name in the built-in registry (default: the checkpoint's
+    own, or the one recognised from its names and shapes). model: "pkg.module:factory" of the user's own code.
+    model_args: arguments of either. inputs: specifications such as "x:float32[B,3,32,32]" (default: those in the
+    checkpoint or the graph, or of the built-in architecture).
     ema: take the averaged weights. trust: unpickle the file, which can run code in it. allow_unfinished: accept a
     PRepBN whose schedule has not ended.
     Raises CheckpointError, ArchitectureError, NormStateError, InputSpecError or GraphError; nothing is ever written.
@@ -90,32 +95,31 @@ def _load_state(
     ema: bool,
     trust: bool,
 ) -> Source:
-    """A torch or safetensors file: a state dict for an architecture, or (trusted) a whole module."""
-    if kind == "safetensors":
+    """A torch or safetensors file, or a folder: a state dict for an architecture, or (trusted) a whole module."""
+    if path.is_dir():
+        contents = archive.read_folder(path, trust=trust, ema=ema)
+    elif kind == "safetensors":
         contents = archive.read_safetensors(path, ema=ema)
     else:
         contents = archive.read_torch(path, trust=trust, ema=ema)
     arch, model, model_args = wanted
-    warnings: tuple[str, ...] = ()
     if contents.module is not None and arch is None and model is None:
-        module, name = contents.module, f"pickled {type(contents.module).__name__}"
-        args: dict[str, Any] = {}
+        built = Built(contents.module, f"pickled {type(contents.module).__name__}", {})
+        warnings: tuple[str, ...] = ()
     else:
-        state = contents.state if contents.module is None else contents.module.state_dict()
-        module, name, args = architecture.build(
-            model=model,
-            model_args=model_args,
-            arch=arch,
-            found_arch=contents.arch,
-            found_args=contents.arch_args,
-            source=str(path),
+        state = (contents.state if contents.module is None else contents.module.state_dict()) or {}
+        built = architecture.build(
+            model=model, model_args=model_args, arch=arch, found=contents, state=state, source=str(path)
         )
-        warnings = architecture.load_weights(module, state or {}, source=str(path))
-    module = module.cpu().eval()
+        family = catalogue.family_of(built.name)
+        computed = family.computed if family is not None else ()
+        loaded = architecture.load_weights(built.module, state, source=str(path), computed=computed)
+        warnings = (*built.warnings, *loaded)
+    module = built.module.cpu().eval()
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
         module = module.float()
         warnings = (*warnings, "The module is in half precision and was converted to float32.")
-    specs = _input_specs(path, inputs or contents.inputs)
+    specs = _input_specs(path, inputs or contents.inputs or _own_inputs(built))
     return Source(
         path=path,
         sha256=archive.sha256_of(path),
@@ -123,11 +127,18 @@ def _load_state(
         module=module,
         graph=None,
         inputs=with_vocabulary(specs, module),
-        arch=name,
-        arch_args=args,
+        arch=built.name,
+        arch_args=built.args,
         warnings=warnings,
         trusted=trust and kind == "torch",
     )
+
+
+def _own_inputs(built: Built) -> tuple[str, ...]:
+    """The inputs of a built-in architecture in this size; none for the user's own."""
+    if catalogue.family_of(built.name) is None:
+        return ()
+    return catalogue.inputs_of(built.name, {**defaults(built.name), **built.args})
 
 
 def _input_specs(path: Path, texts: Sequence[str]) -> tuple[InputSpec, ...]:

@@ -34,9 +34,19 @@ app = typer.Typer(
 )
 
 SourceArgument = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="Checkpoint: .pt .pth .pth.tar .bin .ckpt .safetensors .pt2 or .onnx.")
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Checkpoint: .pt .pth .pth.tar .bin .ckpt .safetensors .pt2 .onnx, or a Hugging Face folder.",
+    ),
 ]
-ArchOption = Annotated[str | None, typer.Option(metavar="NAME", help="Built-in architecture of these weights.")]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Built-in architecture of these weights (`normfold models`). Default: recognised from them.",
+    ),
+]
 ModelOption = Annotated[
     str | None, typer.Option(metavar="PKG.MOD:FACTORY", help="Your own code that builds the model of these weights.")
 ]
@@ -183,6 +193,26 @@ def inspect(
             print(report.dumps(), end="")
         else:
             _print_report(report)
+
+
+@app.command("models")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
+) -> None:
+    """List the built-in architectures: names, norms, parameters, inputs, papers, published checkpoints.
+
+    A checkpoint of one of them needs no options: it is recognised from the names and shapes of its weights.
+    """
+    from normfold import catalogue
+
+    if as_json:
+        print(json.dumps(catalogue.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    from normfold.render import render_models
+
+    Console(highlight=False).print(render_models(catalogue.FAMILIES))
 
 
 def _object(text: str | None) -> dict[str, Any] | None:

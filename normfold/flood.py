@@ -162,14 +162,10 @@ class _Flood:
             self.known[value] = before  # as it was, not as rounding has it
             return None
         self.known[value] = array
-        if value in self.graph.outputs or value in self.graph.inputs:
-            kind = "output" if value in self.graph.outputs else "input"
-            return Refuse(
-                f"graph-{kind}",
-                f"{value.name}: it is {'an' if kind == 'output' else 'a'} {kind} of the model".replace(
-                    "a input", "an input"
-                ),
-            )
+        if value in self.graph.outputs:
+            return Refuse("graph-output", f"{value.name}: it is an output of the model")
+        if value in self.graph.inputs:
+            return Refuse("graph-input", f"{value.name}: it is an input of the model")
         producer = self.graph.producer.get(value)
         for op in [*self.graph.readers(value), *([producer] if producer is not None else [])]:
             self._push(op)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normfold.report import Report
-from normfold.verify import Edge
+from normfold.catalogue import Family, Size, usual_inputs
+
+if TYPE_CHECKING:
+    # Only named here: `normfold models` does without what they import.
+    from normfold.report import Report
+    from normfold.verify import Edge
 
 STATUS_STYLES = {"folded": "green", "partial": "yellow", "kept": "red"}
 
@@ -105,6 +110,50 @@ def _files(report: Report) -> Iterator[Text]:
     if report.output.unfolded_bytes is not None:
         text += f" (unfolded {size(report.output.unfolded_bytes)})"
     yield Text(text)
+
+
+def render_models(families: Sequence[Family]) -> RenderableType:
+    """The built-in architectures, family by family."""
+    return Group(*(part for family in families for part in _family(family)), _legend())
+
+
+def _family(family: Family) -> Iterator[RenderableType]:
+    papers = f" (arXiv {', '.join(family.papers)})" if family.papers else ""
+    yield Text(f"{family.title}{papers}", style="bold")
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=20, overflow="fold")
+    table.add_column(width=7, justify="right")
+    table.add_column(overflow="fold")
+    for size in family.sizes:
+        table.add_row(f"  {size.stem}", _count(size.parameters), _norm_names(size))
+    yield table
+    specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
+    yield Text(f"  input {', '.join(specs)}", style="dim")
+    files = [file for size in family.sizes for file in size.published]
+    if files:
+        yield Text(f"  checkpoints {', '.join(files)}", style="dim")
+    if family.release:
+        yield Text(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"
+
+
+def _norm_names(size: Size) -> str:
+    """The endings of its names, with the kind of norm where the ending does not say it."""
+    words = []
+    for kind, name in size.names.items():
+        suffix = name.removeprefix(size.stem)
+        words.append(suffix if suffix == f"_{kind}" else f"{suffix or 'itself'} ({kind})")
+    return " ".join(words)
+
+
+def _legend() -> Text:
+    return Text(
+        "\nA name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
+        "where the ending does not say which. Parameters are those of the first. Letters in an input are dynamic axes."
+    )
 
 
 def size(count: int) -> str:

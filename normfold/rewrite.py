@@ -56,7 +56,10 @@ class _Copy:
         self.values = {v.name: v for v in _values(graph)}
         self.stands_for: dict[Value, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}
-        self.names = set(self.values)
+        # Subgraphs see the names of the graph around them: a new one must not be another tensor's in there.
+        parts = (graph, *graph.subgraphs())
+        self.names = {value.name for part in parts for value in _values(part)}
+        self.names |= {node.name for part in parts for node in part}
 
     def node(self, output: str) -> Node:
         node = self.values[output].producer()
@@ -129,7 +132,7 @@ class _Copy:
 
     def _follow(self, value: Value, after: Node, op_type: str, inputs: list[Value]) -> None:
         """Put an operator behind `value`; whoever read `value` reads its result."""
-        result = self._like(value, f"{value.name}.shifted")
+        result = self._like(value, self._unused(f"{value.name}.shifted"))
         node = self._operator(op_type, inputs, result, after)
         self.model.graph.insert_after(after, node)
         for user, index in tuple(value.uses()):
@@ -191,7 +194,8 @@ class _Copy:
         for index, value in enumerate(outputs):
             if value is old:
                 name, old.name = old.name, self._unused(f"{old.name}.before")
-                new.name, new.shape, new.type = name, old.shape, old.type
+                new.name, new.shape, new.type, new.doc_string = name, old.shape, old.type, old.doc_string
+                new.metadata_props.update(old.metadata_props)
                 outputs[index] = new
 
     def finish(self) -> None:

@@ -123,7 +123,9 @@ def outcomes(plan: Plan) -> list[Outcome]:
     return [(site.status, site.code) for site in plan.sites]
 
 
-def same_function(before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sequence[int] = (2, 1)) -> None:
+def same_function(
+    before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sequence[int] = (2, 1), *, tolerance: float = EXACT
+) -> None:
     """Both models have the same outputs, in float64 and to rounding."""
     for size in sizes:
         feeds = feeds_for(before, size)
@@ -132,7 +134,7 @@ def same_function(before: onnx.ModelProto, after: onnx.ModelProto, sizes: Sequen
         for expected, found in zip(truth, result, strict=True):
             assert expected.shape == found.shape and expected.dtype == found.dtype
             scale = max(float(np.abs(expected).max(initial=0.0)), 1.0)
-            assert expected.size == 0 or np.abs(found - expected).max() <= EXACT * scale
+            assert expected.size == 0 or np.abs(found - expected).max() <= tolerance * scale
 
 
 def check(
@@ -140,6 +142,7 @@ def check(
     *expected: Outcome,
     sizes: Sequence[int] = (2, 1),
     options: Mapping[str, bool] | None = None,
+    tolerance: float = EXACT,
     **constants: NDArray[np.generic] | tuple[int, ...],
 ) -> tuple[onnx.ModelProto, Plan]:
     """Fold the model of `build`: every norm comes out as expected, and the function stays the same."""
@@ -147,7 +150,7 @@ def check(
     after, plan = fold(model, **(options or {}))
     assert outcomes(plan) == list(expected), plan.sites
     onnx.checker.check_model(after, full_check=True)
-    same_function(model, after, sizes)
+    same_function(model, after, sizes, tolerance=tolerance)
     return after, plan
 
 

@@ -39,8 +39,11 @@ class JoinRule(Rule):
 
     def scale(self, at: Ports) -> Demands:
         found = self._relate(at, constant=1.0)
-        if not isinstance(found, Refuse) and self._constants(at.graph, at.op) and np.any(at.get(self.whole) == 0.0):
-            return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
+        if isinstance(found, Refuse):
+            return found
+        for port in self._constants(at.graph, at.op):
+            if np.any(self._part(at.graph, at.op, at.get(self.whole), port) == 0.0):
+                return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
         return found
 
     def shift(self, at: Ports) -> Demands:
@@ -54,7 +57,8 @@ class JoinRule(Rule):
             return self._split(at, axis)
         if any(array.shape[axis] != 1 for array in at.known.values()):
             return self._join(at, axis, constant)
-        return {self.whole: next(iter(at.known.values()))}
+        # All share one: asked of every port, so that two that are known already are compared.
+        return dict.fromkeys(self.ports(at.graph, at.op), next(iter(at.known.values())))
 
     def _split(self, at: Ports, axis: int) -> Demands:
         array = at.known[self.whole]
@@ -97,20 +101,19 @@ class JoinRule(Rule):
         ends = list(accumulate(sizes))
         return {port: slice(end - size, end) for port, size, end in zip(self._parts(op), sizes, ends, strict=True)}
 
+    def _part(self, graph: Graph, op: Op, whole: Array, port: int) -> Array:
+        """What of `whole`, half of the whole's frame, lies on one part."""
+        axis = self._axis(graph, op)
+        cuts = axis if isinstance(axis, Refuse) else self._cuts(graph, op, axis)
+        return whole if isinstance(cuts, Refuse) or isinstance(axis, Refuse) else _cut(whole, axis, cuts[port])
+
     def _constants(self, graph: Graph, op: Op) -> list[int]:
         return [port for port in self._parts(op) if port >= 0 and graph.is_constant(self._value(op, port))]
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        constants = self._constants(graph, op)
-        axis = self._axis(graph, op)
-        if not constants or isinstance(axis, Refuse):
-            return
         whole = frame(self._value(op, self.whole))
-        cuts = self._cuts(graph, op, axis)
-        for port in constants:
-            part = whole
-            if not isinstance(cuts, Refuse):
-                part = Frame(_cut(whole.scale, axis, cuts[port]), _cut(whole.shift, axis, cuts[port]))
+        for port in self._constants(graph, op):
+            part = Frame(self._part(graph, op, whole.scale, port), self._part(graph, op, whole.shift, port))
             if not part.is_identity:
                 yield rescaled_constant(op, port, part)
 

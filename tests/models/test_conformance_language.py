@@ -48,7 +48,8 @@ def read(name: str) -> tuple[dict[str, Any], np.ndarray]:
 def filled(model: nn.Module, record: dict[str, Any], tied: tuple[str, ...] = ()) -> nn.Module:
     """The model with the reference's parameters, rounded to float32 as a checkpoint holds them, in float64."""
     drawn = {key: torch.from_numpy(value).float() for key, value in fill.state_dict(record).items()}
-    drawn |= dict.fromkeys(tied, drawn[tied[0]])
+    if tied:
+        drawn |= dict.fromkeys(tied, drawn[tied[0]])
     model.load_state_dict({**model.state_dict(), **drawn}, strict=True)
     return model.double().eval()
 
