@@ -212,9 +212,20 @@ def _written(state: State, op: Op) -> Map | None:
     touched = op in state.fixed["scale"] or op in state.fixed["shift"]
     same_scale = scale is None or _equal(scale, affine.frame.scale)
     same_shift = shift is None or _equal(shift, affine.frame.shift)
-    if not touched and same_scale and same_shift:
+    if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
         return None
     return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
+
+
+def _leans_on_moved(state: State, op: Op) -> bool:
+    """Whether operators inside the map read a tensor that others read too, and that is stored differently from now on.
+
+    Its operators as they stand would read that; written anew, the map starts from its own input.
+    """
+    assert op.affine is not None
+    shared = [value for value in op.affine.inside if value in state.graph.producer]
+    around = [*shared, _source(op), op.output] if shared else []
+    return any(not state.frame(value).is_identity for value in around)
 
 
 def _equal(first: Array, second: Array) -> bool:

@@ -152,10 +152,7 @@ FAMILIES: tuple[Family, ...] = (
         "LLaMA",
         ("2302.13971", _SLAB),
         _IDS,
-        (
-            Size("llama_350m", {"rms": "llama_350m_rms", "prepbn": "llama_350m_prepbn"}, 367563776, {"vocab": 32000}),
-            Size("char_lm", {"rms": "char_lm"}, 158144, {"vocab": 128}),
-        ),
+        (Size("llama_350m", {"rms": "llama_350m_rms", "prepbn": "llama_350m_prepbn"}, 367563776, {"vocab": 32000}),),
         computed=(".rotary_emb.inv_freq",),
     ),
     Family(
@@ -194,6 +191,13 @@ FAMILIES: tuple[Family, ...] = (
                 {"vocab": 32000, "positions": 1024},
             ),
         ),
+    ),
+    Family(
+        "char_lm",
+        "Small language model of the fixtures",
+        (),
+        _IDS,
+        (Size("char_lm", {"rms": "char_lm"}, 158144, {"vocab": 128}),),
     ),
     Family(
         "vit",

@@ -219,6 +219,7 @@ class _Flood:
             fixed=fixed,
             costs=self.costs,
             writer_limit=self.writer_limit,
+            folding=op is self.folding,
         )
 
 

@@ -76,7 +76,8 @@ class Affine:
 
     frame: (scale, shift), broadcastable to y. nodes: the operators that compute it. has_scale / has_shift: whether
     it holds a constant of that kind, which can take up a change of frame. is_norm: a batch norm, or a scale that
-    differs from channel to channel; a scalar or a bias is never folded for its own sake.
+    differs from channel to channel; a scalar or a bias is never folded for its own sake. inside: the tensors between
+    x and y, which other operators may read too.
     """
 
     frame: Frame
@@ -84,6 +85,7 @@ class Affine:
     has_scale: bool
     has_shift: bool
     is_norm: bool
+    inside: frozenset[Value] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,8 @@
 """Which built-in architecture weights belong to, and with which options, from their names and shapes alone.
 
-Families are told by a few names, norms by the endings of theirs, sizes by building the candidates without memory and
-comparing all names and shapes. What shapes cannot show (head counts) comes from the known size that has exactly these
-widths, and is said; where no known size has them, the user is asked.
+Families are told by a few names, norms by the endings of theirs, sizes by building the candidates
+without values and comparing all names and shapes. What shapes cannot show (head counts) comes from the known size that
+has exactly these widths, and is said; where no known size has them, the user is asked.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from normfold.shown import ROWS, Row, Shapes, norm_kind, un_window, value_of
 _LISTED = 3
 # A family whose names are mostly there is close; below this it is another network.
 _MOST = 0.6
+# What initialisation comes down to.
+_FILLING = frozenset(("normal_", "uniform_", "kaiming_uniform_"))
 # Configuration files that give an eps are of models with RMSNorm; this is `blocks.norm`'s own.
 _RMS_EPS = 1e-6
 
@@ -167,7 +169,7 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
 def _compared(candidate: _Candidate, shapes: Shapes) -> _Candidate:
     """The candidate with its difference from the weights."""
     try:
-        module = _without_memory(candidate.name, candidate.options)
+        module = _without_values(candidate.name, candidate.options)
     except NormfoldError as e:
         distance, text = len(shapes), f"it cannot be built with {candidate.options}: {e}"
     else:
@@ -183,24 +185,27 @@ def _compared(candidate: _Candidate, shapes: Shapes) -> _Candidate:
     )
 
 
-def _without_memory(name: str, options: Mapping[str, Any]) -> nn.Module:
+def _without_values(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The architecture on the meta device, where parameters have shapes and no values."""
     from normfold import models
 
-    with torch.device("meta"), _Blank():
+    with torch.device("meta"), _Unfilled():
         return models.create(name, **options)
 
 
-class _Blank(TorchFunctionMode):
-    """Leaves parameters as they are: their values are wanted by nobody, and filling them takes most of the time."""
+class _Unfilled(TorchFunctionMode):
+    """Spares the meta device what it has no kernel for, and imports torch's compiler for: seconds, the first time."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
+        name = getattr(func, "__name__", "")
+        if name in _FILLING:
             return args[0] if args else given["tensor"]
-        if func is torch.arange:
-            # On the meta device the first arange of a process imports the compiler: seconds.
+        if name == "mul" and isinstance(args[1], (int, float)):
+            return args[0]
+        if name == "arange":
             given["device"] = "cpu"
         return func(*args, **given)
 
@@ -253,11 +258,20 @@ def _only(fitting: Sequence[_Candidate], shapes: Shapes, said: Said) -> Recognis
     if known:
         listed = "; ".join(f"--arch {candidate.name}{_hidden(candidate)}" for candidate in known)
         raise ArchitectureError(f"several built-in architectures have its names and shapes; give one of: {listed}")
-    listed = "; ".join(_question(candidate) for candidate in fitting[:_LISTED])
+    listed = "; ".join(_question(candidate) for candidate in _unlike(fitting)[:_LISTED])
     raise ArchitectureError(
         f"it has the names of a built-in architecture in a size of its own, and names and shapes do not show "
         f"{' and '.join(fitting[0].unknown)}; give what it was trained with: {listed}"
     )
+
+
+def _unlike(fitting: Sequence[_Candidate]) -> list[_Candidate]:
+    """Candidates that differ in more than what is not known of them."""
+    found: dict[str, _Candidate] = {}
+    for candidate in fitting:
+        known = {option: value for option, value in candidate.resolved.items() if option not in candidate.unknown}
+        found.setdefault(repr(known), candidate)
+    return list(found.values())
 
 
 def _hidden(candidate: _Candidate) -> str:

@@ -167,6 +167,11 @@ _CSWIN: Mapping[str, Reader] = {
     "depths": _stages("stage{}.", 1, _count),
 }
 _CSWIN_LINEAR = "stage1.0.attns.0.positional_encoding"
+_LLAMA = (
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.mlp.gate_proj.weight",
+)
 _TOKENS = "encoder.embed_tokens.weight"
 _DEEPNET: Mapping[str, Reader] = {
     "vocab": _size("embed_tokens.weight"),
@@ -240,7 +245,7 @@ ROWS: Mapping[str, Row] = {
         sized=("dim",),
     ),
     "llama": Row(
-        ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"),
+        _LLAMA,
         read={
             "vocab": _size("model.embed_tokens.weight"),
             "dim": _size("model.embed_tokens.weight", 1),
@@ -279,7 +284,8 @@ ROWS: Mapping[str, Row] = {
         hidden=("heads",),
         sized=("dim",),
     ),
-    # The fixtures' networks: exactly as they are by default. Their options are in the fixtures.
+    # The fixtures' networks, as they are by default: other options are written in the fixtures.
+    "char_lm": Row(_LLAMA, read={"vocab": _size("model.embed_tokens.weight")}),
     "vit": Row(("cls_token", _PATCH, "blocks.0.attn.qkv.weight"), ("blocks.0.attn.dwc.weight",), hidden=("heads",)),
     "postnorm_encoder": Row(("embed.weight", "pos_embed", "blocks.0.attn.qkv.weight"), hidden=("heads",)),
     "convnet": Row(("stem.weight", "pointwise.weight", "padded.weight")),

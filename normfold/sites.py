@@ -334,7 +334,7 @@ def _affine(graph: Graph, start: Value, end: Value, form: Form) -> Op:
     nodes = _nodes(graph, form.ops)
     producer = graph.producer[end]
     is_norm = form.batch_norm or (form.has_scale and bool(varying_axes(form.frame.scale)))
-    affine = Affine(form.frame, nodes, form.has_scale, form.has_shift, is_norm)
+    affine = Affine(form.frame, nodes, form.has_scale, form.has_shift, is_norm, form.path - {start, end})
     return Op("Affine", producer.index, form.ops[-1].name, (start,), (end,), affine=affine)
 
 

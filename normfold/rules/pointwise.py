@@ -37,6 +37,8 @@ class AffineRule(Rule):
         demands: dict[int, Array] = {}
         if 0 in at.known:
             demands[OUT] = a * at.known[0]
+            if np.any(demands[OUT] == 0.0) and not at.folding and not at.costs.is_fixed(at.op):
+                return at.refuse("zero-scale", "its shift cannot be written as a multiple of 0")
         elif OUT in at.known:
             if np.any(a == 0.0):
                 return at.refuse("zero-scale", "a channel with scale 0 cannot be undone")
