@@ -192,6 +192,9 @@ def opset(model: Model) -> int:
     return imports.get("", imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
 
 
+_FLOATING = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
+
+
 class Graph:
     """Operators with their producers, consumers, dimensions and constants. Read-only."""
 
@@ -355,7 +358,8 @@ class Graph:
         return int(np.prod([dim.size for dim in dims], dtype=np.int64))
 
     def is_floating(self, value: Value) -> bool:
-        return value.dtype is None or value.dtype.is_floating_point()
+        """Whether `value` is of a type that can hold a frame: not integers, nor floats of eight bits and less."""
+        return value.dtype is None or value.dtype in _FLOATING
 
 
 def _widen(array: NDArray[Any]) -> NDArray[Any]:

@@ -79,7 +79,7 @@ def partial(code: str) -> Outcome:
 
 
 def build(text: str, **constants: NDArray[np.generic] | tuple[int, ...]) -> onnx.ModelProto:
-    """`parse`, where a constant may be given by its shape (it is drawn from its name) and outputs need no dimensions."""
+    """`parse`, where a constant may be given by its shape (drawn from its name) and outputs need no dimensions."""
     drawn = {k: draw(k, *v) if isinstance(v, tuple) else v for k, v in constants.items()}
     model = parse(text, **drawn)
     open_ended = [value for value in model.graph.output if not value.type.tensor_type.shape.dim]

@@ -35,7 +35,9 @@ DEEP_TOLERANCE = 1e-12
 FLOAT32_FACTOR, FLOAT32_FLOOR_ULP = 2.0, 16.0
 
 
-def network(blocks: int, *, post: bool, head: bool, bias: bool = True, channels: int = 8, seed: int = 0) -> onnx.ModelProto:
+def network(
+    blocks: int, *, post: bool, head: bool, bias: bool = True, channels: int = 8, seed: int = 0
+) -> onnx.ModelProto:
     """Blocks of a norm and an MLP around a residual stream: norm(x + f(x)), or x + f(norm(x))."""
     rng = np.random.default_rng(seed)
     constants: dict[str, NDArray[np.float64]] = {}
@@ -238,7 +240,9 @@ def test_half_precision_weights_with_single_precision_statistics() -> None:
         y = Conv(n, w, c)
     }"""
     half = {name: draw(name, *shape).astype(np.float16) for name, shape in {"w": (3, 4, 1), "c": (3,)}.items()}
-    single = {name: draw(name, 4, positive=name == "var").astype(np.float32) for name in ("gamma", "beta", "mean", "var")}
+    single = {
+        name: draw(name, 4, positive=name == "var").astype(np.float32) for name in ("gamma", "beta", "mean", "var")
+    }
     model = build(text, **half, **single)
     after, plan = fold(model)
     assert outcomes(plan) == [FOLDED]
@@ -266,7 +270,9 @@ CAPTURED = """g (double[B,4] x, bool[] yes) => (double y{more}) {{
 
 @pytest.mark.parametrize(("inside", "outcome"), [("m", kept("wall")), ("h", FOLDED), ("x", FOLDED), ("n", None)])
 def test_subgraphs_that_read_the_tensor_are_walls(inside: str, outcome: tuple[str, str | None] | None) -> None:
-    model = build(CAPTURED.format(more="", inside=inside).replace("bool[] yes", "bool[1] yes"), a=(4,), b=(4,), w=(4, 3), c=(3,))
+    model = build(
+        CAPTURED.format(more="", inside=inside).replace("bool[] yes", "bool[1] yes"), a=(4,), b=(4,), w=(4, 3), c=(3,)
+    )
     after, plan = fold(model)
     assert outcomes(plan) == [outcome or kept("wall")]
     for yes in (True, False):
@@ -277,7 +283,11 @@ def test_subgraphs_that_read_the_tensor_are_walls(inside: str, outcome: tuple[st
 def test_subgraphs_keep_the_weight_they_share() -> None:
     """The weight that a branch reads stays, whatever the main graph makes of it."""
     text = CAPTURED.format(more="", inside="x").replace("Sigmoid(x)", "MatMul(x, w)").replace("[] yes", "[1] yes")
-    text = text.replace("Tanh(x) }", "MatMul(h, w) }").replace("r = Gemm(q, w)", "r = Identity(q)").replace("[B,4] u", "[B,4] u")
+    text = (
+        text.replace("Tanh(x) }", "MatMul(h, w) }")
+        .replace("r = Gemm(q, w)", "r = Identity(q)")
+        .replace("[B,4] u", "[B,4] u")
+    )
     model = build(text, a=(4,), b=(4,), w=(4, 4), c=(4,))
     after, plan = fold(model)
     assert outcomes(plan) == [FOLDED]
@@ -355,10 +365,21 @@ TORCHSCRIPT = """g (double[B,L,4] x) => (double y) {
 def test_unified_normalization_as_torchscript_writes_it() -> None:
     """Parameters reshaped by shapes that are read from the input, and Shape nodes on the norm's output."""
     constants = {
-        "zero": np.array(0), "one": np.array(1), "two": np.array(2), "first": np.array([0]), "ones": np.array([1]),
-        "minus": np.array([-1]), "eps": np.array(1e-5), "running_var": draw("var", 4, positive=True),
-        "w": (4,), "b": (4,), "v": (4, 4), "d": (4,), "u": (4, 3), "c": (3,),
-    }  # fmt: skip
+        "zero": np.array(0),
+        "one": np.array(1),
+        "two": np.array(2),
+        "first": np.array([0]),
+        "ones": np.array([1]),
+        "minus": np.array([-1]),
+        "eps": np.array(1e-5),
+        "running_var": draw("var", 4, positive=True),
+        "w": (4,),
+        "b": (4,),
+        "v": (4, 4),
+        "d": (4,),
+        "u": (4, 3),
+        "c": (3,),
+    }
     after, _ = check(TORCHSCRIPT, FOLDED, sizes=(2, 4, 1), **constants)
     assert not {"Div", "Sqrt"} & set(op_types(after))
     assert op_types(after).count("Mul") == 1 and op_types(after).count("Add") == 2
@@ -390,7 +411,10 @@ def test_weights_in_constant_nodes() -> None:
 
 def test_overridable_constants_are_not_constant() -> None:
     for name in ("a", "b"):
-        text = f"g (double[B,4] x, double[4] {name}) => (double y) {{\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\ny = Gemm(n, w, c)\n}}"
+        text = (
+            f"g (double[B,4] x, double[4] {name}) => (double y) {{\nh = Tanh(x)\n"
+            f"m = Mul(h, a)\nn = Add(m, b)\ny = Gemm(n, w, c)\n}}"
+        )
         model = build(text, a=(4,), b=(4,), w=(4, 3), c=(3,))
         after, plan = fold(model)
         assert FOLDED not in outcomes(plan) or name == "b"
@@ -400,14 +424,20 @@ def test_overridable_constants_are_not_constant() -> None:
 
 
 def test_two_norms_in_a_row_become_one() -> None:
-    text = "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\np = Mul(n, d)\nq = Add(p, e)\ny = {0}\n}"
+    text = (
+        "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\n"
+        "p = Mul(n, d)\nq = Add(p, e)\ny = {0}\n}"
+    )
     constants = {"a": (4,), "b": (4,), "d": (4,), "e": (4,), "w": (4, 3), "c": (3,)}
     after, _ = check(text.replace("{0}", "Gemm(q, w, c)"), FOLDED, **constants)
     assert op_types(after) == ["Tanh", "Gemm"]
 
 
 def test_zero_sized_axes() -> None:
-    text = "g (double[B,L,4] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\np = MatMul(n, w)\ny = Add(p, c)\n}"
+    text = (
+        "g (double[B,L,4] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\n"
+        "p = MatMul(n, w)\ny = Add(p, c)\n}"
+    )
     model = build(text, a=(4,), b=(4,), w=(4, 3), c=(3,))
     after, _ = fold(model)
     assert run(after, {"x": np.zeros((2, 0, 4))})[0].shape == (2, 0, 3)
@@ -422,5 +452,13 @@ def test_folding_twice_changes_nothing() -> None:
         again, plan = fold(after)
         assert plan.is_empty
         assert again.SerializeToString() == after.SerializeToString()
-    check("g (double[B,4,5] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\ny = Conv<pads = [1, 1]>(n, w)\n}",
-          partial("shift-meets-padding"), a=(4, 1), b=(4, 1), w=(3, 4, 3))  # fmt: skip
+    check(
+        (
+            "g (double[B,4,5] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\n"
+            "y = Conv<pads = [1, 1]>(n, w)\n}"
+        ),
+        partial("shift-meets-padding"),
+        a=(4, 1),
+        b=(4, 1),
+        w=(3, 4, 3),
+    )

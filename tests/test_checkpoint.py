@@ -412,17 +412,23 @@ def test_broken_user_code_is_a_sentence(current_directory: Path) -> None:
 
 
 def test_weights_without_an_architecture_say_how_to_give_one(tmp_path: Path, vit: nn.Module) -> None:
-    torch.save(vit.state_dict(), tmp_path / "c.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "c.pt")
     with pytest.raises(
-        ArchitectureError, match=r"--model pkg\.module:factory.*--arch NAME \(built in: .*vit"
+        ArchitectureError, match=r"--model pkg\.module:factory.*--arch NAME \(`normfold models` lists"
     ) as caught:
         load_checkpoint(tmp_path / "c.pt", inputs=[SPEC])
     assert "\n" not in str(caught.value)
-    torch.save({"state_dict": vit.state_dict(), "arch": "resnet50"}, tmp_path / "c.pt")
+    assert len(str(caught.value)) < 500
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "arch": "resnet50"}, tmp_path / "c.pt")
     with pytest.raises(ArchitectureError, match=r"says its architecture is 'resnet50', which is not built in.*--model"):
         load_checkpoint(tmp_path / "c.pt", inputs=[SPEC])
-    with pytest.raises(ArchitectureError, match=r"'vitt' is not built in"):
-        load(tmp_path / "c.pt", arch="vitt")
+    torch.save(vit.state_dict(), tmp_path / "c.pt")
+    with pytest.raises(
+        ArchitectureError, match=r"--arch 'deit_tiny_prebn' is not built in \(close: deit_tiny_prepbn, "
+    ):
+        load(tmp_path / "c.pt", arch="deit_tiny_prebn")
+    with pytest.raises(ArchitectureError, match=r"--arch 'resnet50' is not built in\. Give one"):
+        load(tmp_path / "c.pt", arch="resnet50")
     with pytest.raises(ArchitectureError, match="no option depht"):
         load(tmp_path / "c.pt", model_args={"depht": 1})
 
@@ -464,7 +470,16 @@ def test_shapes_that_differ_are_listed(tmp_path: Path, vit: nn.Module) -> None:
 def test_a_checkpoint_without_inputs_says_how_to_give_them(tmp_path: Path, vit: nn.Module) -> None:
     torch.save(vit.state_dict(), tmp_path / "c.pt")
     with pytest.raises(InputSpecError, match="--input NAME:DTYPE"):
-        load(tmp_path / "c.pt", inputs=[])
+        load_checkpoint(tmp_path / "c.pt", model=f"{__name__}:build_vit", model_args={"norm": "un"})
+
+
+def test_a_built_in_architecture_knows_its_inputs(tmp_path: Path, vit: nn.Module) -> None:
+    torch.save(vit.state_dict(), tmp_path / "c.pt")
+    assert [str(spec) for spec in load(tmp_path / "c.pt", inputs=[]).inputs] == [SPEC]
+    said = {"state_dict": vit.state_dict(), "arch": "vit", "arch_args": ARGS, "inputs": ["x:float32[N,1,8,8]"]}
+    torch.save(said, tmp_path / "c.pt")
+    assert str(load_checkpoint(tmp_path / "c.pt").inputs[0]) == "x:float32[N,1,8,8]"
+    assert str(load_checkpoint(tmp_path / "c.pt", inputs=["x:float32[2,1,8,8]"]).inputs[0]) == "x:float32[2,1,8,8]"
 
 
 # --- bad files -----------------------------------------------------------------------------------------------------
@@ -497,7 +512,7 @@ def torchscript(path: Path, vit: nn.Module) -> None:
 
 BAD_FILES: list[tuple[str, Callable[[Path, nn.Module], object], str]] = [
     ("missing.pt", lambda path, vit: None, "no such file"),
-    ("folder.pt", lambda path, vit: path.mkdir(), "is a directory"),
+    ("folder.pt", lambda path, vit: path.mkdir(), "is a directory without"),
     ("empty.pt", lambda path, vit: path.write_bytes(b""), r"is empty \(0 bytes\)"),
     ("model.h5", lambda path, vit: path.write_bytes(b"x"), r"unknown suffix; a checkpoint ends in \.pt"),
     ("text.pt", lambda path, vit: path.write_text("epoch 1: loss 0.3\n"), "neither a zip archive nor a pickle"),

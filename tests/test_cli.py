@@ -146,6 +146,49 @@ def test_inspect_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(result.stdout) == REPORT.to_json()
 
 
+def test_models_are_listed_in_80_columns() -> None:
+    result = RUN.invoke(app, ["models"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert len(lines) < 100, "sizes, not every norm of every size"
+    assert "\x1b" not in result.stdout
+    text = " ".join(result.stdout.split())
+    for expected in (
+        "DeiT (arXiv 2012.12877, 2405.11582) deit_tiny 5.7 M _ln _bn _un _prepbn (repbn) deit_small 22.1 M _ln",
+        "slab_deit_tiny 6.2 M _ln _bn _un _repbn itself (prepbn)",
+        "input x:float32[B,3,224,224] checkpoints deit_tiny_prepbn.pth, deit_small_prepbn.pth from https://github.com/",
+        "input src:int64[B,S<=1024]<10000, ids:int64[B,L<=1024]<10000",
+        "char_lm 158 k itself (rms)",
+    ):
+        assert expected in text
+
+
+def test_models_as_json() -> None:
+    result = RUN.invoke(app, ["models", "--json"])
+    sizes = {size["name"]: size for size in json.loads(result.stdout)}
+    assert sizes["deit_tiny"] == {
+        "name": "deit_tiny",
+        "norms": {"ln": "deit_tiny_ln", "bn": "deit_tiny_bn", "un": "deit_tiny_un", "repbn": "deit_tiny_prepbn"},
+        "family": "DeiT",
+        "papers": ["arXiv:2012.12877", "arXiv:2405.11582"],
+        "parameters": 5717416,
+        "inputs": ["x:float32[B,3,224,224]"],
+        "published": {"deit_tiny_prepbn.pth": "deit_tiny_prepbn"},
+        "release": "https://github.com/xinghaochen/SLAB/releases/tag/ckpts",
+    }
+    assert sizes["vit"]["release"] is None
+
+
+def test_listing_models_imports_nothing_heavy() -> None:
+    heavy = ["torch", "onnx", "onnxruntime", "onnx_ir", "numpy"]
+    code = (
+        "import sys, normfold.cli\nsys.argv = ['normfold', 'models']\ntry:\n    normfold.cli.main()\n"
+        f"except SystemExit as end:\n    print(end.code, [name for name in {heavy} if name in sys.modules])"
+    )
+    assert run_python(code).stdout.splitlines()[-1] == "0 []"
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

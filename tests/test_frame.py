@@ -19,7 +19,9 @@ FRAMES = st.builds(Frame, VECTOR, VECTOR)
 def test_a_frame_describes_the_tensor_after_a_map_and_a_sum(first: Frame, second: Frame, stored: np.ndarray) -> None:
     value, other = (f.scale * stored + f.shift for f in (first, second))
     moved = first.then(second.scale, second.shift)
-    np.testing.assert_allclose(moved.scale * stored + moved.shift, second.scale * value + second.shift, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(
+        moved.scale * stored + moved.shift, second.scale * value + second.shift, rtol=1e-9, atol=1e-6
+    )
     for sign in (1.0, -1.0):
         joined = first.plus(second, sign)
         np.testing.assert_allclose(joined.scale * stored + joined.shift, value + sign * other, rtol=1e-9, atol=1e-6)

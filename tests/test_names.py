@@ -41,7 +41,9 @@ def model(paths: dict[str, list[str]], kinds: dict[str, list[str]] | None = None
         node.name = f"node_{output}"
         if output in paths:
             node.metadata_props.add(key=SCOPES, value=str(["", *paths[output], "op"]))
-            node.metadata_props.add(key=CLASSES, value=str(["Net", *(kinds or {}).get(output, paths[output]), "aten.op"]))
+            node.metadata_props.add(
+                key=CLASSES, value=str(["Net", *(kinds or {}).get(output, paths[output]), "aten.op"])
+            )
     return built
 
 
@@ -64,10 +66,15 @@ def test_a_site_belongs_to_the_outermost_norm_module_of_all_its_operators() -> N
 def test_without_a_checkpoint_classes_decide() -> None:
     kinds = {
         "p": ["Block", "slab.LinearNorm", "slab.RepBN", "torch.nn.modules.batchnorm.BatchNorm1d"],
-        "q": ["Block", "slab.LinearNorm", "slab.RepBN"], "n": ["Block", "slab.LinearNorm", "slab.RepBN"],
-        "k": ["Block", "Linear"], "l": ["torch.nn.LayerNorm"],
-    }  # fmt: skip
-    assert [(site.name, site.kind) for site in sites(model(NORM, kinds))] == [("blocks.0.norm1", "PRepBN"), ("norm", "LayerNorm")]
+        "q": ["Block", "slab.LinearNorm", "slab.RepBN"],
+        "n": ["Block", "slab.LinearNorm", "slab.RepBN"],
+        "k": ["Block", "Linear"],
+        "l": ["torch.nn.LayerNorm"],
+    }
+    assert [(site.name, site.kind) for site in sites(model(NORM, kinds))] == [
+        ("blocks.0.norm1", "PRepBN"),
+        ("norm", "LayerNorm"),
+    ]
 
 
 def test_without_names_operators_decide() -> None:
@@ -78,7 +85,12 @@ def test_without_names_operators_decide() -> None:
 
 
 def test_norms_that_no_operator_stands_for_are_listed() -> None:
-    norms = [Module("blocks.0.norm1", "PRepBN"), Module("norm", "LayerNorm", 3), Module("spare", "UN"), Module("blocks.0.fc", "BatchNorm")]
+    norms = [
+        Module("blocks.0.norm1", "PRepBN"),
+        Module("norm", "LayerNorm", 3),
+        Module("spare", "UN"),
+        Module("blocks.0.fc", "BatchNorm"),
+    ]
     found = {site.name: site for site in sites(model(NORM), *norms)}
     assert [site.name for site in sites(model(NORM), *norms)] == ["blocks.0.norm1", "norm", "spare", "blocks.0.fc"]
     assert (found["spare"].status, found["spare"].code) == ("kept", "not-in-graph")

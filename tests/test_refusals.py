@@ -54,80 +54,138 @@ READ = "y = Gemm(o, w, c)"
 CASES = {
     "wall": Case(graph(f"{SCALE}o = Softmax(n)\n{READ}"), A, ("Softmax", "Identity")),
     "graph-output": Case(graph(SCALE + "y = Gemm(n, w, c)", output="double y, double n"), A, (", double n)", ")")),
-    "graph-input": Case(graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, x)\n{READ}"), {**A, "v": (4, 4)}, ("Add(n, x)", "Add(n, k)")),
+    "graph-input": Case(
+        graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, x)\n{READ}"), {**A, "v": (4, 4)}, ("Add(n, x)", "Add(n, k)")
+    ),
     "frame-conflict": Case(
         graph(f"{SCALE}r = Slice(n, i, j, k)\ns = Slice(n, l, m, k)\no = Add(r, s)\n{READ}"),
         {**A, "w": (3, 3), "i": ints(0), "j": ints(3), "k": ints(1), "l": ints(1), "m": ints(4)},
         twin_constants={"a": np.full(4, 1.5)},
     ),
-    "scale-range": Case(graph(SCALE + "y = MatMul(n, w)"), {**A, "a": np.array([1.0, -1.0, 2.0, 1e-200])}, twin_constants={"a": (4,)}),
+    "scale-range": Case(
+        graph(SCALE + "y = MatMul(n, w)"), {**A, "a": np.array([1.0, -1.0, 2.0, 1e-200])}, twin_constants={"a": (4,)}
+    ),
     "narrow-add": Case(
-        graph(NORM + "y = MatMul(n, w)\nz = MatMul(n, v)", output="double y, double z"), {**A, "w": (4, 9), "v": (4, 9)},
-        ("MatMul(n, v)", "Gemm(n, v)"), {"w": (4, 3)}, status="partial",
+        graph(NORM + "y = MatMul(n, w)\nz = MatMul(n, v)", output="double y, double z"),
+        {**A, "w": (4, 9), "v": (4, 9)},
+        ("MatMul(n, v)", "Gemm(n, v)"),
+        {"w": (4, 3)},
+        status="partial",
     ),
     "no-bias": Case(
         '<ir_version: 11, opset_import: ["" : 23]>\n'
-        + graph(NORM + "k = RMSNormalization(x, g)\no = Concat<axis = 1>(n, k)\np = MatMul(o, w)\ny = Add(p, c)", "double[B,3,4] x"),
-        {**A, "g": (4,)}, ("RMS", "Layer"), status="partial", run=False,
+        + graph(
+            NORM + "k = RMSNormalization(x, g)\no = Concat<axis = 1>(n, k)\np = MatMul(o, w)\ny = Add(p, c)",
+            "double[B,3,4] x",
+        ),
+        {**A, "g": (4,)},
+        ("RMS", "Layer"),
+        status="partial",
+        run=False,
     ),
     "broadcast": Case(
         graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, k)\n{READ}"), {**A, "v": (4, 1)}, twin_constants={"v": (4, 4)}
     ),
-    "two-tensors": Case(graph(f"{SCALE}k = Transpose(h)\no = MatMul(n, k)\ny = Tanh(o)"), {**A, "k0": (4, 4)}, ("MatMul(n, k)", "MatMul(n, k0)")),
+    "two-tensors": Case(
+        graph(f"{SCALE}k = Transpose(h)\no = MatMul(n, k)\ny = Tanh(o)"),
+        {**A, "k0": (4, 4)},
+        ("MatMul(n, k)", "MatMul(n, k0)"),
+    ),
     "not-contracted": Case(
         graph(f"{SCALE}y = MatMul(n, w)", "double[B,4,4] x"), {**A, "a": (4, 1)}, twin_constants={"a": (4,)}
     ),
     "zero-scale": Case(
-        graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, k)\n{READ}"), {**A, "v": (4, 4), "a": np.array([1.0, 0.0, -1.0, 2.0])},
+        graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, k)\n{READ}"),
+        {**A, "v": (4, 4), "a": np.array([1.0, 0.0, -1.0, 2.0])},
         twin_constants={"a": (4,)},
     ),
     "negative-scale": Case(graph(f"{SCALE}o = Relu(n)\n{READ}"), A, twin_constants={"a": POSITIVE["a"]}),
-    "shift-meets-activation": Case(graph(f"{NORM}o = Relu(n)\n{READ}"), POSITIVE, ("Relu", "Identity"), status="partial"),
+    "shift-meets-activation": Case(
+        graph(f"{NORM}o = Relu(n)\n{READ}"), POSITIVE, ("Relu", "Identity"), status="partial"
+    ),
     "shift-meets-padding": Case(
-        graph(NORM + "y = Conv<pads = [1, 1]>(n, w, c)", "double[B,4,5] x"), ROWS, ("<pads = [1, 1]>", ""), status="partial"
+        graph(NORM + "y = Conv<pads = [1, 1]>(n, w, c)", "double[B,4,5] x"),
+        ROWS,
+        ("<pads = [1, 1]>", ""),
+        status="partial",
     ),
     "fill-value": Case(
-        graph(f"{SCALE}o = Pad(n, p, v)\ny = Conv(o, w, c)", "double[B,4,5] x"), {**ROWS, "p": ints(0, 0, 1, 0, 0, 1), "v": np.array(3.0)},
+        graph(f"{SCALE}o = Pad(n, p, v)\ny = Conv(o, w, c)", "double[B,4,5] x"),
+        {**ROWS, "p": ints(0, 0, 1, 0, 0, 1), "v": np.array(3.0)},
         twin_constants={"v": np.array(0.0)},
     ),
     "dynamic-pad": Case(
-        graph(f"{SCALE}o = Pad(n, p)\ny = Conv(o, w, c)", "double[B,4,5] x, int64[6] p", "double[B,3,K] y"), ROWS, (", int64[6] p)", ")"),
-        {"p": ints(0, 0, 1, 0, 0, 1)}, run=False,
+        graph(f"{SCALE}o = Pad(n, p)\ny = Conv(o, w, c)", "double[B,4,5] x, int64[6] p", "double[B,3,K] y"),
+        ROWS,
+        (", int64[6] p)", ")"),
+        {"p": ints(0, 0, 1, 0, 0, 1)},
+        run=False,
     ),
     "dynamic-slice": Case(
-        graph(f"{SCALE}o = Slice(n, i, j, k)\n{READ}", "double[B,4] x, int64[1] k", "double[C,3] y"), {**A, "i": ints(0), "j": ints(4)},
-        (", int64[1] k)", ")"), {"k": ints(0)}, run=False,
+        graph(f"{SCALE}o = Slice(n, i, j, k)\n{READ}", "double[B,4] x, int64[1] k", "double[C,3] y"),
+        {**A, "i": ints(0), "j": ints(4)},
+        (", int64[1] k)", ")"),
+        {"k": ints(0)},
+        run=False,
     ),
     "dynamic-axes": Case(
-        graph(f"{SCALE}y = ReduceMean(n, k)\n".replace("y =", "o =") + "y = MatMul(o, w)", "double[B,5,4] x, int64[1] k", "double[C,D,3] y"),
-        A, (", int64[1] k)", ")"), {"k": ints(1)}, run=False,
+        graph(
+            f"{SCALE}y = ReduceMean(n, k)\n".replace("y =", "o =") + "y = MatMul(o, w)",
+            "double[B,5,4] x, int64[1] k",
+            "double[C,D,3] y",
+        ),
+        A,
+        (", int64[1] k)", ")"),
+        {"k": ints(1)},
+        run=False,
     ),
     "not-floating": Case(graph(f"{SCALE}p = Cast<to = 7>(n)\no = Cast<to = 11>(p)\n{READ}"), A, ("to = 7", "to = 11")),
     "training-mode": Case(
-        graph(f"{SCALE}o = Dropout(n, r, t)\n{READ}"), {**A, "r": np.array(0.5), "t": np.array(True)}, twin_constants={"t": np.array(False)}, run=False
+        graph(f"{SCALE}o = Dropout(n, r, t)\n{READ}"),
+        {**A, "r": np.array(0.5), "t": np.array(True)},
+        twin_constants={"t": np.array(False)},
+        run=False,
     ),
     "reshaped-channels": Case(
         graph(f"{SCALE}o = Reshape(n, s)\ny = Tanh(o)", "double[B,L,4] x").replace("y = Tanh(o)", "y = MatMul(o, w)"),
-        {**A, "s": ints(2, -1, 2), "w": (2, 3)}, twin_constants={"s": ints(1, -1, 4), "w": (4, 3)},
+        {**A, "s": ints(2, -1, 2), "w": (2, 3)},
+        twin_constants={"s": ints(1, -1, 4), "w": (4, 3)},
     ),
     "channels-cut": Case(
-        graph(f"{SCALE}o = Gather<axis = 1>(n, i)\n{READ}"), {**A, "i": ints(1, 0, 3), "w": (3, 3)}, ("axis = 1", "axis = 0"), {"i": ints(0), "w": (4, 3)}
+        graph(f"{SCALE}o = Gather<axis = 1>(n, i)\n{READ}"),
+        {**A, "i": ints(1, 0, 3), "w": (3, 3)},
+        ("axis = 1", "axis = 0"),
+        {"i": ints(0), "w": (4, 3)},
     ),
     "across-channels": Case(
-        graph(f"{SCALE}o = ReduceMean(n, k)\ny = MatMul(o, w)", "double[B,5,4] x"), {**A, "k": ints(2), "w": (1, 3)}, twin_constants={"k": ints(1), "w": (4, 3)}
+        graph(f"{SCALE}o = ReduceMean(n, k)\ny = MatMul(o, w)", "double[B,5,4] x"),
+        {**A, "k": ints(2), "w": (1, 3)},
+        twin_constants={"k": ints(1), "w": (4, 3)},
     ),
-    "unknown-shape": Case(graph("h = Tanh(x)\nn = Mul(h, a)\ny = MatMul(n, w)", "double[4] x"), A, ("double[4]", "double[1,4]")),
+    "unknown-shape": Case(
+        graph("h = Tanh(x)\nn = Mul(h, a)\ny = MatMul(n, w)", "double[4] x"), A, ("double[4]", "double[1,4]")
+    ),
     "statistic": Case(
-        graph(f"{SCALE}y = LayerNormalization<epsilon = 0.0078125>(n, g)"), {**A, "g": (4,)}, twin_constants={"a": np.full(4, 2.0)}
+        graph(f"{SCALE}y = LayerNormalization<epsilon = 0.0078125>(n, g)"),
+        {**A, "g": (4,)},
+        twin_constants={"a": np.full(4, 2.0)},
     ),
     "statistic-read": Case(
-        graph(f"{SCALE}y, m = LayerNormalization(n, g)", output="double[B,4] y, float[B,1] m"), {**A, "a": np.full(4, 2.0), "g": (4,)},
-        (", float[B,1] m)", ")"), run=False,
+        graph(f"{SCALE}y, m = LayerNormalization(n, g)", output="double[B,4] y, float[B,1] m"),
+        {**A, "a": np.full(4, 2.0), "g": (4,)},
+        (", float[B,1] m)", ")"),
+        run=False,
     ),
-}  # fmt: skip
+}
+
+
 def site_of(model: onnx.ModelProto) -> tuple[str, str | None]:
     _, plan = fold(model)
-    return next(outcome for outcome, site in zip(outcomes(plan), plan.sites, strict=True) if site.kind not in ("LayerNorm", "RMSNorm"))
+    return next(
+        outcome
+        for outcome, site in zip(outcomes(plan), plan.sites, strict=True)
+        if site.kind not in ("LayerNorm", "RMSNorm")
+    )
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -135,14 +193,16 @@ def test_refused_and_its_twin_folded(code: str) -> None:
     case = CASES[code]
     refused = build(case.text, **case.constants)
     assert site_of(refused) == (case.status, code)
-    twin = build(case.text.replace(*case.twin) if case.twin[0] else case.text, **{**case.constants, **case.twin_constants})
+    twin = build(
+        case.text.replace(*case.twin) if case.twin[0] else case.text, **{**case.constants, **case.twin_constants}
+    )
     assert site_of(twin) == FOLDED
     for model in (refused, twin) if case.run else ():
         same_function(model, fold(model)[0])
 
 
 def codes_in_source() -> set[str]:
-    """The first string handed to whatever makes a refusal, and what names.py says of norms that no operator stands for."""
+    """The first string handed to what makes a refusal, and what names.py says of norms that no operator stands for."""
     found: set[str] = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         text = path.read_text()
@@ -172,7 +232,12 @@ def test_every_refusal_has_a_code_a_test_and_a_line_in_the_documentation() -> No
 def test_scales_are_bounded_by_the_type_that_holds_them() -> None:
     """2^6 in float16, 2^60 in float32: what bfloat16 and float32 do not feel, float16 does."""
     text = graph("h = Tanh(x)\nn = Mul(h, a)\ny = MatMul(n, w)", "float16[B,4] x", "float16[B,3] y")
-    for size, outcome in ((32.0, FOLDED), (1 / 32, FOLDED), (200.0, ("kept", "scale-range")), (1 / 200, ("kept", "scale-range"))):
+    for size, outcome in (
+        (32.0, FOLDED),
+        (1 / 32, FOLDED),
+        (200.0, ("kept", "scale-range")),
+        (1 / 200, ("kept", "scale-range")),
+    ):
         a = np.array([1.0, -1.0, 2.0, size])
         half = build(text, a=a.astype(np.float16), w=draw("w", 4, 3).astype(np.float16))
         assert site_of(half) == outcome

@@ -87,12 +87,17 @@ def test_metadata_is_kept() -> None:
     assert {n.output[0]: n.metadata_props[0].value for n in after.graph.node} == {k: k for k in ("h", "y", "z")}
     (info,) = (value for value in after.graph.value_info if value.name == "h")
     assert info.metadata_props[0].value == "first" and info.doc_string == "hidden"
-    assert after.graph.output[0].metadata_props[0].value == "metres" and after.graph.output[0].doc_string == "the answer"
+    assert (
+        after.graph.output[0].metadata_props[0].value == "metres" and after.graph.output[0].doc_string == "the answer"
+    )
 
 
 def test_the_interface_is_kept() -> None:
     """Also where a folded norm writes an output, and the operator that now writes it wrote something else."""
-    text = "g (double[B,4] x) => (double z, double n, double y) {\nh = Gemm(x, v, d)\nm = Mul(h, a)\nn = Add(m, b)\ny = Gemm(n, w, c)\nz = Gemm(x, u)\n}"
+    text = (
+        "g (double[B,4] x) => (double z, double n, double y) {\nh = Gemm(x, v, d)\n"
+        "m = Mul(h, a)\nn = Add(m, b)\ny = Gemm(n, w, c)\nz = Gemm(x, u)\n}"
+    )
     model = build(text, **SHAPES)
     model.graph.output[1].metadata_props.add(key="unit", value="metres")
     after, plan = fold(model)
@@ -195,7 +200,11 @@ def test_new_names_do_not_collide() -> None:
 
 
 def test_a_norm_of_which_only_a_part_folds_is_written_anew() -> None:
-    text = "g (double[B,4,5] x) => (double y) {\nh = Conv(x, v)\nn = BatchNormalization(h, gamma, beta, mean, var)\ny = Conv<pads = [1, 1]>(n, w)\n}"
+    text = (
+        "g (double[B,4,5] x) => (double y) {\nh = Conv(x, v)\n"
+        "n = BatchNormalization(h, gamma, beta, mean, var)\n"
+        "y = Conv<pads = [1, 1]>(n, w)\n}"
+    )
     statistics = {name: draw(name, 4, positive=name == "var") for name in ("gamma", "beta", "mean", "var")}
     after, _ = check(text.replace("Conv(x, v)", "Tanh(x)"), partial("shift-meets-padding"), w=(3, 4, 3), **statistics)
     assert op_types(after) == ["Tanh", "Add", "Conv"]

@@ -72,7 +72,7 @@ def dims(*sizes: int | str) -> list[Dim]:
 
 
 def test_groups_hold_the_same_elements() -> None:
-    """Every run of axes that is matched has the same product on both sides, and all axes but those of size 1 are in one."""
+    """Every run of axes that is matched has the same product on both sides; all axes but those of size 1 are in one."""
     shapes = [s for n in (1, 2, 3, 4) for s in combinations((1, 2, 3, 4, 6), repeat=n) if np.prod(s) == 24]
     checked = 0
     for source, target in combinations(shapes[::7], shapes[::5]):

@@ -8,7 +8,7 @@ import pytest
 
 from normfold.graph import Graph, Op, operators, prepare
 from normfold.sites import collapse
-from tests.graphs import FOLDED, build, check, draw, kept, op_types
+from tests.graphs import FOLDED, build, check, draw, fold, kept, op_types, same_function
 
 
 def ints(*values: int) -> np.ndarray:
@@ -63,10 +63,19 @@ SPELLINGS = {
         n = Transpose<perm = [0, 2, 1]>(r)""",
 }
 CONSTANTS = {
-    **statistics(4), "last": ints(-1), "root": draw("root", 1, 4, 1, 1, positive=True), "gamma4": (1, 4, 1, 1), "beta4": (1, 4, 1, 1),
-    "back": ints(0, 4, -1), "alpha": np.array([0.3]), "rows": ints(-1, 4), "tokens": ints(-1, 3, 4), "image": ints(0, 4, 3, 1),
-    "w": (4, 5), "c": (5,),
-}  # fmt: skip
+    **statistics(4),
+    "last": ints(-1),
+    "root": draw("root", 1, 4, 1, 1, positive=True),
+    "gamma4": (1, 4, 1, 1),
+    "beta4": (1, 4, 1, 1),
+    "back": ints(0, 4, -1),
+    "alpha": np.array([0.3]),
+    "rows": ints(-1, 4),
+    "tokens": ints(-1, 3, 4),
+    "image": ints(0, 4, 3, 1),
+    "w": (4, 5),
+    "c": (5,),
+}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -87,7 +96,10 @@ def test_every_spelling_is_one_map_of_the_channels(name: str, dims: str) -> None
 
 def test_a_batch_norm_over_the_wrong_axis_is_a_map_of_that_axis() -> None:
     """(N, L, C) straight into BatchNorm: the channels are L, also where L == C."""
-    text = "g (double[B,4,4] x) => (double y) {\nh = Tanh(x)\nn = BatchNormalization(h, gamma, beta, mean, var)\ny = MatMul(n, w)\n}"
+    text = (
+        "g (double[B,4,4] x) => (double y) {\nh = Tanh(x)\n"
+        "n = BatchNormalization(h, gamma, beta, mean, var)\ny = MatMul(n, w)\n}"
+    )
     (found,) = affine_maps(text, **statistics(4), w=(4, 5))
     assert found.affine is not None and found.affine.frame.scale.shape == (1, 4, 1)
     check(text, kept("not-contracted"), **statistics(4), w=(4, 5))
@@ -165,3 +177,39 @@ def test_channels_of_unknown_number_are_no_site() -> None:
     text = "g (double[B,C] x) => (double[B,3] y) {\nh = Tanh(x)\nn = Mul(h, a)\ny = MatMul(n, w)\n}"
     assert affine_maps(text, a=(4,), w=(4, 3)) == []
     assert len(affine_maps(text.replace("B,C", "B,4"), a=(4,), w=(4, 3))) == 1
+
+
+def test_a_map_through_a_tensor_that_another_map_moves() -> None:
+    """`m` is the end of one map and the middle of another: where it changes, the other starts from its own input."""
+    text = """g (double[B,4,3] x) => (double y, double z, double u) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        m = Add(n, b)
+        r = Sub(m, h)
+        s0 = Mul(m, rows)
+        s = Add(s0, more)
+        t = Mul(m, two)
+        y = Tanh(s)
+        z = Tanh(t)
+        u = Tanh(r)
+    }"""
+    model = build(text, a=(4, 1), b=(4, 1), rows=(3,), more=(3,), two=np.array([2.5]))
+    after, plan = fold(model)
+    assert [(site.name, site.status) for site in plan.sites] == [
+        ("m", "folded"),
+        ("r", "kept"),
+        ("s", "kept"),
+        ("t", "kept"),
+    ]
+    same_function(model, after)
+
+
+def test_a_batch_norm_that_takes_up_another_axis_is_no_batch_norm_any_more() -> None:
+    text = """g (double[B,4,3] x) => (double y) {
+        n = BatchNormalization(x, gamma, beta, mean, var)
+        p = Pad<mode = "edge">(n, by)
+        m = Mul(p, a)
+        y = Tanh(m)
+    }"""
+    after, _ = check(text, kept("channels-cut"), FOLDED, **statistics(4), by=ints(0, 1, 0, 0, 0, 0), a=(3,))
+    assert op_types(after) == ["Mul", "Add", "Pad", "Tanh"]

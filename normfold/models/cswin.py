@@ -15,7 +15,7 @@ from normfold.models.layout import (
     from_windows,
     merge_heads,
     split_axis,
-    split_heads,
+    split_qkv,
     to_picture,
     to_tokens,
     to_windows,
@@ -35,13 +35,18 @@ class StripeAttention(nn.Module):
         self.get_v = depthwise(dim, 3)
         self.heads, self.side, self.stripe = heads, side, stripe
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values (N, side^2, dim) each to (N, side^2, dim)."""
-        q, k, v = (to_windows(split_axis(part, 1, (self.side, self.side)), *self.stripe) for part in (q, k, v))
-        picture = split_axis(v.flatten(0, 1).transpose(1, 2), 2, self.stripe)
-        position = split_axis(to_tokens(self.get_v(picture)), 0, (-1, v.shape[1]))
-        mixed = merge_heads(softmax_attention(*(split_heads(part, self.heads) for part in (q, k, v)))) + position
-        return from_windows(mixed, self.side, *self.stripe).flatten(1, 2)
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values side by side (N, side^2, 3 * dim) to (N, side^2, dim)."""
+        stripes = to_windows(split_axis(qkv, 1, (self.side, self.side)), *self.stripe)
+        mixed = merge_heads(softmax_attention(*split_qkv(stripes, self.heads)))
+        return from_windows(mixed + self._position(stripes), self.side, *self.stripe).flatten(1, 2)
+
+    def _position(self, stripes: Tensor) -> Tensor:
+        """The convolution of the values in (N, stripes, L, 3 * dim): (N, stripes, L, dim)."""
+        _, count, length, channels = stripes.shape
+        values = stripes.chunk(3, dim=-1)[2].transpose(-2, -1).reshape(-1, channels // 3, *self.stripe)
+        position: Tensor = self.get_v(values)
+        return position.reshape(-1, count, channels // 3, length).transpose(-2, -1)
 
 
 class LinearStripeAttention(nn.Module):
@@ -58,8 +63,9 @@ class LinearStripeAttention(nn.Module):
         self.dwc = depthwise(check_heads(dim, heads), kernel)
         self.heads, self.side = heads, side
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values (N, side^2, dim) each to (N, side^2, dim)."""
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values side by side (N, side^2, 3 * dim) to (N, side^2, dim)."""
+        q, k, v = qkv.chunk(3, dim=-1)
         k = k + self.positional_encoding
         mixed = merge_heads(linear_attention(q, k, v, heads=self.heads, conv=self.dwc, side=self.side))
         return mixed + to_tokens(self.get_v(to_picture(v, self.side)))
@@ -96,9 +102,12 @@ class CSWinBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Each branch its share of the channels of queries, keys and values."""
-        parts = [part.chunk(len(self.attns), dim=-1) for part in self.qkv(x).chunk(3, dim=-1)]
-        mixed = [attention(*share) for attention, share in zip(self.attns, zip(*parts, strict=True), strict=True)]
-        return torch.cat(mixed, dim=-1) if len(mixed) > 1 else mixed[0]
+        qkv: Tensor = self.qkv(x)
+        if len(self.attns) == 1:
+            whole: Tensor = self.attns[0](qkv)
+            return whole
+        shares = split_axis(qkv, -1, (3, len(self.attns), x.shape[-1] // len(self.attns))).unbind(-2)
+        return torch.cat([branch(share.flatten(-2)) for branch, share in zip(self.attns, shares, strict=True)], dim=-1)
 
 
 class ConvMerging(nn.Module):

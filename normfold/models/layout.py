@@ -37,6 +37,12 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return split_axis(x, -1, (heads, x.shape[-1] // heads)).transpose(-3, -2)
 
 
+def split_qkv(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values side by side (..., L, 3 * C) to three of (..., heads, L, C / heads)."""
+    parts = split_axis(x, -1, (3, heads, x.shape[-1] // (3 * heads))).movedim(-3, 0).transpose(-3, -2)
+    return parts[0], parts[1], parts[2]
+
+
 def merge_heads(x: Tensor) -> Tensor:
     """(..., heads, L, d) to (..., L, heads * d): the inverse of `split_heads`."""
     return x.transpose(-3, -2).flatten(-2)
@@ -47,15 +53,16 @@ def to_windows(x: Tensor, height: int, width: int) -> Tensor:
 
     Windows of full height or width are stripes. height divides H and width divides W.
     """
-    _, rows, columns, _ = x.shape
-    x = split_axis(split_axis(x, 2, (columns // width, width)), 1, (rows // height, height))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    _, rows, columns, channels = x.shape
+    x = x.reshape(-1, rows // height, height, columns // width, width, channels).transpose(2, 3)
+    return x.reshape(-1, rows * columns // (height * width), height * width, channels)
 
 
 def from_windows(x: Tensor, side: int, height: int, width: int) -> Tensor:
     """Windows (N, windows, height * width, C) back to (N, side, side, C): the inverse of `to_windows`."""
-    x = split_axis(split_axis(x, 2, (height, width)), 1, (side // height, side // width))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    channels = x.shape[-1]
+    x = x.reshape(-1, side // height, side // width, height, width, channels).transpose(2, 3)
+    return x.reshape(-1, side, side, channels)
 
 
 def relative_positions(window: int) -> Tensor:

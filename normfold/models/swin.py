@@ -16,7 +16,7 @@ from normfold.models.layout import (
     relative_positions,
     shift_mask,
     split_axis,
-    split_heads,
+    split_qkv,
     to_windows,
 )
 from normfold.models.variants import norm_variants
@@ -39,7 +39,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(N, windows, window^2, dim) to the same shape; mask (windows, window^2, window^2) is added to the scores."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = split_qkv(self.qkv(x), self.heads)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if mask is not None:
             bias = bias + mask[:, None]

@@ -6,7 +6,6 @@ A new operator is one function that says how a frame passes through it, one row 
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op
@@ -18,11 +17,9 @@ from normfold.rules.normalize import NormalizeRule
 from normfold.rules.pointwise import AffineRule, SumRule
 from normfold.rules.reduce import averaged, counts_padding, pooled, pooled_to_one
 
-_FLOATING = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
-
 
 def _between_float_types(graph: Graph, op: Op) -> Refuse | None:
-    if all(value is None or value.dtype is None or value.dtype in _FLOATING for value in (op.inputs[0], op.output)):
+    if all(value is None or graph.is_floating(value) for value in (op.inputs[0], op.output)):
         return None
     return Refuse("not-floating", f"{op.label}: one side of it is integers, or has no more than eight bits")
 

@@ -21,6 +21,7 @@ from normfold.models.layout import (
     relative_positions,
     shift_mask,
     split_heads,
+    split_qkv,
     to_picture,
     to_tokens,
     to_windows,
@@ -137,6 +138,9 @@ def test_tokens_and_heads_come_back() -> None:
     torch.testing.assert_close(tokens[0, 5], x[0, :, 1, 1])
     torch.testing.assert_close(split_heads(tokens, 3)[:, 1], tokens[..., 2:4])
     torch.testing.assert_close(merge_heads(split_heads(tokens, 3)), tokens)
+    side_by_side = torch.cat([tokens, 2 * tokens, 3 * tokens], dim=-1)
+    for factor, part in enumerate(split_qkv(side_by_side, 3), start=1):
+        torch.testing.assert_close(part, factor * split_heads(tokens, 3))
 
 
 def test_relative_positions_number_offsets() -> None:

@@ -1,6 +1,6 @@
 """One operator between a norm and what absorbs it.
 
-Forward: Tanh -> norm -> operator -> weight. Nothing can go back through Tanh, so the norm folds only through the operator.
+Forward: Tanh -> norm -> operator -> weight. Nothing goes back through Tanh: the norm folds only through the operator.
 Backward: weight -> operator -> norm -> Tanh.
 """
 
@@ -25,7 +25,7 @@ Constant = NDArray[np.generic] | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Sandwich:
-    """text: the operator, from `i` to `o`. source, target: dimensions of both; axis, out_axis: where the channels are."""
+    """text: the operator, from `i` to `o`. source, target: their dimensions; axis, out_axis: where the channels are."""
 
     text: str
     source: str = "B,3,4"

@@ -127,7 +127,7 @@ SPLIT = """g (double[B,3,6] x) => (double y, double z) {{
 )
 def test_splits(axis: int, attributes: str, inputs: str, more: str, sizes: tuple[int, ...]) -> None:
     channels = axis in (2, -1)
-    text = SPLIT.format(axis=axis, attributes=attributes, inputs=inputs, more=more, last="r" if ", r" == more else "q")
+    text = SPLIT.format(axis=axis, attributes=attributes, inputs=inputs, more=more, last="r" if more == ", r" else "q")
     width = dict(zip("pq", sizes, strict=True)) if channels else {"p": 6, "q": 6}
     constants = {"a": (6,), "b": (6,), "c": (5,), "v": (width["p"], 5), "u": (width["q"], 5), "cut": ints(*sizes)}
     check(text, FOLDED, **constants)
@@ -172,8 +172,26 @@ def test_pixel_unshuffle_of_patch_merging() -> None:
         y = MatMul(u, w)
     }"""
     constants = {
-        "oo": ints(0, 0), "io": ints(1, 0), "oi": ints(0, 1), "ii": ints(1, 1), "far": ints(2**62, 2**62),
-        "axes": ints(1, 2), "steps": ints(2, 2), "shape": ints(0, -1, 12),
-    }  # fmt: skip
+        "oo": ints(0, 0),
+        "io": ints(1, 0),
+        "oi": ints(0, 1),
+        "ii": ints(1, 1),
+        "far": ints(2**62, 2**62),
+        "axes": ints(1, 2),
+        "steps": ints(2, 2),
+        "shape": ints(0, -1, 12),
+    }
     model, _ = check(text, FOLDED, a=(3,), b=(3,), v=(3, 3), w=(12, 8), **constants)
     assert "Mul" not in op_types(model)
+
+
+def test_two_parts_that_are_known_already_are_compared() -> None:
+    """The frame of the first part may be the whole's own: the second must still be looked at."""
+    text = """g (double[2,4,5] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        d = Div(n, b)
+        o = Concat<axis = 2>(n, d, d)
+        y = Conv(o, w)
+    }"""
+    check(text, FOLDED, kept("frame-conflict"), a=(4, 1), b=(4, 1), w=(3, 4, 1))

@@ -20,7 +20,9 @@ CARRY = {
     "Identity": Sandwich("o = Identity(i)"),
     "Dropout": Sandwich("o = Dropout(i)"),
     "Dropout with ratio": Sandwich("o = Dropout<seed = 1>(i, r)", constants={"r": np.array(0.5)}),
-    "Dropout not training": Sandwich("o, mask = Dropout(i, r, t)", constants={"r": np.array(0.5), "t": np.array(False)}),
+    "Dropout not training": Sandwich(
+        "o, mask = Dropout(i, r, t)", constants={"r": np.array(0.5), "t": np.array(False)}
+    ),
     "Dropout opset 10": Sandwich("o = Dropout<ratio = 0.3>(i)", opset=10),
     "Cast": Sandwich("o = Cast<to = 11>(i)"),
     "Transpose": Sandwich("o = Transpose<perm = [0, 2, 1]>(i)", target="B,4,3", out_axis=1),
@@ -29,28 +31,57 @@ CARRY = {
     "Reshape -1": Sandwich("o = Reshape(i, s)", target="B,4", constants={"s": ints(-1, 4)}),
     "Reshape 0": Sandwich("o = Reshape(i, s)", target="B,1,3,4", constants={"s": ints(0, 1, 3, 4)}),
     "Reshape 0 and -1": Sandwich("o = Reshape(i, s)", target="B,3,1,4", constants={"s": ints(0, 0, 1, -1)}),
-    "Reshape allowzero": Sandwich("o = Reshape<allowzero = 1>(i, s)", source="2,3,4", target="6,4", constants={"s": ints(6, 4)}),
+    "Reshape allowzero": Sandwich(
+        "o = Reshape<allowzero = 1>(i, s)", source="2,3,4", target="6,4", constants={"s": ints(6, 4)}
+    ),
     "Flatten axis 2": Sandwich("o = Flatten<axis = 2>(i)", target="B,4"),
     "Flatten axis -1": Sandwich("o = Flatten<axis = -1>(i)", target="B,4"),
     "Flatten merges ones": Sandwich("o = Flatten(i)", source="B,4,1,1", target="B,4", axis=1, out_axis=1),
     "Squeeze": Sandwich("o = Squeeze(i, s)", source="B,1,4", target="B,4", constants={"s": ints(1)}),
-    "Squeeze negative": Sandwich("o = Squeeze(i, s)", source="B,4,1", target="B,4", axis=1, out_axis=1, constants={"s": ints(-1)}),
+    "Squeeze negative": Sandwich(
+        "o = Squeeze(i, s)", source="B,4,1", target="B,4", axis=1, out_axis=1, constants={"s": ints(-1)}
+    ),
     "Squeeze attribute": Sandwich("o = Squeeze<axes = [1]>(i)", source="B,1,4", target="B,4", opset=11),
     "Unsqueeze": Sandwich("o = Unsqueeze(i, s)", source="B,4", target="B,4,1", out_axis=1, constants={"s": ints(2)}),
-    "Unsqueeze negative": Sandwich("o = Unsqueeze(i, s)", source="B,4,3", target="B,4,3,1", axis=1, constants={"s": ints(-1)}),
+    "Unsqueeze negative": Sandwich(
+        "o = Unsqueeze(i, s)", source="B,4,3", target="B,4,3,1", axis=1, constants={"s": ints(-1)}
+    ),
     "Unsqueeze attribute": Sandwich("o = Unsqueeze<axes = [1]>(i)", source="B,4", target="B,1,4", opset=11),
     "Slice": Sandwich("o = Slice(i, a, b, c)", target="B,2,4", constants={"a": ints(1), "b": ints(LAST), "c": ints(1)}),
-    "Slice without axes": Sandwich("o = Slice(i, a, b)", source="2,3,4", target="1,2,4", constants={"a": ints(1, 0), "b": ints(2, 2)}),
-    "Slice step": Sandwich("o = Slice(i, a, b, c, d)", source="B,5,4", target="B,3,4", constants={"a": ints(0), "b": ints(5), "c": ints(1), "d": ints(2)}),
-    "Slice negative step": Sandwich("o = Slice(i, a, b, c, d)", target="B,3,4", constants={"a": ints(-1), "b": ints(-LAST - 1), "c": ints(-2), "d": ints(-1)}),
+    "Slice without axes": Sandwich(
+        "o = Slice(i, a, b)", source="2,3,4", target="1,2,4", constants={"a": ints(1, 0), "b": ints(2, 2)}
+    ),
+    "Slice step": Sandwich(
+        "o = Slice(i, a, b, c, d)",
+        source="B,5,4",
+        target="B,3,4",
+        constants={"a": ints(0), "b": ints(5), "c": ints(1), "d": ints(2)},
+    ),
+    "Slice negative step": Sandwich(
+        "o = Slice(i, a, b, c, d)",
+        target="B,3,4",
+        constants={"a": ints(-1), "b": ints(-LAST - 1), "c": ints(-2), "d": ints(-1)},
+    ),
     "Gather position": Sandwich("o = Gather<axis = 1>(i, p)", target="B,4", constants={"p": np.array(1)}),
     "Gather negative": Sandwich("o = Gather<axis = -2>(i, p)", target="B,2,4", constants={"p": ints(-1, 0)}),
-    "Gather matrix": Sandwich("o = Gather<axis = 1>(i, p)", target="B,1,2,4", constants={"p": ints(-1, 0).reshape(1, 2)}),
+    "Gather matrix": Sandwich(
+        "o = Gather<axis = 1>(i, p)", target="B,1,2,4", constants={"p": ints(-1, 0).reshape(1, 2)}
+    ),
     "Expand": Sandwich("o = Expand(i, s)", source="B,1,4", target="B,3,4", constants={"s": ints(1, 3, 1)}),
     "Expand adds axes": Sandwich("o = Expand(i, s)", source="3,4", target="2,3,4", constants={"s": ints(2, 1, 4)}),
-    "Pad zero": Sandwich("o = Pad(i, p)", source="B,4,3", target="B,4,4", axis=1, constants={"p": ints(0, 0, 0, 0, 0, 0)}),
-    "Pad edge": Sandwich('o = Pad<mode = "edge">(i, p)', source="B,4,3", target="B,4,6", axis=1, constants={"p": ints(0, 0, 1, 0, 0, 2)}),
-    "Pad reflect": Sandwich('o = Pad<mode = "reflect">(i, p)', source="B,4,3", target="B,4,6", axis=1, constants={"p": ints(0, 0, 1, 0, 0, 2)}),
+    "Pad zero": Sandwich(
+        "o = Pad(i, p)", source="B,4,3", target="B,4,4", axis=1, constants={"p": ints(0, 0, 0, 0, 0, 0)}
+    ),
+    "Pad edge": Sandwich(
+        'o = Pad<mode = "edge">(i, p)', source="B,4,3", target="B,4,6", axis=1, constants={"p": ints(0, 0, 1, 0, 0, 2)}
+    ),
+    "Pad reflect": Sandwich(
+        'o = Pad<mode = "reflect">(i, p)',
+        source="B,4,3",
+        target="B,4,6",
+        axis=1,
+        constants={"p": ints(0, 0, 1, 0, 0, 2)},
+    ),
     "MaxPool of one": Sandwich("o = MaxPool<kernel_shape = [1, 1]>(i)", source=IMAGE, axis=1),
 }
 POSITIVE = {"MaxPool of one"}
@@ -94,7 +125,9 @@ def test_padding_the_channels_refuses() -> None:
 def test_attributes_of_other_opsets_refuse() -> None:
     """Before opset 11 and 10, Pad and Slice had attributes in place of inputs; Split before 13."""
     Sandwich("o = Pad<pads = [0, 0, 0, 0, 0, 0]>(i)", opset=10).fold(kept("wall"), "forward", "scale")
-    Sandwich("o = Slice<starts = [0], ends = [2], axes = [1]>(i)", target="B,2,4", opset=9).fold(kept("wall"), "forward")
+    Sandwich("o = Slice<starts = [0], ends = [2], axes = [1]>(i)", target="B,2,4", opset=9).fold(
+        kept("wall"), "forward"
+    )
     Sandwich("o, p = Split<axis = 1, split = [2, 1]>(i)", target="B,2,4", opset=11).fold(kept("wall"), "forward")
 
 
@@ -159,7 +192,17 @@ def test_dimensions_that_are_not_known_are_equal_to_none(unknown: str) -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "step"),
-    [(0, 2, 1), (1, LAST, 1), (-3, -1, 1), (0, 8, 2), (-1, -LAST - 1, -1), (6, 0, -3), (-1, -9, -1), (5, 2, -1), (0, 99, 3)],
+    [
+        (0, 2, 1),
+        (1, LAST, 1),
+        (-3, -1, 1),
+        (0, 8, 2),
+        (-1, -LAST - 1, -1),
+        (6, 0, -3),
+        (-1, -9, -1),
+        (5, 2, -1),
+        (0, 99, 3),
+    ],
 )
 def test_slices_of_the_channels(start: int, end: int, step: int) -> None:
     """The kept channels keep their frames; towards the producer a part does not tell of the whole."""
@@ -201,7 +244,9 @@ def test_an_embedding_takes_up_the_norm(reader: str) -> None:
     assert "Mul" not in op_types(model)
     axis = GATHER.format(axis="<axis = 1>", flip="f = Transpose<perm = [1, 2, 0]>(e)", reader=reader)
     check(axis.replace("Add(n, b)", "Identity(n)"), FOLDED, table=(4, 3), a=(4,), w=(4, 5))
-    scalar = text.replace("int64[B,L]", "int64[1]").replace("e = Gather(table, ids)", "i = Squeeze(ids)\ne = Gather(table, i)")
+    scalar = text.replace("int64[B,L]", "int64[1]").replace(
+        "e = Gather(table, ids)", "i = Squeeze(ids)\ne = Gather(table, i)"
+    )
     check(scalar, FOLDED, table=(3, 4), a=(4,), b=(4,), w=(4, 5))
 
 
@@ -241,12 +286,17 @@ def test_integers_take_no_frame() -> None:
     check(INTEGERS.format(reader="MatMul", weight=", w"), FOLDED, table=table, a=(4,), w=(4, 2))
     check(INTEGERS.format(reader="Tanh", weight=""), FOLDED, table=table.astype(np.float64), a=(4,))
     for to in (7, 9, 17):  # int64, bool, float8e4m3fn
-        text = f"g (double[B,4] x) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\nc = Cast<to = {to}>(n)\nd = Cast<to = 11>(c)\ny = MatMul(d, w)\n}}"
+        text = (
+            f"g (double[B,4] x) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\n"
+            f"c = Cast<to = {to}>(n)\nd = Cast<to = 11>(c)\ny = MatMul(d, w)\n}}"
+        )
         check(text, kept("not-floating"), a=(4,), w=(4, 2))
 
 
 def test_dropout_that_may_be_training_refuses() -> None:
-    text = "g (double[B,4] x{}) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\nd = Dropout(n, r, t)\ny = MatMul(d, w)\n}}"
+    text = (
+        "g (double[B,4] x{}) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\nd = Dropout(n, r, t)\ny = MatMul(d, w)\n}}"
+    )
     for given, flag in ((", bool t", {}), ("", {"t": np.array(True)})):
         _, plan = fold(build(text.format(given), a=(4,), w=(4, 2), r=np.array(0.5), **flag))
         assert outcomes(plan) == [kept("training-mode")]
@@ -255,7 +305,9 @@ def test_dropout_that_may_be_training_refuses() -> None:
 
 def test_unknown_attributes_refuse() -> None:
     for text in ("Identity<novel = 1>(i)", "Transpose<perm = [0, 1, 2], novel = 1>(i)", "Relu<novel = 1>(i)"):
-        text = f"g (double[B,3,4] x) => (double[B,3,4] y) {{\nh = Tanh(x)\ni = Mul(h, a)\no = {text}\ny = MatMul(o, w)\n}}"
+        text = (
+            f"g (double[B,3,4] x) => (double[B,3,4] y) {{\nh = Tanh(x)\ni = Mul(h, a)\no = {text}\ny = MatMul(o, w)\n}}"
+        )
         _, plan = fold(parse(text, a=draw("a", 4, positive=True), w=draw("w", 4, 4)))
         assert outcomes(plan) == [kept("wall")]
         known = text.replace(", novel = 1", "").replace("<novel = 1>", "")
@@ -264,6 +316,9 @@ def test_unknown_attributes_refuse() -> None:
 
 
 def test_shapes_that_contradict_each_other_refuse() -> None:
-    text = "g (double[2,4] x) => (double[2,3] y) <double[2,5] r> {\nh = Tanh(x)\nn = Mul(h, a)\nr = Reshape(n, s)\ny = MatMul(r, w)\n}"
+    text = (
+        "g (double[2,4] x) => (double[2,3] y) <double[2,5] r> {\nh = Tanh(x)\n"
+        "n = Mul(h, a)\nr = Reshape(n, s)\ny = MatMul(r, w)\n}"
+    )
     _, plan = fold(parse(text, a=draw("a", 4), w=draw("w", 5, 3), s=ints(2, 5)))
     assert outcomes(plan) == [kept("unknown-shape")]

@@ -8,7 +8,20 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.graphs import FOLDED, build, check, draw, feeds_for, fold, kept, op_types, outcomes, partial, run, same_function
+from tests.graphs import (
+    FOLDED,
+    build,
+    check,
+    draw,
+    feeds_for,
+    fold,
+    kept,
+    op_types,
+    outcomes,
+    partial,
+    run,
+    same_function,
+)
 
 # Conv.
 
@@ -144,15 +157,24 @@ def test_gemm(bias: str, trans_a: int, trans_b: int, before: bool) -> None:
     for alpha, beta in product((1.0, 0.5), (1.0, 0.0, -2.0)):
         rows = "3" if fixed else "B"
         text = GEMM.format(
-            x=f"4,{rows}" if trans_a else f"{rows},4", first="Tanh(x)", alpha=alpha, beta=beta,
-            trans_a=trans_a, trans_b=trans_b, c="" if shape is None else ", c",
-        )  # fmt: skip
+            x=f"4,{rows}" if trans_a else f"{rows},4",
+            first="Tanh(x)",
+            alpha=alpha,
+            beta=beta,
+            trans_a=trans_a,
+            trans_b=trans_b,
+            c="" if shape is None else ", c",
+        )
         constants: dict[str, object] = {"w": (5, 4) if trans_b else (4, 5)}
         if shape is not None:
             constants["c"] = draw("c", *shape)
         channels: tuple[int, ...] = (4, 1) if trans_a else (4,)
         if not before:
-            text = text.replace("y = Gemm", "z = Gemm").replace("Mul(h, a)", "Identity(h)").replace("Add(n0, b)", "Identity(n0)")
+            text = (
+                text.replace("y = Gemm", "z = Gemm")
+                .replace("Mul(h, a)", "Identity(h)")
+                .replace("Add(n0, b)", "Identity(n0)")
+            )
             text = text.replace("\n}", "\nz1 = Mul(z, a)\nz2 = Add(z1, b)\ny = Tanh(z2)\n}")
             channels = (5,)
         model, _ = check(text, FOLDED, a=channels, b=channels, **constants)
@@ -224,7 +246,11 @@ def test_matmul_with_the_weight_on_the_left(
     check(MATMUL.format(x=x, norm="n = Mul(h, a)", operands="w, n", after=""), outcome, a=a, w=w)
     if outcome is FOLDED:
         norm = "n0 = Mul(h, a)\nn = Add(n0, b)"
-        text = MATMUL.format(x=x, norm=norm, operands="w, n", after="").replace("y =", "y0 =").replace("\n}", "\ny = Add(y0, c)\n}")
+        text = (
+            MATMUL.format(x=x, norm=norm, operands="w, n", after="")
+            .replace("y =", "y0 =")
+            .replace("\n}", "\ny = Add(y0, c)\n}")
+        )
         check(text, FOLDED, a=a, b=a, w=w, c=(5, 1) if w[-2] == 5 else (4, 1))
 
 
@@ -263,7 +289,9 @@ def test_matmul_takes_a_norm_behind_it(
 
 def test_matmul_of_two_tensors_refuses() -> None:
     for operands in ("n, z", "z, n", "n, n"):
-        text = f"g (double[4,4] x, double[4,4] z) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = MatMul({operands})\n}}"
+        text = (
+            f"g (double[4,4] x, double[4,4] z) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = MatMul({operands})\n}}"
+        )
         check(text, kept("two-tensors"), a=(4,))
 
 
@@ -286,7 +314,10 @@ def test_the_same_weight_on_both_sides() -> None:
 
 
 def test_a_weight_that_is_computed_from_constants() -> None:
-    text = "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\nv = Transpose(w)\nu = Mul(v, k)\ny = MatMul(n, u)\n}"
+    text = (
+        "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\n"
+        "v = Transpose(w)\nu = Mul(v, k)\ny = MatMul(n, u)\n}"
+    )
     model, _ = check(text, FOLDED, a=(4,), w=(5, 4), k=np.array(0.5))
     assert op_types(model) == ["Tanh", "MatMul"]
 
@@ -294,7 +325,9 @@ def test_a_weight_that_is_computed_from_constants() -> None:
 def test_overridable_weights_refuse() -> None:
     """An initializer that is an input as well is only a default."""
     for inputs, operator in (("w", "MatMul(n, w)"), ("w", "Gemm(n, w)"), ("c", "Gemm(n, v, c)")):
-        text = f"g (double[B,4] x, double[4,4] {inputs}) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = {operator}\n}}"
+        text = (
+            f"g (double[B,4] x, double[4,4] {inputs}) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = {operator}\n}}"
+        )
         model = build(text, a=(4,), v=(4, 4), **{inputs: (4, 4)})
         after, plan = fold(model)
         assert outcomes(plan) == [kept("two-tensors")]

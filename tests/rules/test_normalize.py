@@ -49,7 +49,9 @@ def test_an_rms_norm_takes_a_scale_behind_it(axis: int) -> None:
 SCALED = "i0 = Sigmoid(x)\ni1 = Mul(i0, s)\ni = Add(i1, t)"
 
 
-@pytest.mark.parametrize("operator", [LAYER.format(axis=-1, bias=", c"), LAYER.format(axis=1, bias=""), RMS.format(axis=-1)])
+@pytest.mark.parametrize(
+    "operator", [LAYER.format(axis=-1, bias=", c"), LAYER.format(axis=1, bias=""), RMS.format(axis=-1)]
+)
 @pytest.mark.parametrize("s", [0.25, 4.0])
 def test_one_scale_for_all_channels_goes_into_epsilon(operator: str, s: float) -> None:
     g = (3, 4) if "axis = 1" in operator else (4,)
@@ -77,7 +79,9 @@ def test_the_default_epsilon_is_read_too() -> None:
 
 def test_deep_norm() -> None:
     """LN(alpha * x + f(x)): alpha is folded into f and into epsilon, where f's last weight and x's first can follow."""
-    text = HEADER.format(20) + """g (double[B,4] x) => (double y) {
+    text = (
+        HEADER.format(20)
+        + """g (double[B,4] x) => (double y) {
         e = MatMul(x, u)
         e1 = Mul(e, alphas)
         f = Tanh(e)
@@ -86,31 +90,41 @@ def test_deep_norm() -> None:
         o = LayerNormalization<epsilon = 0.0078125>(s, g, c)
         y = MatMul(o, v)
     }"""
+    )
     after, _ = check(text, FOLDED, STATISTIC, alphas=np.full(4, 4.0), u=(4, 4), w=(4, 4), g=(4,), c=(4,), v=(4, 2))
     assert "Mul" not in op_types(after)
 
 
 def test_outputs_that_show_the_statistic_refuse() -> None:
-    text = HEADER.format(20) + """g (double[B,4] x) => (double[B,4] y{outputs}) {{
+    text = (
+        HEADER.format(20)
+        + """g (double[B,4] x) => (double[B,4] y{outputs}) {{
         h = Tanh(x)
         i = Mul(h, s)
         o, mean, deviation = LayerNormalization(i, g)
         {y}
     }}"""
+    )
     one = np.full(4, 2.0)
     read = "d = Cast<to = 11>(deviation)\ny = Add(o, d)"
     for outputs, y in ((", float[B,1] mean", "y = Tanh(o)"), ("", read)):
-        assert outcomes(fold(build(text.format(outputs=outputs, y=y), g=(4,), s=one))[1]) == [kept("statistic-read"), STATISTIC]
+        assert outcomes(fold(build(text.format(outputs=outputs, y=y), g=(4,), s=one))[1]) == [
+            kept("statistic-read"),
+            STATISTIC,
+        ]
     assert outcomes(fold(build(text.format(outputs="", y="y = Tanh(o)"), g=(4,), s=one))[1]) == [FOLDED, STATISTIC]
 
 
 def test_computed_parameters_refuse() -> None:
-    text = HEADER.format(20) + """g (double[B,4] x, double[4] {0}) => (double y) {{
+    text = (
+        HEADER.format(20)
+        + """g (double[B,4] x, double[4] {0}) => (double y) {{
         h = Tanh(x)
         i = Mul(h, s)
         o = LayerNormalization(i, g, c)
         y = Tanh(o)
     }}"""
+    )
     constants = {"g": (4,), "c": (4,)}
     for name in "gc":
         given = {k: v for k, v in constants.items() if k != name}
@@ -119,11 +133,15 @@ def test_computed_parameters_refuse() -> None:
 
 
 def test_unknown_attributes_of_a_layer_norm_refuse() -> None:
-    text = model("LayerNormalization<novel = 1>(i, g)", before="i0 = Sigmoid(x)\ni = Mul(i0, s)").replace("double y", "double[B,3,4] y")
+    text = model("LayerNormalization<novel = 1>(i, g)", before="i0 = Sigmoid(x)\ni = Mul(i0, s)").replace(
+        "double y", "double[B,3,4] y"
+    )
     assert outcomes(fold(build(text, g=(4,), s=np.full(4, 2.0)))[1]) == [kept("wall"), STATISTIC]
 
 
-@pytest.mark.parametrize("operator", [LAYER.format(axis=-1, bias=", c"), LAYER.format(axis=-1, bias=""), RMS.format(axis=-1)])
+@pytest.mark.parametrize(
+    "operator", [LAYER.format(axis=-1, bias=", c"), LAYER.format(axis=-1, bias=""), RMS.format(axis=-1)]
+)
 def test_its_own_weight_and_bias_fold_on_request(operator: str) -> None:
     text = model(operator, after="p = MatMul(o, w)\nq = Add(p, d)\ny = Tanh(q)")
     constants = {"g": (4,), "c": (4,), "w": (4, 5), "d": (5,)}
@@ -150,7 +168,14 @@ BATCH = """g (double[{x}] x) => (double y{more}) {{
 
 
 @pytest.mark.parametrize(
-    ("x", "weight"), [("B,4", (4, 4)), ("B,4,4", (3, 4, 1)), ("4,4,4", (3, 4, 1)), ("B,4,3,2", (3, 4, 1, 1)), ("B,4,2,3,2", (3, 4, 1, 1, 1))]
+    ("x", "weight"),
+    [
+        ("B,4", (4, 4)),
+        ("B,4,4", (3, 4, 1)),
+        ("4,4,4", (3, 4, 1)),
+        ("B,4,3,2", (3, 4, 1, 1)),
+        ("B,4,2,3,2", (3, 4, 1, 1, 1)),
+    ],
 )
 @pytest.mark.parametrize("attributes", ["", "<epsilon = 0.1, momentum = 0.5>", "<training_mode = 0>"])
 def test_batch_norm_of_every_rank(x: str, weight: tuple[int, ...], attributes: str) -> None:
@@ -164,8 +189,14 @@ def test_batch_norm_of_every_rank(x: str, weight: tuple[int, ...], attributes: s
 
 
 def test_a_batch_norm_in_training_is_no_map() -> None:
-    for attributes, outputs, opset in (("<training_mode = 1>", ", m, v", 20), ("", ", m, v, sm, sv", 9), ("", ", m, v, sm, sv", 7)):
-        text = HEADER.format(opset) + BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs=outputs, attributes=attributes, last="Conv(n, w)")
+    for attributes, outputs, opset in (
+        ("<training_mode = 1>", ", m, v", 20),
+        ("", ", m, v, sm, sv", 9),
+        ("", ", m, v, sm, sv", 7),
+    ):
+        text = HEADER.format(opset) + BATCH.format(
+            x="B,4,3", more="", first="Tanh(x)", outputs=outputs, attributes=attributes, last="Conv(n, w)"
+        )
         after, plan = fold(build(text, **statistics(4), w=(3, 4, 1)))
         assert plan.is_empty and not plan.sites
         assert "BatchNormalization" in op_types(after)
@@ -174,7 +205,9 @@ def test_a_batch_norm_in_training_is_no_map() -> None:
 
 
 def test_a_batch_norm_per_element_is_no_map() -> None:
-    text = HEADER.format(8) + BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<spatial = {}>", last="Conv(n, w)")
+    text = HEADER.format(8) + BATCH.format(
+        x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<spatial = {}>", last="Conv(n, w)"
+    )
     for spatial, count in ((0, 0), (1, 1)):
         _, plan = fold(build(text.replace("{}", str(spatial)), **statistics(4), w=(3, 4, 1)))
         assert len(plan.sites) == count
@@ -183,7 +216,9 @@ def test_a_batch_norm_per_element_is_no_map() -> None:
 
 
 def test_models_from_before_broadcasting_are_refused_whole() -> None:
-    text = HEADER.format(6) + BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<is_test = 1>", last="Conv(n, w)")
+    text = HEADER.format(6) + BATCH.format(
+        x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<is_test = 1>", last="Conv(n, w)"
+    )
     model = build(text.replace("double y", "double[B,3,3] y"), **statistics(4), w=(3, 4, 1))
     with pytest.raises(GraphError, match="opset 6; normfold reads 7 and later"):
         analyse(prepare(ir.from_proto(model)))
@@ -201,7 +236,9 @@ def test_damaged_statistics_are_an_error_that_names_the_layer(value: float) -> N
 
 
 def test_computed_statistics_are_no_map() -> None:
-    text = BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="", last="Conv(n, w)").replace("x)", "x, double[4] mean)", 1)
+    text = BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="", last="Conv(n, w)").replace(
+        "x)", "x, double[4] mean)", 1
+    )
     given = {k: v for k, v in statistics(4).items() if k != "mean"}
     model = build(text, **given, w=(3, 4, 1))
     after, plan = fold(model)

@@ -103,9 +103,15 @@ def test_what_is_no_fixed_map_of_each_channel(name: str) -> None:
     shape = "1,4" if name == "wider" else "B,4"
     text = f"g (double[{shape}] x) => (double y) {{\nh = Sigmoid(x)\n{NOT_MAPS[name]}\ny = MatMul(n, w)\n}}"
     constants = {
-        "a": (4,), "b": (4,), "zero": np.array([1.0, 0.0, 2.0, 3.0]), "rows": (3, 4), "lifted": (1, 1, 4),
-        "huge": np.full(4, np.inf), "nan": np.full(4, np.nan), "w": (4, 3),
-    }  # fmt: skip
+        "a": (4,),
+        "b": (4,),
+        "zero": np.array([1.0, 0.0, 2.0, 3.0]),
+        "rows": (3, 4),
+        "lifted": (1, 1, 4),
+        "huge": np.full(4, np.inf),
+        "nan": np.full(4, np.nan),
+        "w": (4, 3),
+    }
     with np.errstate(all="ignore"):
         model = build(text, **constants)
         after, plan = fold(model)
@@ -149,7 +155,10 @@ def test_a_part_of_a_shape_is_a_constant() -> None:
 
 def test_operators_with_attributes_they_do_not_have_are_no_maps() -> None:
     """Before opset 7, `axis` told where a constant is broadcast."""
-    text = "g (double[2,4,4] x) => (double[2,4,4] y) {\nh = Tanh(x)\nn = Mul<broadcast = 1, axis = 1>(h, a)\ny = MatMul(n, w)\n}"
+    text = (
+        "g (double[2,4,4] x) => (double[2,4,4] y) {\nh = Tanh(x)\n"
+        "n = Mul<broadcast = 1, axis = 1>(h, a)\ny = MatMul(n, w)\n}"
+    )
     _, plan = fold(build(text, a=(4,), w=(4, 4)))
     assert plan.is_empty and not plan.sites
 
@@ -170,7 +179,10 @@ def test_a_channel_with_scale_zero_is_never_divided_by() -> None:
     text = "g (double[B,4] x) => (double y) {\nh = MatMul(x, w)\nn = Mul(h, a)\nm = Add(n, b)\ny = Tanh(m)\n}"
     check(text, kept("wall"), a=ZERO, b=(4,), w=(4, 4))
     # Its shift would have to stay, as a multiple of 0.
-    conv = "g (double[B,4,5] x) => (double y) {\nh = Conv(x, v)\nn = Mul(h, a)\nm = Add(n, b)\ny = Conv<pads = [1, 1]>(m, w)\n}"
+    conv = (
+        "g (double[B,4,5] x) => (double y) {\nh = Conv(x, v)\nn = Mul(h, a)\n"
+        "m = Add(n, b)\ny = Conv<pads = [1, 1]>(m, w)\n}"
+    )
     zero = ZERO[:, None]
     check(conv, kept("shift-meets-padding"), a=zero, b=(4, 1), v=(4, 4, 1), w=(3, 4, 3))
     check(conv.replace("Add(n, b)", "Identity(n)"), FOLDED, a=zero, v=(4, 4, 1), w=(3, 4, 3))
@@ -189,7 +201,9 @@ def test_a_channel_with_scale_zero_meets_another_norm() -> None:
         y = Gemm(q, w)
     }"""
     check(text, kept("negative-scale"), FOLDED, a=ZERO, b=(4,), d=(4,), e=(4,), w=(4, 3))
-    text = text.replace("k = Relu(x)\n", "").replace("s = Add(m, k)", "s0 = Reshape(m, t)\ns = Transpose<perm = [0, 1]>(s0)")
+    text = text.replace("k = Relu(x)\n", "").replace(
+        "s = Add(m, k)", "s0 = Reshape(m, t)\ns = Transpose<perm = [0, 1]>(s0)"
+    )
     check(text, FOLDED, a=ZERO, b=(4,), d=(4,), e=(4,), w=(4, 3), t=np.array([0, 4]))
 
 
@@ -263,7 +277,13 @@ def test_conflicting_frames_around_a_loop_refuse() -> None:
         s = Add(f, g0)
         y = MatMul(s, w)
     }"""
-    ints = {"one": np.array([1]), "end": np.array([4]), "axis": np.array([1]), "zero": np.array([0]), "three": np.array([3])}
+    ints = {
+        "one": np.array([1]),
+        "end": np.array([4]),
+        "axis": np.array([1]),
+        "zero": np.array([0]),
+        "three": np.array([3]),
+    }
     check(text, kept("frame-conflict"), a=(4,), w=(3, 2), **ints)
     check(text, FOLDED, a=np.full(4, 1.7), w=(3, 2), **ints)
 
@@ -284,3 +304,26 @@ def test_a_tiny_channel_is_told_from_another_tiny_channel() -> None:
     after, plan = fold(model)
     assert outcomes(plan)[0] == FOLDED and outcomes(plan)[1][0] == "kept"
     same_function(model, after)
+
+
+def test_a_shift_behind_a_channel_with_scale_zero_stays_possible() -> None:
+    """An Add that stays cannot be written on a tensor that is stored as nothing: 0 times what?"""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        r = Reshape(n, s)
+        p = Add(r, b)
+        q = Reshape(p, t)
+        k = Mul(q, d)
+        y = {0}
+    }"""
+    constants = {"a": ZERO, "b": (2, 2), "d": (4,), "w": (4, 3), "s": np.array([-1, 2, 2]), "t": np.array([-1, 4])}
+    for reader in ("Tanh(k)", "Gemm(k, w)"):
+        model = build(text.replace("{0}", reader), **constants)
+        after, plan = fold(model)
+        assert outcomes(plan)[0] == kept("zero-scale")
+        same_function(model, after)
+        whole = build(text.replace("{0}", reader), **{**constants, "a": (4,)})
+        after, plan = fold(whole)
+        assert outcomes(plan)[0] == FOLDED
+        same_function(whole, after)

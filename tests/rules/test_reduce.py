@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.graphs import FOLDED, Outcome, check, draw, fold, kept, outcomes, build, partial, same_function
+from tests.graphs import FOLDED, build, check, draw, fold, kept, outcomes, partial
 from tests.rules.sandwich import DIRECTIONS, Direction, Sandwich
 
 IMAGE = "B,4,5,6"
@@ -55,7 +55,10 @@ AVERAGE = {
     "one side": (pool("AveragePool", "kernel_shape = [2, 2], pads = [0, 0, 1, 1]", "B,4,5,6"), False),
     "ceil": (pool("AveragePool", "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1", "B,4,3,3"), False),
     "counted, no padding": (pool("AveragePool", "kernel_shape = [2, 2], count_include_pad = 1", "B,4,4,5"), False),
-    "counted": (pool("AveragePool", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1", "B,4,5,6"), True),
+    "counted": (
+        pool("AveragePool", "kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1", "B,4,5,6"),
+        True,
+    ),
     "counted ceil": (
         pool("AveragePool", "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1, count_include_pad = 1", "B,4,3,3"),
         True,
@@ -131,12 +134,18 @@ def test_means_across_the_channels_refuse(text: str, opset: int, axes: list[int]
 
 
 def test_means_over_axes_known_at_run_time_only_refuse() -> None:
-    text = "g (double[B,3,4] x, int64[1] axes) => (double[B,1,5] y) {\nh = Tanh(x)\ni = Mul(h, a)\no = ReduceMean(i, axes)\ny = MatMul(o, w)\n}"
+    text = (
+        "g (double[B,3,4] x, int64[1] axes) => (double[B,1,5] y) {\nh = Tanh(x)\n"
+        "i = Mul(h, a)\no = ReduceMean(i, axes)\ny = MatMul(o, w)\n}"
+    )
     _, plan = fold(build(text, a=(4,), w=(4, 5)))
     assert outcomes(plan) == [kept("dynamic-axes")]
 
 
 def test_other_reductions_are_walls() -> None:
     for name in ("ReduceSum", "ReduceMax", "ReduceL2", "ReduceProd", "ReduceMin"):
-        text = f"g (double[B,3,4] x) => (double y) {{\nh = Tanh(x)\ni = Mul(h, a)\no = {name}(i, axes)\ny = MatMul(o, w)\n}}"
+        text = (
+            f"g (double[B,3,4] x) => (double y) {{\nh = Tanh(x)\ni = Mul(h, a)\n"
+            f"o = {name}(i, axes)\ny = MatMul(o, w)\n}}"
+        )
         check(text, kept("wall"), a=(4,), axes=np.array([1]), w=(4, 5))
