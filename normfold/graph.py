@@ -20,9 +20,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
-from normfold.errors import GraphError
+from normfold.constants import Constants
 from normfold.frame import Array, Frame
 from normfold.shapes import Dim, parse, reshaped
 
@@ -30,44 +29,8 @@ Value = ir.Value
 Node = ir.Node
 Model = ir.Model
 
-# Constants up to this size are widened to float64 once and kept; larger ones anew every time.
-_KEPT_BYTES = 1 << 20
-
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
-
-# Deterministic operators that make parameters out of parameters; anything else with constant inputs is left to the
-# runtime.
-_CONSTANT_OPERATORS = frozenset(
-    {
-        "Abs",
-        "Add",
-        "Cast",
-        "Concat",
-        "Constant",
-        "ConstantOfShape",
-        "Div",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Mul",
-        "Neg",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,15 +173,11 @@ class Graph:
                 if value is not None:
                     self.consumers.setdefault(value, []).append(op)
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
-        self._constant: dict[Value, bool] = {}
-        self._values: dict[Value, NDArray[Any]] = {}
+        self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[Value, bool, tuple[int, ...], bytes], Array] = {}
 
-    @cached_property
-    def _node(self) -> dict[Value, Node]:
-        return {value: node for node in self.model.graph for value in node.outputs}
-
     def readers(self, value: Value) -> list[Op]:
+        """The operators that read `value`."""
         return self.consumers.get(value, [])
 
     def dims(self, value: Value) -> tuple[Dim, ...] | None:
@@ -265,34 +224,11 @@ class Graph:
 
     def is_constant(self, value: Value) -> bool:
         """Whether `value` is the same for every input of the model."""
-        if value not in self._constant:
-            self._constant[value] = self._find_constant(value)
-        return self._constant[value]
-
-    def _find_constant(self, value: Value) -> bool:
-        if value.is_initializer():
-            return value not in self.inputs and value.const_value is not None
-        node = self._node.get(value)
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _CONSTANT_OPERATORS:
-            return False
-        inputs = [item for item in node.inputs if item is not None]
-        dims = self.dims(value)
-        if node.op_type == "Shape":
-            source = self.dims(inputs[0])
-            return source is not None and all(dim.static for dim in source)
-        if node.op_type in ("Reshape", "Expand") and dims is not None and all(dim.static for dim in dims):
-            # Older exporters compute the target shape from a dynamic tensor's; only the result's shape matters.
-            return self.is_constant(inputs[0])
-        return all(self.is_constant(item) for item in inputs)
+        return self._constants.holds(value)
 
     def constant(self, value: Value) -> NDArray[Any]:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
-        if value in self._values:
-            return self._values[value]
-        array = _widen(self._compute(value))
-        if array.nbytes <= _KEPT_BYTES:
-            self._values[value] = array
-        return array
+        return self._constants.get(value)
 
     def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
         """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64.
@@ -307,51 +243,6 @@ class Graph:
             self._products[key] = full @ matrix if from_left else matrix @ full
         return self._products[key]
 
-    def _compute(self, value: Value) -> NDArray[Any]:
-        if value.is_initializer():
-            tensor = value.const_value
-            if tensor is None:
-                raise GraphError(f"The initializer {value.name} has no content; the file is damaged.")
-            try:
-                return tensor.numpy()
-            except (OSError, ValueError) as error:
-                raise GraphError(f"The initializer {value.name} cannot be read: {error}.") from error
-        node = self._node[value]
-        first = node.inputs[0] if node.inputs else None
-        dims = self.dims(value)
-        if node.op_type == "Shape" and first is not None:
-            sizes = np.array([dim.size for dim in self.dims(first) or ()], dtype=np.int64)
-            start, end = (node.attributes.get(name) for name in ("start", "end"))
-            return sizes[slice(start.value if start else None, end.value if end else None)]
-        if (
-            node.op_type in ("Reshape", "Expand")
-            and first is not None
-            and dims is not None
-            and all(d.static for d in dims)
-        ):
-            source, shape = self.constant(first), [dim.size for dim in dims]
-            return source.reshape(shape) if node.op_type == "Reshape" else np.broadcast_to(source, shape)
-        if (
-            node.op_type == "Cast"
-            and first is not None
-            and ir.DataType(node.attributes["to"].value).is_floating_point()
-        ):
-            # An integer made floating must be divided as one from here on.
-            return self.constant(first).astype(np.float64)
-        return self._evaluate(node, node.outputs.index(value))
-
-    def _evaluate(self, node: Node, output: int) -> NDArray[Any]:
-        """Run one operator on float64 constants with onnx's reference implementation."""
-        feeds = {str(item.name): self.constant(item) for item in node.inputs if item is not None}
-        proto = ir.to_proto(node)
-        inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
-        outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
-        graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-        version = opset(self.model)
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
-        results: Sequence[Any] = list(ReferenceEvaluator(model).run(None, feeds))
-        return np.asarray(results[output])
-
     def size(self, value: Value) -> int:
         """Elements of `value` at size 1 of every dynamic axis."""
         dims = self.dims(value) or ()
@@ -360,11 +251,6 @@ class Graph:
     def is_floating(self, value: Value) -> bool:
         """Whether `value` is of a type that can hold a frame: not integers, nor floats of eight bits and less."""
         return value.dtype is None or value.dtype in _FLOATING
-
-
-def _widen(array: NDArray[Any]) -> NDArray[Any]:
-    floating = array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-    return array.astype(np.float64) if floating else array
 
 
 def live(ops: Sequence[Op], outputs: Iterable[Value]) -> list[Op]:
@@ -402,11 +288,6 @@ def _activations(model: Model) -> Iterator[Value]:
 def op_counts(model: Model) -> dict[str, int]:
     """How often each operator occurs in the main graph, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
-
-
-def array_of(constant: NDArray[Any]) -> Array:
-    """A constant as float64, whatever it was stored as."""
-    return constant.astype(np.float64, copy=False)
 
 
 # A protobuf message cannot be larger than 2 GiB; the rest of the file needs room too.

@@ -15,6 +15,7 @@ HARD_LIMIT = 400
 GRAPH_LIBRARY = {
     "normfold.archive",
     "normfold.checkpoint",
+    "normfold.constants",
     "normfold.export",
     "normfold.flood",
     "normfold.graph",
