@@ -83,7 +83,7 @@ class _Copy:
     def _constant(self, edit: NewConstant, node: Node) -> Value:
         """A new initializer; one that is already there for the same content (a layer called twice) is shared."""
         source = self.original[edit.source] if edit.source is not None else None
-        dtype = (source.dtype if source is not None else None) or node.outputs[0].dtype or ir.DataType.FLOAT
+        dtype = (source.dtype if source is not None else None) or _dtype(node.outputs[0], node)
         key = (edit.source, dtype, *(_digest(part) for part in (edit.times, edit.over, edit.add)))
         if key not in self.made:
             base = edit.source if edit.source is not None else f"{_path(node)}.bias"
@@ -125,9 +125,7 @@ class _Copy:
         value = self.values[edit.output]
         node = self.node(edit.output)
         array = edit.add.reshape(edit.add.shape[_leading_ones(edit.add) :])
-        bias = self._initializer(
-            f"{_path(node)}.bias.folded", lambda: array, value.dtype or ir.DataType.FLOAT, array.shape
-        )
+        bias = self._initializer(f"{_path(node)}.bias.folded", lambda: array, _dtype(value, node), array.shape)
         self._follow(value, node, "Add", [value, bias])
 
     def _follow(self, value: Value, after: Node, op_type: str, inputs: list[Value]) -> None:
@@ -153,7 +151,7 @@ class _Copy:
         self._replace(target, source, last)
 
     def _emit(self, op_type: str, source: Value, target: Value, last: Node, arrays: list[Array]) -> Value:
-        dtype = target.dtype or ir.DataType.FLOAT
+        dtype = _dtype(target, last)
         stem = f"{_path(last)}.{op_type.lower()}"
         constants = [self._initializer(stem, lambda a=a: a, dtype, a.shape) for a in arrays]
         result = self._like(target, self._unused(f"{target.name}.{op_type.lower()}"))
@@ -205,6 +203,12 @@ class _Copy:
 def _values(graph: ir.Graph) -> list[Value]:
     written = [value for node in graph for value in node.outputs]
     return [*graph.inputs, *graph.initializers.values(), *written]
+
+
+def _dtype(value: Value, node: Node) -> ir.DataType:
+    """The type of `value`; where the file does not tell, that of what `node` makes it from."""
+    types = [item.dtype for item in (value, *node.inputs) if item is not None and item.dtype is not None]
+    return next((found for found in types if found.is_floating_point()), ir.DataType.FLOAT)
 
 
 def _path(node: Node) -> str:

@@ -228,3 +228,22 @@ def test_a_kept_batch_norm_that_takes_up_a_frame_stays_one_operator() -> None:
     same_function(build(text, a=(4, 1), **statistics), after)
     assert outcomes(plan) == [kept("wall")]
     assert op_types(after).count("BatchNormalization") <= 1
+
+
+def test_new_constants_have_the_type_of_the_graph_where_the_file_does_not_tell() -> None:
+    """Shape inference gives up behind an operator that it does not know: its output has neither shape nor type."""
+    text = """<ir_version: 10, opset_import: ["" : 20, "com.example" : 1]>
+    g (float16[B,4] x) => (float16[B,5] z) {
+        h = Tanh(x)
+        m = Mul(h, a)
+        n = Add(m, b)
+        y = MatMul(n, w)
+        z = com.example.Opaque(y)
+    }"""
+    half = {name: draw(name, *shape).astype(np.float16) for name, shape in {"a": (4,), "b": (4,), "w": (4, 3)}.items()}
+    model = build(text, **half)
+    graph = prepare(ir.from_proto(model))
+    for value in graph.graph[3].outputs:
+        value.type = None
+    after = ir.to_proto(rewrite(graph, analyse(graph)))
+    assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.FLOAT16}
