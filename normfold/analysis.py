@@ -7,14 +7,14 @@ producer (the residual stream carries b / a), or it stays as one Add. Nothing he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from normfold.errors import GraphError
 from normfold.flood import Half, Outcome, ShiftCosts, State, flood
-from normfold.frame import Array, Frame, Refuse, total, varying_axes
+from normfold.frame import Array, Frame, Refuse, agree, total, varying_axes
 from normfold.graph import Affine, Graph, Model, Op, Value, operators, opset
 from normfold.magnitude import fits
 from normfold.names import Named, NormModule, name_sites
@@ -123,6 +123,8 @@ def _fold_shift(state: State, op: Op, frame: Frame, *, whole: bool) -> Outcome |
         if isinstance(found, Refuse):
             refused = refused or found
             continue
+        if _source_moves(state, op, start) and not _carried_well(state, found):
+            continue
         needed = costs.added_elements(found.decided, found.reached)
         if best is None or needed < best[0]:
             best = needed, found
@@ -149,12 +151,27 @@ def _placements(state: State, op: Op, frame: Frame) -> Iterable[tuple[dict[Value
     yield consumers, np.inf
     if not np.any(frame.scale == 0.0):
         backward = to_rank_of(state.graph, source, total(after, -frame.shift) / frame.scale)
-        # Where the norm alone reads the tensor, nobody else's digits are at stake.
-        alone = len(state.graph.readers(source)) == 1
-        if backward is not None and (alone or fits(state.graph, source, backward)):
+        if backward is not None:
             producer = {op.output: after, source: backward}
             yield producer, 0.0
             yield producer, np.inf
+
+
+def _source_moves(state: State, op: Op, start: Mapping[Value, Array]) -> bool:
+    """Whether a placement gives the tensor in front of the norm a shift."""
+    return op.affine is not None and not agree(start[_source(op)], state.half("shift", _source(op)))
+
+
+def _carried_well(state: State, found: Outcome) -> bool:
+    """Whether no tensor that others read too loses more than a few digits to a shift for the norm behind it.
+
+    Where the norm alone reads a tensor, nobody else's digits are at stake.
+    """
+    return all(
+        fits(state.graph, value, shift)
+        for value, shift in found.decided.items()
+        if len(state.graph.readers(value)) > 1 and not agree(shift, state.half("shift", value))
+    )
 
 
 def _source(op: Op) -> Value:
