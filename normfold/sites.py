@@ -18,6 +18,7 @@ from normfold.errors import NormStateError
 from normfold.frame import Array, Frame, Refuse, to_rank, varying_axes
 from normfold.graph import Affine, Graph, Node, Op, Value, live
 from normfold.norms import batchnorm
+from normfold.rules import TABLE
 from normfold.rules.layout import AxisMap, reshape, same, transpose
 from normfold.shapes import Layout, base_layout, reshape_layout, transpose_layout
 
@@ -133,6 +134,8 @@ def _extend(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Valu
 
 def _through_layout(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
     source = op.inputs[0]
+    if not set(op.attributes) <= TABLE[op.type].attributes:
+        return None
     form = _form(graph, source, forms, cuts) if source is not None else None
     axis_map = _LAYOUT[op.type](graph, op)
     if form is None or source is None or isinstance(axis_map, Refuse):
@@ -300,34 +303,30 @@ def _continues(op: Op, value: Value, forms: dict[Value, Form]) -> bool:
 
 
 def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
-    """Where the map that `value` closes ends: behind the layout operators that restore its base's, else before."""
+    """Where the map that `value` closes ends: behind the last layout operator that restores a layout from before it."""
     path = [value]
     while (op := graph.producer[path[-1]]).type in _LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
         path.append(op.inputs[0])
-    last = path.pop()
+    last = end = path.pop()
+    plain = _plain(graph, forms[last], forms)
     for restored in (last, *reversed(path)):
-        dims = graph.dims(forms[restored].base)
-        if dims is not None and forms[restored].layout == base_layout(dims):
-            return restored
+        if forms[restored].layout in plain:
+            end = restored
         if len(graph.readers(restored)) > 1 or restored in graph.outputs:
             break
-    return last
+    return end
 
 
 def _start(graph: Graph, end: Value, forms: dict[Value, Form]) -> Value | None:
-    """The tensor that has the same layout as `end`: the base, or a plain layout of it at which the map begins."""
-    form = forms[end]
+    """The tensor before the map that has the same layout as `end`."""
+    return _plain(graph, forms[end], forms).get(forms[end].layout)
+
+
+def _plain(graph: Graph, form: Form, forms: dict[Value, Form]) -> dict[Layout, Value]:
+    """The base and its plain layouts on the way to the map, by layout; the base where several have one."""
+    plain = {forms[value].layout: value for value in form.path if value in forms and not forms[value].is_map}
     dims = graph.dims(form.base)
-    if dims is not None and form.layout == base_layout(dims):
-        return form.base
-    return next(
-        (
-            entry
-            for entry in form.entries
-            if entry in forms and forms[entry].layout == form.layout and not forms[entry].is_map
-        ),
-        None,
-    )
+    return plain if dims is None else {**plain, base_layout(dims): form.base}
 
 
 def _affine(graph: Graph, start: Value, end: Value, form: Form) -> Op:
