@@ -54,8 +54,8 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "slab_cswin_tiny": ("slab_cswin_tiny_ln", PICTURES),
     "t2t_vit_14_un": ("t2t_vit_14_ln", PICTURES),
     "llama_350m_prepbn": ("llama_350m_rms", TOKENS),
-    "nmt_un": ("nmt_ln", ("source:int64[B,S=24]<10000", "target:int64[B,T=16]<10000")),
-    "deepnet_encoder_un": ("deepnet_encoder_ln", TOKENS),
+    "nmt_un": ("nmt_ln", ("src:int64[B,S=24<=1024]<10000", "ids:int64[B,L=16<=1024]<10000")),
+    "deepnet_encoder_un": ("deepnet_encoder_ln", ("src:int64[B,S=32<=1024]<32000",)),
 }
 
 
