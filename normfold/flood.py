@@ -155,7 +155,7 @@ class _Flood:
         if refused := _without_shape(self.graph, value, array):
             return refused
         array = _checked(self.graph, value, array)
-        if (self.half == "scale") and (refused := _out_of_range(value, array)):
+        if self.half == "scale" and (refused := _out_of_range(value, array)):
             return refused
         before = self.state.half(self.half, value)
         if same(before, array):

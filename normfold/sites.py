@@ -41,8 +41,8 @@ _ROUNDS = 8
 class Form:
     """A tensor as `scale * L(base) + shift`.
 
-    sources: the operands it is made from. entries: the tensors, still plain layouts of the base, at which the map
-    begins. path: all tensors between the base and it; loose: those that only one branch of a later sum runs
+    sources: the operands it is made from. ops: the operators that compute the map; none while it is a plain layout.
+    path: all tensors between the base and it; loose: those that only one branch of a later sum runs
     through.
     """
 
@@ -50,7 +50,6 @@ class Form:
     layout: Layout
     frame: Frame
     sources: tuple[Value, ...] = ()
-    entries: tuple[Value, ...] = ()
     ops: tuple[Op, ...] = ()
     has_scale: bool = False
     has_shift: bool = False
@@ -60,7 +59,7 @@ class Form:
 
     @property
     def is_map(self) -> bool:
-        return bool(self.entries)
+        return bool(self.ops)
 
 
 def collapse(graph: Graph) -> Graph:
@@ -233,7 +232,6 @@ def _compose(
         form,
         frame=form.frame.then(a, b),
         sources=(source,),
-        entries=form.entries or (source,),
         path=form.path | {op.output},
         ops=(*form.ops, op),
         has_scale=form.has_scale or scale is not None,
@@ -263,7 +261,6 @@ def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value
         left,
         frame=left.frame.plus(right.frame, 1.0 if op.type == "Add" else -1.0),
         sources=(first, second),
-        entries=(left.entries or (first,)) + (right.entries or (second,)),
         ops=(*left.ops, *right.ops, op),
         has_scale=True,
         has_shift=left.has_shift or right.has_shift,
