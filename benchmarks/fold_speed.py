@@ -24,7 +24,8 @@ from pathlib import Path
 _NORMFOLD = r"""
 import json, re, sys, time
 from pathlib import Path
-from normfold.graph import prepare, save
+from normfold.files import save
+from normfold.graph import prepare
 from normfold.analysis import analyse
 from normfold.archive import read_graph
 from normfold.rewrite import rewrite
@@ -61,7 +62,7 @@ def build(path: Path) -> None:
     from normfold.checkpoint import Source
     from normfold.detect import find_norms
     from normfold.export import export
-    from normfold.graph import save
+    from normfold.files import save
     from normfold.inputs import InputSpec
     from normfold.models import create
 

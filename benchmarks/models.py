@@ -29,7 +29,8 @@ from normfold.analysis import analyse
 from normfold.checkpoint import Source
 from normfold.detect import find_norms
 from normfold.export import export
-from normfold.graph import op_counts, prepare, save
+from normfold.files import save
+from normfold.graph import op_counts, prepare
 from normfold.inputs import InputSpec, call_arguments, draw
 from normfold.models import create
 from normfold.rewrite import rewrite

@@ -7,7 +7,7 @@ producer (the residual stream carries b / a), or it stays as one Add. Nothing he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from normfold.flood import Half, Outcome, ShiftCosts, State, flood
 from normfold.frame import Array, Frame, Refuse, agree, total, varying_axes
 from normfold.graph import Affine, Graph, Model, Op, Value, operators, opset
 from normfold.magnitude import fits
-from normfold.names import Named, NormModule, name_sites
+from normfold.names import Named, NormModule, name_sites, site_name
 from normfold.plan import Map, Plan, Status
 from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of, to_rank_of
@@ -38,11 +38,18 @@ class _Attempt:
     reached: list[Op] = field(default_factory=list)
 
 
-def analyse(model: Model, *, norms: Sequence[NormModule] = (), norm_affine: bool = False) -> Plan:
+def analyse(
+    model: Model,
+    *,
+    norms: Sequence[NormModule] = (),
+    norm_affine: bool = False,
+    only: Collection[str] | None = None,
+) -> Plan:
     """Plan the folding of every norm in `model` (see `graph.prepare`), which is not changed.
 
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
-    LayerNormalization and RMSNormalization, whose statistic stays. Raises GraphError, NormStateError.
+    LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
+    Raises GraphError, NormStateError.
     """
     names = [value.name for node in model.graph for value in node.outputs]
     if len(set(names)) != len(names):
@@ -57,9 +64,13 @@ def analyse(model: Model, *, norms: Sequence[NormModule] = (), norm_affine: bool
         )
     graph = collapse(Graph(model, operators(model)))
     state = State(graph)
-    attempts = [_fold(state, op, op.affine.frame) for op in graph.ops if op.affine is not None and op.affine.is_norm]
+    found = [(op, op.affine.frame) for op in graph.ops if op.affine is not None and op.affine.is_norm]
     if norm_affine:
-        attempts += [_fold(state, op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
+        found += [(op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
+    attempts = [
+        _fold(state, op, frame) if only is None or site_name(op, norms) in only else _left(op, frame)
+        for op, frame in found
+    ]
     # A norm that stayed because of its cost may cost less now that the norms behind it have moved their shifts.
     attempts = [_fold(state, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts]
     maps = tuple(written for op in graph.ops if op.affine is not None and (written := _written(state, op)) is not None)
@@ -90,6 +101,10 @@ def _fold(state: State, op: Op, frame: Frame) -> _Attempt:
     state.commit("shift", op, shift.decided)
     attempt.reached += shift.reached
     return attempt
+
+
+def _left(op: Op, frame: Frame) -> _Attempt:
+    return _Attempt(op, frame, {"scale": Refuse("not-asked", "other norms were asked for (--only)")})
 
 
 def _stayed_for_cost(attempt: _Attempt) -> bool:

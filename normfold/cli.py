@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from normfold import __version__
-from normfold.errors import NormfoldError, UsageError
+from normfold.bench.command import bench
+from normfold.errors import NormfoldError
+from normfold.terminal import (
+    AffineOption,
+    ArchOption,
+    EmaOption,
+    InputOption,
+    ModelArgsOption,
+    ModelOption,
+    OpsetOption,
+    SourceArgument,
+    TaskOption,
+    TrustOption,
+    UnfinishedOption,
+    exit_codes,
+    json_object,
+    print_report,
+    with_progress,
+)
 
 if TYPE_CHECKING:
+    from normfold.judgement import Progress
     from normfold.report import Report
-
-INTERRUPTED = 130
-TERMINATED = 143
+    from normfold.verdict import Verdict
 
 # Internal errors keep the plain traceback that Python gives them.
 app = typer.Typer(
@@ -32,50 +47,6 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-SourceArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Checkpoint: .pt .pth .pth.tar .bin .ckpt .safetensors .pt2 .onnx, or a Hugging Face folder.",
-    ),
-]
-ArchOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Built-in architecture of these weights (`normfold models`). Default: recognised from them.",
-    ),
-]
-ModelOption = Annotated[
-    str | None, typer.Option(metavar="PKG.MOD:FACTORY", help="Your own code that builds the model of these weights.")
-]
-ModelArgsOption = Annotated[
-    str | None, typer.Option(metavar="JSON", help="Arguments of --model or --arch, as a JSON object.")
-]
-InputOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="SPEC",
-        help='One per input, for example "x:float32[B,3,224,224]" or "ids:int64[B,L=16]<256"; '
-        "letters are dynamic axes.",
-    ),
-]
-EmaOption = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the checkpoint.")]
-OpsetOption = Annotated[
-    int | None, typer.Option(metavar="N", help="ONNX opset. Default: the newest that the installed onnxruntime runs.")
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-checkpoint", help="Unpickle the file even if that can run code in it. Recorded in R.json."),
-]
-UnfinishedOption = Annotated[
-    bool, typer.Option("--allow-unfinished", help="Accept PRepBN whose schedule has not ended: take its RepBN.")
-]
-AffineOption = Annotated[
-    bool, typer.Option("--norm-affine", help="Fold the weight and bias of LayerNorm and RMSNorm too.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,6 +72,7 @@ def fold(
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
     inputs: InputOption = None,
+    task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
@@ -119,6 +91,13 @@ def fold(
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
+    ] = None,
+    emit_torch: Annotated[
+        Path | None,
+        typer.Option("--emit-torch", metavar="FOLDED.pt", help="Also write the folded torch module (torch.save)."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an output and a report that exist.")] = False,
 ) -> None:
     """Fold the norms of a trained checkpoint, verify the result and write it as ONNX.
@@ -135,8 +114,9 @@ def fold(
             output,
             arch=arch,
             model=model,
-            model_args=_object(model_args),
+            model_args=json_object(model_args),
             inputs=inputs or (),
+            task=task,
             ema=ema,
             opset=opset,
             dry_run=dry_run,
@@ -146,12 +126,14 @@ def fold(
             trust=trust,
             allow_unfinished=allow_unfinished,
             norm_affine=norm_affine,
+            only=only or None,
+            emit_torch=emit_torch,
             force=force,
             progress=progress,
         )
 
-    with _exit_codes():
-        _print_report(_with_progress(run))
+    with exit_codes():
+        print_report(with_progress(run))
 
 
 @app.command()
@@ -161,6 +143,7 @@ def inspect(
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
     inputs: InputOption = None,
+    task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
     trust: TrustOption = False,
@@ -177,8 +160,9 @@ def inspect(
             source,
             arch=arch,
             model=model,
-            model_args=_object(model_args),
+            model_args=json_object(model_args),
             inputs=inputs or (),
+            task=task,
             ema=ema,
             opset=opset,
             trust=trust,
@@ -187,12 +171,100 @@ def inspect(
             progress=progress,
         )
 
-    with _exit_codes():
-        report = _with_progress(run)
+    with exit_codes():
+        report = with_progress(run)
         if as_json:
             print(report.dumps(), end="")
         else:
-            _print_report(report)
+            print_report(report)
+
+
+@app.command()
+def verify(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file to judge.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="SOURCE",
+            help="Checkpoint, exported program or ONNX file. Default: the one that the manifest in MODEL.onnx names.",
+        ),
+    ] = None,
+    npz: Annotated[
+        list[Path] | None,
+        typer.Option("--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="Samples in all, real and drawn.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the inputs that are drawn.")] = 0,
+    providers: Annotated[str, typer.Option("--providers", metavar="LIST", help="Of onnxruntime: cpu, cuda.")] = "cpu",
+    rtol: Annotated[
+        float | None,
+        typer.Option("--rtol", metavar="R", help="A bound of your own, on top: |error| <= atol + rtol |value|."),
+    ] = None,
+    atol: Annotated[float | None, typer.Option("--atol", metavar="A", help="See --rtol.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="P.xml", help="Also write JUnit XML.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="P.md", help="Also write a GitHub step summary (Markdown).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="P.json", help="Also write all figures (docs/verification.md).")
+    ] = None,
+    arch: ArchOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    inputs: InputOption = None,
+    ema: EmaOption = False,
+    trust: TrustOption = False,
+    allow_unfinished: UnfinishedOption = False,
+) -> None:
+    """Judge whether an ONNX file computes what its source computes, against the source in float64.
+
+    Exit codes: 0 it does; 1 it does not, or only without onnxruntime's optimisations; 2 there can be no verdict (bad
+    input, no source, no provider).
+    """
+
+    def run(progress: Progress) -> Verdict:
+        from normfold.judgement import judge
+        from normfold.origin import Load
+        from normfold.runtime import parse_providers
+        from normfold.verify import Tolerance
+
+        load = Load(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
+        return judge(
+            model_file,
+            against=against,
+            load=load,
+            inputs=npz or (),
+            samples=samples,
+            seed=seed,
+            providers=parse_providers(providers),
+            tolerance=bound,
+            progress=progress,
+        )
+
+    with exit_codes():
+        from normfold.verdict_files import VerdictFiles
+
+        files = VerdictFiles(junit, summary, json_file)
+        files.check()
+        try:
+            verdict = _with_bar(run)
+        except NormfoldError as error:
+            files.write_error(str(error))
+            raise
+        except Exception as error:
+            # A judge that breaks down has not found the model wrong.
+            traceback.print_exc()
+            files.write_error(f"internal error: {type(error).__name__}: {error}")
+            raise typer.Exit(NormfoldError.exit_code) from error
+        files.write(verdict)
+        _print_verdict(verdict)
+        if not verdict.passed:
+            raise typer.Exit(1)
+
+
+app.command()(bench)
 
 
 @app.command("models")
@@ -215,59 +287,31 @@ def list_models(
     Console(highlight=False).print(render_models(catalogue.FAMILIES))
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"--model-args is not JSON ({error}): write an object such as '{{\"depth\": 12}}'") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"--model-args has to be a JSON object such as '{{\"depth\": 12}}', not {text}")
-    return value
-
-
-def _print_report(report: Report) -> None:
-    from rich.console import Console
-
-    from normfold.render import render
-
-    console = Console(highlight=False)
-    console.print(render(report))
-
-
-def _with_progress(run: Callable[[Callable[[str], None]], Report]) -> Report:
-    """Run with a spinner that names the stage, if there is a terminal to show it on."""
+def _with_bar(run: Callable[[Progress], Verdict]) -> Verdict:
+    """Run with a bar that shows the stage and the time left, if there is a terminal to show it on."""
     if not sys.stderr.isatty():
-        return run(lambda _: None)
+        return run(lambda *_: None)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(sentence: str, done: int, total: int) -> None:
+            if sentence not in tasks:
+                tasks[sentence] = bars.add_task(sentence, total=total or None)
+            bars.update(tasks[sentence], completed=done, total=total or None)
+
+        return run(show)
+
+
+def _print_verdict(verdict: Verdict) -> None:
     from rich.console import Console
 
-    with Console(stderr=True).status("starting") as status:
-        return run(lambda sentence: status.update(sentence))
+    from normfold.render_verdict import render_verdict
 
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what a run raises into a message on stderr and an exit code; bad input gets no traceback."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except NormfoldError as error:
-        found: Report | None = getattr(error, "report", None)
-        if found is not None:
-            _print_report(found)
-        print(f"normfold: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as interrupt:
-        print("normfold: interrupted, nothing written", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from interrupt
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # An exception, so that drafts are removed on the way out.
-    raise SystemExit(TERMINATED)
+    Console(highlight=False).print(render_verdict(verdict))
 
 
 def main() -> None:

@@ -1,15 +1,19 @@
 """What normfold raises.
 
-    NormfoldError                bad input: the message is one paragraph that says what, where and what to do; exit
-    code 2 ├── UsageError               contradictory or malformed options ├── InputSpecError           an input
-    specification that cannot be parsed or does not fit the model ├── CheckpointError          a checkpoint that
-    cannot be read, or is not what it claims to be ├── ArchitectureError        no architecture for these weights,
-    or weights that do not fit it ├── NormStateError           a norm whose stored statistics cannot be used (NaN,
-    negative, unfinished) ├── ExportError              the model could not be exported to ONNX ├── GraphError
-    an ONNX graph that is malformed or that normfold cannot read ├── OutputError              the output cannot be
-    written where it was asked for └── VerificationError        the result differs from the source; exit code 1
+    NormfoldError              bad input: the message is one paragraph that says what, where and what to do; exit code 2
+    ├── UsageError             contradictory or malformed options
+    ├── InputSpecError         inputs, or a specification of them, that cannot be read or do not fit the model
+    ├── CheckpointError        a checkpoint that cannot be read, or is not what it claims to be
+    ├── ArchitectureError      no architecture for these weights, or weights that do not fit it
+    ├── NormStateError         a norm whose stored statistics cannot be used (NaN, negative, unfinished)
+    ├── ExportError            the model could not be exported to ONNX
+    ├── GraphError             an ONNX graph that is malformed or that normfold cannot read
+    ├── NotExpressibleError    a fold that the parameters of the torch module cannot hold
+    ├── OutputError            the output cannot be written where it was asked for
+    ├── CannotJudgeError       there is nothing to judge with: no source, no provider, no memory
+    └── VerificationError      the result differs from the source; exit code 1
 
-    InternalError                a broken invariant of normfold itself; deliberately unrelated, keeps its traceback
+    InternalError              a broken invariant of normfold itself; deliberately unrelated, keeps its traceback
 
 A fold that cannot be done is neither: it is a `Refuse` value in the plan.
 """
@@ -51,8 +55,16 @@ class GraphError(NormfoldError):
     """An ONNX graph that is malformed or that normfold cannot read."""
 
 
+class NotExpressibleError(NormfoldError):
+    """A fold that the parameters of the torch module cannot hold."""
+
+
 class OutputError(NormfoldError):
     """The output cannot be written where it was asked for."""
+
+
+class CannotJudgeError(NormfoldError):
+    """A verdict cannot be reached: no source to compare with, no such provider, not enough memory."""
 
 
 class VerificationError(NormfoldError):

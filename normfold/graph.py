@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -288,14 +287,3 @@ def _activations(model: Model) -> Iterator[Value]:
 def op_counts(model: Model) -> dict[str, int]:
     """How often each operator occurs in the main graph, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
-
-
-# A protobuf message cannot be larger than 2 GiB; the rest of the file needs room too.
-_EXTERNAL_BYTES = 1_900_000_000
-
-
-def save(model: Model, path: Path) -> None:
-    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _EXTERNAL_BYTES
-    ir.save(model, path, external_data=f"{path.name}.data" if large else None)

@@ -4,6 +4,7 @@ A specification is one string per input, such as
 
     x:float32[B,3,224,224]            a dynamic batch
     ids:int64[B,L=16<=64]<256         two dynamic axes, L traced at 16 and at most 64; token numbers below 256
+    past:float32[B,8,P>=0,64]         P may be 0 too: a cache in which nothing is yet
 
 An identifier in the brackets is a dynamic axis; the same identifier is the same size everywhere. numpy only: no torch.
 """
@@ -34,7 +35,10 @@ _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 _SPEC = re.compile(
     r"\s*(?P<name>[^\s\[\]<>]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*(?:<\s*(?P<high>\d+)\s*)?", re.ASCII
 )
-_DIM = re.compile(r"(?P<letter>[A-Za-z_]\w*)\s*(?:=\s*(?P<size>\d+)\s*)?(?:<=\s*(?P<limit>\d+)\s*)?", re.ASCII)
+_DIM = re.compile(
+    r"(?P<letter>[A-Za-z_]\w*)\s*(?:=\s*(?P<size>\d+)\s*)?(?P<empty>>=\s*0\s*)?(?:<=\s*(?P<limit>\d+)\s*)?",
+    re.ASCII,
+)
 _EXAMPLE = 'for example "x:float32[B,3,224,224]" or "ids:int64[B,L=16]<256" (letters are dynamic axes)'
 
 T = TypeVar("T")
@@ -47,6 +51,7 @@ class InputSpec:
     sizes: the size to trace a dynamic axis at, where one was asked for; see `traced_sizes` for the rest.
     limits: the largest size of a dynamic axis, inclusive, where one is known (a position table has an end).
     high: exclusive upper bound of an integer input (the vocabulary), None where unknown.
+    empty: the dynamic axes that may have the size 0.
     """
 
     name: str
@@ -55,6 +60,7 @@ class InputSpec:
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
     high: int | None = None
     limits: Mapping[str, int] = field(default_factory=dict, hash=False)
+    empty: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, text: str) -> InputSpec:
@@ -73,9 +79,10 @@ class InputSpec:
         dims: list[int | str] = []
         sizes: dict[str, int] = {}
         limits: dict[str, int] = {}
+        empty: set[str] = set()
         for token in match["dims"].split(",") if match["dims"].strip() else []:
-            dims.append(_parse_dim(token.strip(), text, sizes, limits))
-        return cls(match["name"], dtype, tuple(dims), sizes, high, limits)
+            dims.append(_parse_dim(token.strip(), text, sizes, limits, empty))
+        return cls(match["name"], dtype, tuple(dims), sizes, high, limits, frozenset(empty))
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -96,13 +103,15 @@ class InputSpec:
             if isinstance(dim, str) and dim not in seen:
                 seen.add(dim)
                 text += f"={self.sizes[dim]}" if dim in self.sizes else ""
+                text += ">=0" if dim in self.empty else ""
                 text += f"<={self.limits[dim]}" if dim in self.limits else ""
             dims.append(text)
         high = "" if self.high is None else f"<{self.high}"
         return f"{self.name}:{self.dtype}[{','.join(dims)}]{high}"
 
 
-def _parse_dim(token: str, text: str, sizes: dict[str, int], limits: dict[str, int]) -> int | str:
+def _parse_dim(token: str, text: str, sizes: dict[str, int], limits: dict[str, int], empty: set[str]) -> int | str:
+    """A dimension; what it says of its axis goes into `sizes`, `limits` and `empty`."""
     if token.isascii() and token.isdigit():
         if int(token) == 0:
             raise InputSpecError(f"input {text!r}: a dimension of 0 holds nothing; give its size or a letter")
@@ -122,6 +131,8 @@ def _parse_dim(token: str, text: str, sizes: dict[str, int], limits: dict[str, i
             raise InputSpecError(f"input {text!r}: axis {letter} is given two sizes")
     if letter in sizes and sizes[letter] > limits.get(letter, sizes[letter]):
         raise InputSpecError(f"input {text!r}: axis {letter} is traced at {sizes[letter]}, past its own limit")
+    if match["empty"]:
+        empty.add(letter)
     return letter
 
 
@@ -175,17 +186,19 @@ def _free_size(limit: int | None, taken: set[int]) -> int:
 def axis_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
     """The sizes at which an export is compared with its source: the traced ones first, then each axis on its own.
 
-    Each dynamic axis is tried at 1, at one less and one more than its traced size and at about twice that, within its
-    limit, while the others keep their traced size; last, all of them at 1 together.
+    Each dynamic axis is tried at the smallest size it may have, at 1, at one less and one more than its traced size and
+    at about twice that, within its limit, while the others keep their traced size; last, all of them at their smallest.
     """
     traced = traced_sizes(specs)
     limits = axis_limits(specs)
+    may_be_empty = {letter for spec in specs for letter in spec.empty}
+    smallest = {letter: 0 if letter in may_be_empty else 1 for letter in traced}
     found = [traced]
     for letter, size in traced.items():
-        for other in (1, size - 1, size + 1, 2 * size + 1):
-            if 1 <= other <= limits.get(letter, other):
+        for other in (smallest[letter], 1, size - 1, size + 1, 2 * size + 1):
+            if smallest[letter] <= other <= limits.get(letter, other):
                 found.append({**traced, letter: other})
-    found.append(dict.fromkeys(traced, 1))
+    found.append(smallest)
     return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]
 
 

@@ -80,6 +80,12 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     return tuple(site for _, site in sites) + tuple(_unseen(graph, norm) for norm in norms if norm.name not in seen)
 
 
+def site_name(op: Op, norms: Sequence[NormModule]) -> str:
+    """The name that `name_sites` gives to the site of `op`."""
+    owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
+    return op.name if owner is None else owner[0]
+
+
 def _site(outcome: Named, modules: dict[str, NormModule]) -> Site:
     nodes = _nodes(outcome.op)
     name, kind = _owner(nodes, modules) or (outcome.op.name, _kind(nodes))

@@ -14,7 +14,7 @@ from normfold.catalogue import Family, Size, usual_inputs
 
 if TYPE_CHECKING:
     # Only named here: `normfold models` does without what they import.
-    from normfold.report import Report
+    from normfold.report import GraphReport, Report
     from normfold.verify import Edge
 
 STATUS_STYLES = {"folded": "green", "partial": "yellow", "kept": "red"}
@@ -30,7 +30,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     if report.sites:
         yield _norms(report)
         yield from (Text(f"{code}: {reason}.") for reason, code in _repeated(report).items())
-    yield _nodes(report)
+    yield from (_nodes(graph) for graph in report.graphs)
     if report.edges:
         yield _verification(report)
     yield from _files(report)
@@ -72,10 +72,10 @@ def _into(names: tuple[str, ...]) -> str:
     return f"scale into {', '.join(names)}" if names else ""
 
 
-def _nodes(report: Report) -> Table:
+def _nodes(graph: GraphReport) -> Table:
     """Operators whose number changed, and the total."""
-    before, after = report.nodes_before, report.nodes_after
-    table = _table("Nodes", "Before", "After", "Change")
+    before, after = graph.nodes_before, graph.nodes_after
+    table = _table(f"Nodes of the {graph.name}" if graph.name else "Nodes", "Before", "After", "Change")
     for column in table.columns[1:]:
         column.justify = "right"
     for op in sorted({*before, *after}):
@@ -93,9 +93,10 @@ def _verification(report: Report) -> Table:
     table = _table("Verified", "Max abs", "Relative", "Bound", "Result")
     for column in table.columns[1:4]:
         column.justify = "right"
-    for edge in report.edges:
-        result = Text("passed", style="green") if edge.passed else Text("FAILED", style="bold red")
-        table.add_row(edge.name, *_figures(edge), result)
+    for graph in report.graphs:
+        for edge in graph.edges:
+            result = Text("passed", style="green") if edge.passed else Text("FAILED", style="bold red")
+            table.add_row(f"{graph.name}: {edge.name}" if graph.name else edge.name, *_figures(edge), result)
     return table
 
 
@@ -104,12 +105,11 @@ def _figures(edge: Edge) -> tuple[str, str, str]:
 
 
 def _files(report: Report) -> Iterator[Text]:
-    if report.output is None:
-        return
-    text = f"Written: {report.output.path}, {size(report.output.bytes)}"
-    if report.output.unfolded_bytes is not None:
-        text += f" (unfolded {size(report.output.unfolded_bytes)})"
-    yield Text(text)
+    for output in (graph.output for graph in report.graphs if graph.output is not None):
+        text = f"Written: {output.path}, {size(output.bytes)}"
+        if output.unfolded_bytes is not None:
+            text += f" (unfolded {size(output.unfolded_bytes)})"
+        yield Text(text)
 
 
 def render_models(families: Sequence[Family]) -> RenderableType:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from normfold.errors import NotExpressibleError
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from normfold.plan import Site
     from normfold.verify import Edge
 
@@ -45,29 +50,88 @@ class OutputInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything that one run of `fold` or `inspect` has to say.
+class GraphReport:
+    """One graph of a run. name: which of its task's graphs, empty where the task has one. inputs: what it takes.
 
-    output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     nodes_before, nodes_after: number of nodes per operator in the main graph.
+    output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
-    seconds: wall-clock time per stage, in the order in which they ran.
+    module: makes the folded torch module (modules.py).
     """
 
-    normfold: str
-    source: SourceInfo
+    name: str
+    inputs: tuple[str, ...]
     sites: tuple[Site, ...]
     nodes_before: Mapping[str, int]
     nodes_after: Mapping[str, int]
     output: OutputInfo | None = None
     edges: tuple[Edge, ...] = ()
+    module: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def failed(self) -> tuple[Edge, ...]:
+        """The comparisons that did not hold."""
+        return tuple(edge for edge in self.edges if not edge.passed)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that one run of `fold` or `inspect` has to say; sites, nodes and edges are those of all graphs.
+
+    task: what was exported (tasks.py). graphs: one for every file that the task writes.
+    seconds: wall-clock time per stage, in the order in which they ran.
+    """
+
+    normfold: str
+    source: SourceInfo
+    graphs: tuple[GraphReport, ...]
+    task: str = "forward"
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The norms of every graph."""
+        return tuple(site for graph in self.graphs for site in graph.sites)
+
+    @property
+    def nodes_before(self) -> Mapping[str, int]:
+        """Number of nodes per operator as exported, in all graphs together."""
+        return _summed(graph.nodes_before for graph in self.graphs)
+
+    @property
+    def nodes_after(self) -> Mapping[str, int]:
+        """The same after folding."""
+        return _summed(graph.nodes_after for graph in self.graphs)
+
+    @property
+    def output(self) -> OutputInfo | None:
+        """What was written, of a task that writes one graph; None otherwise: see the graphs."""
+        return self.graphs[0].output if len(self.graphs) == 1 else None
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The comparisons of every graph."""
+        return tuple(edge for graph in self.graphs for edge in graph.edges)
 
     @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
         return tuple(s for s in self.sites if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
+
+    def to_torch(self) -> nn.Module:
+        """The original module, its norms replaced by `nn.Identity`, with the folded weights and biases, in eval mode.
+
+        It computes what the ONNX file computes. Raises NotExpressibleError where its parameters cannot hold the fold.
+        """
+        if self.task != "forward":
+            raise NotExpressibleError(
+                f"--task {self.task} exports parts of the model; only the whole has a torch module"
+            )
+        module = self.graphs[0].module
+        if module is None:
+            raise NotExpressibleError("this report was not made by a run, so it has no model to fold")
+        return module()
 
     @property
     def changed(self) -> bool:
@@ -85,10 +149,12 @@ class Report:
             "schema": SCHEMA,
             "normfold": self.normfold,
             "source": _source(self.source),
+            "task": self.task,
             "output": _output(self.output),
-            "sites": [site_entry(site) for site in self.sites],
-            "nodes": {"before": _counts(self.nodes_before), "after": _counts(self.nodes_after)},
-            "verification": {"edges": [_edge(edge) for edge in self.edges]},
+            "graphs": [_graph(graph) for graph in self.graphs],
+            "sites": [site_entry(site, graph) for graph in self.graphs for site in graph.sites],
+            "nodes": _nodes(self),
+            "verification": {"edges": [_edge(edge, graph) for graph in self.graphs for edge in graph.edges]},
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "warnings": list(self.warnings),
         }
@@ -98,9 +164,10 @@ class Report:
         return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
-def site_entry(site: Site) -> dict[str, Any]:
+def site_entry(site: Site, graph: GraphReport) -> dict[str, Any]:
     """One norm, as R.json lists it."""
     return {
+        "graph": graph.name or None,
         "name": site.name,
         "kind": site.kind,
         "channels": site.channels,
@@ -111,20 +178,33 @@ def site_entry(site: Site) -> dict[str, Any]:
     }
 
 
-def manifest(version: str, source: SourceInfo, sites: tuple[Site, ...]) -> str:
-    """What OUT.onnx says about its own making, under `normfold` in its metadata: JSON on one line, keys sorted.
+def manifest(
+    report: Report,
+    graph: GraphReport,
+    *,
+    path: str | None = None,
+    load: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, Any] | None = None,
+) -> str:
+    """What one graph says about its own making, under `normfold` in its metadata: JSON on one line, keys sorted.
 
-    Only the source's file name is given, not its folder: a model that is handed on says nothing of the disk it comes
-    from.
+    path: the source relative to the graph's folder; never from the root, for a model that is handed on says nothing of
+    the disk it comes from. load: how the source was loaded. outputs: `Sketch.to_json`, None without verification.
     """
+    source = report.source
+    place = {} if path is None else {"path": path}
     content = {
         "schema": SCHEMA,
-        "version": version,
-        "source": {"name": source.path.replace("\\", "/").rsplit("/", 1)[-1], "sha256": source.sha256},
+        "version": report.normfold,
+        "source": {"name": source.path.replace("\\", "/").rsplit("/", 1)[-1], "sha256": source.sha256, **place},
         "arch": source.arch,
         "arch_args": dict(source.arch_args),
-        "inputs": list(source.inputs),
-        "sites": [{"name": s.name, "kind": s.kind, "status": s.status, "into": list(s.into)} for s in sites],
+        "task": report.task,
+        "graph": graph.name or None,
+        "inputs": list(graph.inputs),
+        "sites": [{"name": s.name, "kind": s.kind, "status": s.status, "into": list(s.into)} for s in graph.sites],
+        "load": dict(load or {}),
+        "outputs": outputs,
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
 
@@ -152,8 +232,18 @@ def _output(output: OutputInfo | None) -> dict[str, Any] | None:
     }
 
 
-def _edge(edge: Edge) -> dict[str, Any]:
+def _graph(graph: GraphReport) -> dict[str, Any]:
     return {
+        "name": graph.name or None,
+        "inputs": list(graph.inputs),
+        "output": _output(graph.output),
+        "nodes": _nodes(graph),
+    }
+
+
+def _edge(edge: Edge, graph: GraphReport) -> dict[str, Any]:
+    return {
+        "graph": graph.name or None,
         "name": edge.name,
         "max_abs": _finite(edge.max_abs),
         "relative": _finite(edge.relative),
@@ -167,5 +257,9 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _counts(nodes: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(nodes.items()))
+def _nodes(counted: GraphReport | Report) -> dict[str, dict[str, int]]:
+    return {"before": dict(sorted(counted.nodes_before.items())), "after": dict(sorted(counted.nodes_after.items()))}
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> Mapping[str, int]:
+    return sum((Counter(count) for count in counts), Counter())

@@ -124,7 +124,7 @@ class _Copy:
     def add_after(self, edit: NewAdd) -> None:
         value = self.values[edit.output]
         node = self.node(edit.output)
-        array = edit.add.reshape(edit.add.shape[_leading_ones(edit.add) :])
+        array = _without_leading_ones(edit.add)
         bias = self._initializer(f"{_path(node)}.bias.folded", lambda: array, _dtype(value, node), array.shape)
         self._follow(value, node, "Add", [value, bias])
 
@@ -147,7 +147,8 @@ class _Copy:
         else:
             for op_type, array in (("Mul", written.scale), ("Add", written.shift)):
                 if array is not None:
-                    source = self._emit(op_type, source, target, last, [array])
+                    # A bias of one axis, as exporters write it: runtimes fuse no other with the activation behind it.
+                    source = self._emit(op_type, source, target, last, [_without_leading_ones(array)])
         self._replace(target, source, last)
 
     def _emit(self, op_type: str, source: Value, target: Value, last: Node, arrays: list[Array]) -> Value:
@@ -215,8 +216,9 @@ def _path(node: Node) -> str:
     return next((path for path in reversed(scopes(node)) if path), None) or node.name or node.outputs[0].name or "norm"
 
 
-def _leading_ones(array: Array) -> int:
-    return next((axis for axis, size in enumerate(array.shape) if size != 1), max(array.ndim - 1, 0))
+def _without_leading_ones(array: Array) -> Array:
+    first = next((axis for axis, size in enumerate(array.shape) if size != 1), max(array.ndim - 1, 0))
+    return array.reshape(array.shape[first:])
 
 
 def _digest(array: Array | None) -> str | None:

@@ -9,66 +9,29 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from normfold.cases import Array, Case, draw_cases
 from normfold.errors import CheckpointError, GraphError, InputSpecError
-from normfold.inputs import InputSpec, axis_sizes, call_arguments, draw, traced_sizes
+from normfold.figures import MASK
+from normfold.inputs import InputSpec, call_arguments
+from normfold.runtime import check_memory
 
 if TYPE_CHECKING:
     from torch import nn
 
-Array = npt.NDArray[Any]
 Outputs = tuple[Array, ...]
-
-# Statistics are trained on inputs of about unit scale; smaller and larger ones reach other parts of the activations.
-SCALES = (1.0, 0.5, 2.0)
-
-# Beyond this a number is a mask (float32's lowest, -1e30), not a result: it must not set the scale of errors.
-MASK = 1e30
+Tick = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One set of inputs: drawn at these sizes of the dynamic axes, from this seed, times this scale."""
-
-    sizes: Mapping[str, int]
-    seed: int
-    scale: float
-    feeds: Mapping[str, Array]
-
-    @property
-    def axes(self) -> str:
-        """The sizes of the dynamic axes, for people: `B=3, L=16`."""
-        return ", ".join(f"{letter}={size}" for letter, size in self.sizes.items()) or "static sizes"
-
-    def fed_to(self, names: Sequence[str]) -> dict[str, Array]:
-        """The inputs under a graph's own names for them: by name where the names agree, otherwise in order."""
-        if set(names) <= set(self.feeds):
-            return {name: self.feeds[name] for name in names}
-        return dict(zip(names, self.feeds.values(), strict=False))
-
-    def moved(self, number: int) -> Case:
-        """The same inputs, every float32 moved to one of its two neighbours; 0 leaves them as they are."""
-        if number == 0:
-            return self
-        rng = np.random.default_rng((self.seed, number))
-        feeds = {
-            name: np.nextafter(value, rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape))
-            if value.dtype == np.float32
-            else value
-            for name, value in self.feeds.items()
-        }
-        return replace(self, feeds=feeds)
-
-    def __str__(self) -> str:
-        return f"{self.axes} (seed {self.seed}, inputs x{self.scale:g})"
+def nothing() -> None:
+    """A tick when nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +48,16 @@ class Truth:
     from_module: bool
     narrow: tuple[Outputs, ...] | None = None
 
+    def only(self, numbers: Sequence[int]) -> Truth:
+        """The truth about these cases alone."""
+        narrow = self.narrow
+        return replace(
+            self,
+            cases=tuple(self.cases[number] for number in numbers),
+            outputs=tuple(self.outputs[number] for number in numbers),
+            narrow=None if narrow is None else tuple(narrow[number] for number in numbers),
+        )
+
     def scale(self, index: int) -> float:
         """Root mean square of output `index` over all cases; 1 for an output that is zero everywhere."""
         values = [np.asarray(outputs[index], dtype=np.float64).ravel() for outputs in self.outputs]
@@ -93,38 +66,38 @@ class Truth:
         return rms if rms > 0.0 else 1.0
 
 
-def draw_cases(specs: Sequence[InputSpec], *, seed: int = 0) -> tuple[Case, ...]:
-    """Inputs at every size that `inputs.axis_sizes` names, and at the traced sizes at several scales.
-
-    Every case has a seed of its own; the same `seed` gives the same cases.
-    """
-    plan = [(sizes, 1.0) for sizes in axis_sizes(specs)] + [(traced_sizes(specs), scale) for scale in SCALES]
-    return tuple(
-        Case(sizes, seed + i, scale, draw(specs, sizes, seed=seed + i, scale=scale))
-        for i, (sizes, scale) in enumerate(plan)
-    )
-
-
-def establish(module: nn.Module | None, graph_path: Path, specs: Sequence[InputSpec], *, seed: int = 0) -> Truth:
+def establish(
+    module: nn.Module | None,
+    graph_path: Path,
+    specs: Sequence[InputSpec],
+    *,
+    seed: int = 0,
+    cases: Sequence[Case] | None = None,
+    tick: Tick = nothing,
+) -> Truth:
     """The truth about a model: from `module` if it runs in float64, otherwise from the graph at `graph_path`.
 
+    cases: the inputs; by default those that `draw_cases` draws from `seed`. tick: called after every run of the model.
     Raises InputSpecError when the module does not run at all, CheckpointError when the outputs hold NaN, GraphError
-    when neither way leads anywhere.
+    when neither way leads anywhere, CannotJudgeError when memory runs out.
     """
-    cases = draw_cases(specs, seed=seed)
+    cases = draw_cases(specs, seed=seed) if cases is None else tuple(cases)
     if module is None:
-        return _checked(Truth(cases, run_reference(graph_path, cases), "onnx.reference in float64", from_module=False))
+        outputs = run_reference(graph_path, cases, tick=tick)
+        return _checked(Truth(cases, outputs, "onnx.reference in float64", from_module=False))
     # First: a model that does not run in float32 either is to hear about its inputs, not about its dtypes.
-    narrow = run_module(module, cases)
+    narrow = run_module(module, cases, tick=tick)
     try:
-        outputs = _run_double(module, cases)
+        outputs = _run_double(module, cases, tick=tick)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        check_memory(error, "the source in float64")
         method = f"onnx.reference in float64, for the module does not run in float64 ({_first_line(error)})"
-        return _checked(Truth(cases, run_reference(graph_path, cases), method, from_module=False, narrow=narrow))
+        outputs = run_reference(graph_path, cases, tick=tick)
+        return _checked(Truth(cases, outputs, method, from_module=False, narrow=narrow))
     return _checked(Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow))
 
 
-def run_module(module: nn.Module, cases: Sequence[Case]) -> tuple[Outputs, ...]:
+def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
     """The module's outputs as they are, in its own precision. Raises InputSpecError naming the inputs it refuses."""
     found = []
     for case in cases:
@@ -132,17 +105,22 @@ def run_module(module: nn.Module, cases: Sequence[Case]) -> tuple[Outputs, ...]:
             found.append(_call(module, case.feeds))
         except Exception as error:  # whatever a user's forward raises means the same: not these inputs
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in case.feeds.items())
+            check_memory(error, f"the source on {shapes}")
             raise InputSpecError(
                 f"the model itself does not run on {shapes}: {_first_line(error)}. Every size that an input "
                 f'specification allows has to work: fix the axis (a number instead of a letter) or limit it ("L<=64")'
             ) from error
+        tick()
     return tuple(found)
 
 
-def _run_double(module: nn.Module, cases: Sequence[Case]) -> tuple[Outputs, ...]:
-    double = _double(module)
+def _run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> tuple[Outputs, ...]:
+    double, found = _double(module), []
     with _float64_only():
-        return tuple(_call(double, {name: _widen(value) for name, value in case.feeds.items()}) for case in cases)
+        for case in cases:
+            found.append(_call(double, {name: _widen(value) for name, value in case.feeds.items()}))
+            tick()
+    return tuple(found)
 
 
 def _double(module: nn.Module) -> nn.Module:
@@ -204,7 +182,7 @@ def _float64_only() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def run_reference(path: Path, cases: Sequence[Case]) -> tuple[Outputs, ...]:
+def run_reference(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
     """Outputs of the graph at `path`, every float in it made float64, by onnx.reference. Raises GraphError."""
     from normfold.reference import reference_session
 
@@ -213,19 +191,32 @@ def run_reference(path: Path, cases: Sequence[Case]) -> tuple[Outputs, ...]:
         names = session.input_names
         found = []
         for case in cases:
-            by_name = set(names) <= set(case.feeds)
-            feeds = (
-                {n: case.feeds[n] for n in names} if by_name else dict(zip(names, case.feeds.values(), strict=False))
-            )
             with np.errstate(all="ignore"):
-                values = session.run(None, {name: _widen(value) for name, value in feeds.items()})
+                values = session.run(None, {name: _widen(value) for name, value in case.fed_to(names).items()})
             found.append(tuple(np.asarray(value) for value in values))
+            tick()
         return tuple(found)
     except Exception as error:  # the reference raises whatever numpy does
+        check_memory(error, f"{path} in float64")
         raise GraphError(
             f"{path}: onnx.reference cannot run this graph in float64, so there is nothing to verify against: "
-            f"{_first_line(error)}. With --no-verify the result is written without a check"
+            f"{_first_line(error)}. `fold --no-verify` writes its result without a check"
         ) from error
+
+
+def reference_tensors(path: Path, case: Case) -> dict[str, Array]:
+    """Every tensor of the graph at `path` in float64, by name. Raises GraphError."""
+    from normfold.reference import reference_session
+
+    try:
+        session = reference_session(path)
+        feeds = {name: _widen(value) for name, value in case.fed_to(session.input_names).items()}
+        with np.errstate(all="ignore"):
+            found = session.run(None, feeds, intermediate=True)
+        return {name: np.asarray(value) for name, value in dict(found).items()}
+    except Exception as error:  # the reference raises whatever numpy does
+        check_memory(error, f"{path} in float64")
+        raise GraphError(f"{path}: onnx.reference cannot run this graph: {_first_line(error)}") from error
 
 
 def _widen(value: Array) -> Array:

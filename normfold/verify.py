@@ -1,4 +1,4 @@
-"""The judge: whether an export and a folded graph compute what the checkpoint computes. It knows nothing of folding.
+"""The judge: whether a graph computes what its source computes. It knows nothing of folding.
 
 Three comparisons, called edges, are made apart, because each has failed without the others in tools people use:
 
@@ -12,7 +12,9 @@ All errors are taken against the truth: the original in float64 (truth.py). Per 
     passes when    relative error <= factor * (the original's own relative error) + FLOOR_ULPS * ULP(1) of the dtype
 
 so a fold is right when it is no worse than the float32 that the user already accepted, and an absolute or a relative
-tolerance alone never decides. Integers and booleans count as the share of entries that differ, without a floor.
+tolerance alone never decides. Of `MANY` samples or more the median is held to the same: where one sample amplifies
+rounding the largest error is that sample's, and a fault that shows in all the others would hide behind it. Integers and
+booleans count as the share of entries that differ, without a floor.
 
 One float32 run is one throw of the dice: in a network that amplifies rounding, the largest error of one run and of the
 next, on inputs that differ in the last bit, are a factor of five apart. The original's own error is therefore the
@@ -22,21 +24,20 @@ neighbours.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from normfold.errors import CheckpointError, GraphError, InternalError, VerificationError
-from normfold.inputs import InputSpec
-from normfold.truth import MASK, Truth, establish
-
-if TYPE_CHECKING:
-    from torch import nn
+from normfold.cases import Case
+from normfold.errors import CheckpointError, GraphError, UsageError, VerificationError
+from normfold.figures import Figures, difference
+from normfold.measure import Measured, measure, moved_runs
+from normfold.runtime import UNOPTIMISED, Runtime, version
+from normfold.truth import Tick, Truth, nothing
 
 EXPORT_EDGE = "checkpoint -> export"
 FOLD_EDGE = "original -> folded"
@@ -50,13 +51,83 @@ EXPORT_FACTOR = 10.0
 EXPORT_BOUND = 1e-3
 # An original that happens to be exact on small graphs must not demand the same of a fold.
 FLOOR_ULPS = 8.0
+# From so many samples on, medians are held to the same: fewer, and a median is a matter of chance.
+MANY = 16
+# A failure this close to its bound may be an original that was measured on a lucky throw: it is thrown again, so often.
+NEAR = 4.0
+THROWN_AGAIN = 16
 # The optimised original excuses the optimised fold up to here; beyond, it shows a bug of the runtime, not rounding.
 RUNTIME_EXCUSE = 8.0
 
-# Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
-NEIGHBOURS = 5
+# Samples for the levels between none and all: what they break shows at all, where every sample runs.
+FEW = 4
 
-_THREADS = 4
+PLAIN = Runtime()
+OPTIMISED = Runtime(level="all")
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """A bound of the user's own, on top of the yardstick: |value - truth| <= atol + rtol * |truth|, for every entry."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if not (math.isfinite(value) and value >= 0.0):
+                raise UsageError(f"--{name} {value:g}: a tolerance is a finite number, 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One output on one edge.
+
+    samples: its figures, case by case. scale: RMS of the truth over all cases. ulp: distance from 1 to the next number
+    of its dtype. bound: the largest max_abs / scale that passes. typical: the largest median of it that passes, None
+    where medians do not count. atol: the user's own bound on Figures.beyond.
+    """
+
+    name: str
+    samples: tuple[Figures, ...]
+    scale: float
+    ulp: float
+    bound: float
+    typical: float | None = None
+    atol: float | None = None
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """Relative error of every sample."""
+        return tuple(sample.max_abs / self.scale for sample in self.samples)
+
+    @property
+    def worst(self) -> int:
+        """Number of the sample with the largest error."""
+        return max(range(len(self.samples)), key=lambda number: self.samples[number].max_abs)
+
+    @property
+    def median(self) -> float:
+        """Median relative error of the samples."""
+        return statistics.median(self.relative)
+
+    @property
+    def beyond(self) -> float:
+        """The absolute tolerance that every sample keeps, next to the relative one that was asked for."""
+        return max(sample.beyond for sample in self.samples)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bound is kept."""
+        return self.excess <= 1.0
+
+    @property
+    def excess(self) -> float:
+        """How much of its bounds an output needs: more than 1 fails."""
+        needs = [_ratio(max(self.relative), self.bound)]
+        needs += [] if self.typical is None else [_ratio(self.median, self.typical)]
+        needs += [] if self.atol is None else [_ratio(self.beyond, self.atol)]
+        return max(needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +135,7 @@ class Edge:
     """One comparison: the figures of its worst output.
 
     max_abs: largest absolute error. relative: that, divided by the output's RMS. bound: the largest `relative` that
-    would have passed. detail: what it is compared with, or what is wrong and where.
+    would have passed. detail: what it is compared with, or what is wrong and where. outputs: all that was measured.
     """
 
     name: str
@@ -73,233 +144,244 @@ class Edge:
     bound: float
     passed: bool
     detail: str = ""
+    outputs: tuple[Judged, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Errors of one way of running the model: errors[case][output], absolute (inf: wrong shape, NaN, or it failed).
+class Yardstick:
+    """What candidates are held to: the truth, and how far from it the original graph at `path` is itself.
 
-    names, ulps: per output, its name and the distance from 1 to the next number in its dtype (0 for integers).
-    failures: what a run that ended in an error said, per case number.
+    tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
     """
 
-    names: tuple[str, ...]
-    ulps: tuple[float, ...]
-    errors: tuple[tuple[float, ...], ...]
-    failures: dict[int, str]
+    truth: Truth
+    path: Path
+    original: Measured
+    scales: tuple[float, ...]
+    tolerance: Tolerance | None = None
+    tick: Tick = nothing
 
-    def worst(self, output: int) -> float:
-        """The largest error of one output."""
-        return max((row[output] for row in self.errors), default=0.0)
+    @classmethod
+    def lay(cls, truth: Truth, path: Path, *, tolerance: Tolerance | None = None, tick: Tick = nothing) -> Yardstick:
+        """Measure the original graph at `path`. Raises GraphError when onnxruntime does not accept it."""
+        original = measure(truth, path, PLAIN, moved=moved_runs(truth), tick=tick)
+        if not original.names:
+            raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
+        return cls(truth, path, original, _scales(truth), tolerance, tick)
+
+    def compare(self, candidate: Path, runtimes: Sequence[Runtime] = (OPTIMISED,)) -> Iterator[Edge]:
+        """The candidate against the original, and in every runtime against itself.
+
+        Raises VerificationError when onnxruntime does not accept the candidate, CheckpointError when the original is
+        not finite.
+        """
+        plain = self.measure(candidate)
+        fold = self.fold_edge(plain)
+        yield fold
+        # A bound that the candidate breaks without optimisations says nothing of them.
+        held = self if fold.passed else replace(self, tolerance=None)
+        for runtime in runtimes:
+            yield held.runtime_edge(candidate, plain, runtime)
+
+    def export_edges(self) -> tuple[Edge, ...]:
+        """The original graph against the module that it was exported from; none where it is itself the source.
+
+        Where this one fails there is nothing to compare a candidate with.
+        """
+        if self.truth.narrow is None:
+            return ()
+        if self.truth.from_module:
+            edge = self._judge(EXPORT_EDGE, self.original, self._own_of_module(), EXPORT_FACTOR)
+            return (_with_sizes(edge, self.truth),)
+        truth = replace(self.truth, outputs=self.truth.narrow, method="torch in its own precision")
+        measured = measure(truth, self.path, PLAIN, tick=self.tick)
+        outputs = _judged(measured, _scales(truth), [EXPORT_BOUND] * len(measured.names), None)
+        edge = judge(EXPORT_EDGE, truth.cases, outputs, f"against {truth.method}", measured.failures)
+        return (_with_sizes(edge, truth),)
+
+    def fold_edge(self, plain: Measured) -> Edge:
+        """The candidate against the original, graph optimisations off in both."""
+        own, typical = self.own(), self._typical()
+        edge = self._judge(FOLD_EDGE, plain, own, FOLD_FACTOR, typical)
+        if self._near(edge):
+            edge = self._judge(FOLD_EDGE, plain, self._thrown_again(edge, own, PLAIN), FOLD_FACTOR, typical)
+        return _with_sizes(edge, self.truth)
+
+    def runtime_edge(self, candidate: Path, plain: Measured, runtime: Runtime) -> Edge:
+        """The candidate in an optimising runtime against itself in an unoptimised one, `plain`."""
+        name = RUNTIME_EDGE if runtime == OPTIMISED else f"{RUNTIME_EDGE} ({runtime})"
+        own = [max(plain.worst[output], error) for output, error in enumerate(self.own())]
+        typical = [max(_median(plain, output), error) for output, error in enumerate(self._typical())]
+        try:
+            fast = self._measure(candidate, runtime)
+        except GraphError as error:  # without optimisations it did run
+            return Edge(name, math.inf, math.inf, max(self.bounds(own)), passed=False, detail=str(error))
+        edge = self._judge(name, fast, own, FOLD_FACTOR, typical)
+        if edge.passed:
+            return edge
+        # The runtime may add in another order, in the original as in the candidate: that much is no bug.
+        original = self._measure(self.path, runtime)
+        excused = [max(error, min(original.worst[output], RUNTIME_EXCUSE * error)) for output, error in enumerate(own)]
+        typical = [
+            max(error, min(_median(original, output), RUNTIME_EXCUSE * error)) for output, error in enumerate(typical)
+        ]
+        edge = self._judge(name, fast, excused, FOLD_FACTOR, typical)
+        if self._near(edge):
+            edge = self._judge(name, fast, self._thrown_again(edge, excused, runtime), FOLD_FACTOR, typical)
+        return edge if edge.passed else replace(edge, detail=f"{self._blame(runtime, original)}; {edge.detail}")
+
+    def _near(self, edge: Edge) -> bool:
+        return not edge.passed and max(output.excess for output in edge.outputs) <= NEAR
+
+    def _thrown_again(self, edge: Edge, own: Sequence[float], runtime: Runtime) -> list[float]:
+        """The original's own error once more, with many runs at the samples where the candidate is past its bound."""
+        suspects = sorted(
+            {n for output in edge.outputs for n, error in enumerate(output.relative) if error > output.bound}
+        )
+        if not suspects:
+            return list(own)
+        again = measure(self.truth.only(suspects), self.path, runtime, moved=THROWN_AGAIN, tick=self.tick)
+        return [max(error, found) for error, found in zip(own, again.worst, strict=True)]
+
+    def measure(self, candidate: Path) -> Measured:
+        """A candidate without optimisations. Raises VerificationError when onnxruntime does not accept it."""
+        try:
+            return self._measure(candidate, PLAIN)
+        except GraphError as error:
+            raise VerificationError(str(error)) from error
+
+    def _measure(self, path: Path, runtime: Runtime) -> Measured:
+        rtol = self.tolerance.rtol if self.tolerance is not None else 0.0
+        whole = runtime.level in (UNOPTIMISED, OPTIMISED.level)
+        return measure(
+            self.truth if whole else self.truth.only(range(min(FEW, len(self.truth.cases)))),
+            path,
+            runtime,
+            rtol=rtol,
+            tick=self.tick,
+        )
+
+    def own(self) -> list[float]:
+        """The original's own error per output: the largest of all its runs. Raises CheckpointError if not finite."""
+        for number, row in enumerate(self.original.samples):
+            if not all(math.isfinite(sample.max_abs) for sample in row):
+                said = self.original.failures.get(
+                    number, "its outputs are not finite, or have another shape, in its own precision"
+                )
+                raise CheckpointError(f"the unfolded model itself fails at {self.truth.cases[number]}: {said}")
+        module = self._own_of_module() or [0.0] * len(self.scales)
+        return [max(self.original.worst[output], error) for output, error in enumerate(module)]
+
+    def _typical(self) -> list[float]:
+        """The original's own median error per output: of every sample the larger of its runs, in torch and here."""
+        errors = [[sample.max_abs for sample in row] for row in self.original.samples]
+        for row, module in zip(errors, self._module_errors(), strict=False):
+            row[:] = [max(pair) for pair in zip(row, module, strict=True)]
+        return [statistics.median(column) for column in zip(*errors, strict=True)]
+
+    def bounds(self, own: Sequence[float], factor: float = FOLD_FACTOR) -> list[float]:
+        """The largest relative error that passes, per output, where the original's own errors are `own`."""
+        return [
+            factor * error / scale + FLOOR_ULPS * ulp
+            for error, scale, ulp in zip(own, self.scales, self.original.ulps, strict=True)
+        ]
+
+    def _own_of_module(self) -> list[float]:
+        worst = [max(column) for column in zip(*self._module_errors(), strict=True)]
+        if not np.isfinite(worst).all():
+            raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
+        return worst
+
+    def _module_errors(self) -> list[list[float]]:
+        return [
+            [difference(value, true) for value, true in zip(values, expected, strict=True)]
+            for values, expected in zip(self.truth.narrow or (), self.truth.outputs, strict=False)
+        ]
+
+    def _judge(
+        self, name: str, measured: Measured, own: Sequence[float], factor: float, typical: Sequence[float] | None = None
+    ) -> Edge:
+        largest = max((error / scale for error, scale in zip(own, self.scales, strict=True)), default=0.0)
+        whose = "without optimisations the" if name.startswith(RUNTIME_EDGE) else "the original's own"
+        comparison = f"against {self.truth.method}; {whose} relative error is {largest:.1e}"
+        atol = None if self.tolerance is None or name == EXPORT_EDGE else self.tolerance.atol
+        outputs = _judged(measured, self.scales, self.bounds(own, factor), atol)
+        if typical is not None and len(measured.samples) >= MANY:
+            medians = self.bounds(typical, factor)
+            outputs = tuple(replace(output, typical=medians[i]) for i, output in enumerate(outputs))
+        return judge(name, self.truth.cases, outputs, comparison, measured.failures)
+
+    def _blame(self, runtime: Runtime, original: Measured) -> str:
+        """Whose fault it is when only the optimising runtime is wrong."""
+        said = f"the graph is right without optimisations: onnxruntime {version()} ({runtime}) computes it wrongly"
+        worst = max(original.worst[output] / scale for output, scale in enumerate(self.scales))
+        if worst > max(self.bounds(self.own())):
+            return f"{said}, and the unfolded original too, by a relative error of {worst:.1e}"
+        return f"{said}, the unfolded original it computes rightly"
 
 
-def check_export(module: nn.Module, graph_path: Path, specs: Sequence[InputSpec], *, seed: int = 0) -> Edge:
-    """Compare the exported graph with the module at every size that `inputs.axis_sizes` names."""
-    return compare_export(graph_path, establish(module, graph_path, specs, seed=seed))
+def _scales(truth: Truth) -> tuple[float, ...]:
+    return tuple(truth.scale(output) for output in range(len(truth.outputs[0])))
 
 
-def compare_export(graph_path: Path, truth: Truth) -> Edge:
-    """`check_export` with a truth that is already known. The detail of a failure lists the sizes that disagree."""
-    narrow = truth.narrow
-    if narrow is None:
-        raise InternalError("an export is compared with a module, and this truth knows of none")
-    if truth.from_module:
-        own, floor = _own_of_module(truth), 0.0
-    else:
-        truth = replace(truth, outputs=narrow, method="torch in its own precision")
-        own, floor = [0.0] * len(narrow[0]), EXPORT_BOUND
-    export = measure(truth, graph_path, optimised=False)
-    bounds = [
-        EXPORT_FACTOR * error / truth.scale(output) + max(floor, FLOOR_ULPS * export.ulps[output])
-        for output, error in enumerate(own)
-    ]
-    return _with_sizes(_judge(EXPORT_EDGE, truth, export, bounds, _own_error(truth, own)), truth, export, bounds)
+def _judged(
+    measured: Measured, scales: Sequence[float], bounds: Sequence[float], atol: float | None
+) -> tuple[Judged, ...]:
+    return tuple(
+        Judged(name, tuple(row[i] for row in measured.samples), scales[i], measured.ulps[i], bounds[i], atol=atol)
+        for i, name in enumerate(measured.names)
+    )
 
 
-def check_fold(truth: Truth, original_path: Path, folded_path: Path) -> Edge:
-    """Compare the folded graph with the original, graph optimisations off in both."""
-    return _fold_edge(truth, _measure_original(truth, original_path), _measure_folded(truth, folded_path))
+def _median(measured: Measured, output: int) -> float:
+    return statistics.median(row[output].max_abs for row in measured.samples)
 
 
-def check_runtime(truth: Truth, original_path: Path, folded_path: Path) -> Edge:
-    """Compare the folded graph in the optimised runtime with itself in the unoptimised one."""
-    return compare_folded(truth, original_path, folded_path)[1]
+def _ratio(value: float, bound: float) -> float:
+    return value / bound if bound > 0.0 else (math.inf if value > 0.0 else 0.0)
 
 
-def compare_folded(truth: Truth, original_path: Path, folded_path: Path) -> tuple[Edge, Edge]:
-    """`check_fold` and `check_runtime` together: each graph runs once per runtime."""
-    original = _measure_original(truth, original_path)
-    folded = _measure_folded(truth, folded_path)
-    original_fast = measure(truth, original_path, optimised=True)
-    folded_fast = _measure_folded(truth, folded_path, optimised=True)
-    return _fold_edge(truth, original, folded), _runtime_edge(truth, original, original_fast, folded, folded_fast)
-
-
-def _fold_edge(truth: Truth, original: Measured, folded: Measured) -> Edge:
-    own = _own(truth, original)
-    return _judge(FOLD_EDGE, truth, folded, _bounds(truth, original, own), _own_error(truth, own))
-
-
-def _runtime_edge(
-    truth: Truth, original: Measured, original_fast: Measured, folded: Measured, folded_fast: Measured
+def judge(
+    name: str,
+    cases: Sequence[Case],
+    outputs: Sequence[Judged],
+    comparison: str,
+    failures: Mapping[int, str],
 ) -> Edge:
-    own = []
-    for output, error in enumerate(_own(truth, original)):
-        plain = max(folded.worst(output), error)
-        # The runtime may add in another order, in the original as in the fold: that much is no bug.
-        own.append(max(plain, min(original_fast.worst(output), RUNTIME_EXCUSE * plain)))
-    return _judge(RUNTIME_EDGE, truth, folded_fast, _bounds(truth, original, own), _own_error(truth, own))
+    """The edge of these outputs: its figures are those of the one furthest past its bound, or closest to it.
 
-
-def _own(truth: Truth, original: Measured) -> list[float]:
-    """The original's own error per output: the largest of all its runs."""
-    module = _own_of_module(truth) or [0.0] * len(original.names)
-    return [max(original.worst(output), module[output]) for output in range(len(original.names))]
-
-
-def _own_of_module(truth: Truth) -> list[float]:
-    if truth.narrow is None:
-        return []
-    rows = [
-        [difference(value, true) for value, true in zip(values, expected, strict=True)]
-        for values, expected in zip(truth.narrow, truth.outputs, strict=True)
-    ]
-    worst = [max(column) for column in zip(*rows, strict=True)]
-    if not np.isfinite(worst).all():
-        raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
-    return worst
-
-
-def _bounds(truth: Truth, original: Measured, own: Sequence[float]) -> list[float]:
-    return [
-        FOLD_FACTOR * error / truth.scale(output) + FLOOR_ULPS * original.ulps[output]
-        for output, error in enumerate(own)
-    ]
-
-
-def _own_error(truth: Truth, own: Sequence[float]) -> str:
-    largest = max((error / truth.scale(output) for output, error in enumerate(own)), default=0.0)
-    return f"against {truth.method}; the original's own relative error is {largest:.1e}"
-
-
-def measure(truth: Truth, path: Path, *, optimised: bool, neighbours: int = 0) -> Measured:
-    """Run the graph at `path` in onnxruntime on the truth's cases and take its errors.
-
-    neighbours: how many more runs to make per case, on inputs moved by one ULP; the largest error counts. Raises
-    GraphError when onnxruntime does not accept the graph; a run that fails counts as an infinite error.
+    comparison: what the outputs were compared with. failures: what runs that ended in an error said, per case number.
     """
-    session = open_session(path, optimised=optimised)
-    names = tuple(output.name for output in session.get_outputs())
-    if len(names) != len(truth.outputs[0]):
-        raise GraphError(f"{path}: the graph has {len(names)} outputs and its source has {len(truth.outputs[0])}")
-    errors, failures, ulps = [], {}, [0.0] * len(names)
-    feed_names = [feed.name for feed in session.get_inputs()]
-    for number, (case, expected) in enumerate(zip(truth.cases, truth.outputs, strict=True)):
-        rows = []
-        for run in range(neighbours + 1):
-            try:
-                values = session.run(None, case.moved(run).fed_to(feed_names))
-            except Exception as error:  # onnxruntime's own classes share no base but this
-                failures[number] = _one_line(error)
-                rows.append([float("inf")] * len(names))
-                break
-            rows.append([difference(value, true) for value, true in zip(values, expected, strict=True)])
-            ulps = [_ulp(value) for value in values]
-        errors.append(tuple(max(column) for column in zip(*rows, strict=True)))
-    return Measured(names, tuple(ulps), tuple(errors), failures)
+    worst = max(outputs, key=lambda output: output.excess)
+    max_abs = worst.samples[worst.worst].max_abs
+    passed = all(output.passed for output in outputs)
+    detail = comparison if passed else f"{_where(cases, worst, failures)}; {comparison}"
+    return Edge(name, max_abs, max_abs / worst.scale, worst.bound, passed, detail, tuple(outputs))
 
 
-def open_session(path: Path, *, optimised: bool) -> Any:
-    """An onnxruntime session on the CPU, quiet, with every graph optimisation or none. Raises GraphError."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base but this
-        raise GraphError(f"{path}: onnxruntime does not accept this graph: {_one_line(error)}") from error
+def _where(cases: Sequence[Case], output: Judged, failures: Mapping[int, str]) -> str:
+    at = f"output {output.name!r} is worst at {cases[output.worst]}"
+    if output.worst in failures:
+        at += f": {failures[output.worst]}"
+    if output.typical is not None and output.median > output.typical:
+        at += f", and its median relative error of {output.median:.1e} is past {output.typical:.1e}"
+    if output.atol is not None and output.beyond > output.atol:
+        at += f", and needs an absolute tolerance of {output.beyond:.1e} where {output.atol:.1e} is asked for"
+    return at
 
 
-def difference(value: npt.NDArray[Any], true: npt.NDArray[Any]) -> float:
-    """Largest absolute error of floats; share of entries that differ of anything else; inf for a wrong shape or NaN.
-
-    Infinities and mask values (beyond `truth.MASK`) have to be where they are in `true`, with their sign.
-    """
-    value = np.asarray(value)
-    if value.shape != true.shape:
-        return float("inf")
-    if true.dtype.kind != "f":
-        return float(np.mean(value != true)) if true.size else 0.0
-    value = value.astype(np.float64)
-    masked = np.abs(true) >= MASK
-    if np.isnan(value).any() or (np.abs(value[masked]) < MASK).any() or (value[masked] * true[masked] < 0).any():
-        return float("inf")
-    return float(np.max(np.abs(value[~masked] - true[~masked]), initial=0.0))
-
-
-def _ulp(value: npt.NDArray[Any]) -> float:
-    return float(np.finfo(value.dtype).eps) if value.dtype.kind == "f" else 0.0
-
-
-def _measure_original(truth: Truth, path: Path) -> Measured:
-    """Measure the graph that errors are judged by: it has to be finite itself."""
-    original = measure(truth, path, optimised=False, neighbours=NEIGHBOURS)
-    for number, row in enumerate(original.errors):
-        if not np.isfinite(row).all():
-            said = original.failures.get(
-                number, "its outputs are not finite, or have another shape, in its own precision"
-            )
-            raise CheckpointError(f"the unfolded model itself fails at {truth.cases[number]}: {said}")
-    return original
-
-
-def _measure_folded(truth: Truth, path: Path, *, optimised: bool = False) -> Measured:
-    try:
-        return measure(truth, path, optimised=optimised)
-    except GraphError as error:
-        raise VerificationError(str(error)) from error
-
-
-def _judge(name: str, truth: Truth, candidate: Measured, bounds: Sequence[float], comparison: str) -> Edge:
-    """The edge of the output that is furthest past its bound, or closest to it."""
-
-    def excess(output: int) -> float:
-        relative = candidate.worst(output) / truth.scale(output)
-        return relative / bounds[output] if bounds[output] > 0.0 else (float("inf") if relative > 0.0 else 0.0)
-
-    if not candidate.names:
-        raise GraphError("the graph has no outputs: there is nothing to verify")
-    output = max(range(len(candidate.names)), key=excess)
-    max_abs = candidate.worst(output)
-    relative = max_abs / truth.scale(output)
-    passed = all(candidate.worst(i) / truth.scale(i) <= bounds[i] for i in range(len(candidate.names)))
-    detail = comparison if passed else f"{_where(truth, candidate, output)}; {comparison}"
-    return Edge(name, max_abs, relative, bounds[output], passed, detail)
-
-
-def _where(truth: Truth, candidate: Measured, output: int) -> str:
-    number = max(range(len(candidate.errors)), key=lambda case: candidate.errors[case][output])
-    said = candidate.failures.get(number)
-    return f"output {candidate.names[output]!r} is worst at {truth.cases[number]}" + (f": {said}" if said else "")
-
-
-def _with_sizes(edge: Edge, truth: Truth, export: Measured, bounds: Sequence[float]) -> Edge:
-    """Say at which sizes of the dynamic axes an export is wrong: it may well be right at the traced ones."""
-    if edge.passed:
+def _with_sizes(edge: Edge, truth: Truth) -> Edge:
+    """Say at which sizes of the dynamic axes a graph is wrong: it may well be right at the traced ones."""
+    if edge.passed or not any(case.sizes for case in truth.cases):
         return edge
-    good: list[str] = []
-    bad: list[str] = []
-    for case, row in zip(truth.cases, export.errors, strict=True):
-        agrees = all(error / truth.scale(i) <= bounds[i] for i, error in enumerate(row))
-        (good if agrees else bad).append(case.axes)
-    sizes = f"disagrees at {'; '.join(dict.fromkeys(bad))}"
-    sizes += f" and agrees at {'; '.join(dict.fromkeys(good))}" if good else ", at no size does it agree"
-    return Edge(edge.name, edge.max_abs, edge.relative, edge.bound, edge.passed, f"{sizes}. {edge.detail}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    agree: list[str] = []
+    disagree: list[str] = []
+    for number, case in enumerate(truth.cases):
+        right = all(output.relative[number] <= output.bound for output in edge.outputs)
+        (agree if right else disagree).append(case.axes)
+    good, bad = [axes for axes in dict.fromkeys(agree) if axes not in disagree], list(dict.fromkeys(disagree))
+    if not bad or (agree and not good):
+        return edge
+    sizes = f"disagrees at {'; '.join(bad)}"
+    sizes += f" and agrees at {'; '.join(good)}" if good else ", at no size does it agree"
+    return replace(edge, detail=f"{sizes}. {edge.detail}")

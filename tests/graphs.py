@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -38,15 +39,19 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> lis
     return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, dict(feeds))]
 
 
-def run_float32(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-    """Outputs by onnxruntime, graph optimisations off, floating inputs as float32."""
+def session(model: Path | bytes) -> ort.InferenceSession:
+    """onnxruntime on the CPU, one thread, graph optimisations off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_float32(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    """Outputs by onnxruntime, graph optimisations off, floating inputs as float32."""
     cast = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in feeds.items()}
-    return list(session.run(None, cast))
+    return list(session(model.SerializeToString()).run(None, cast))
 
 
 def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from normfold import pipeline
 from normfold.cli import app
 from normfold.errors import CheckpointError, InternalError
 from normfold.plan import Site
-from normfold.report import OutputInfo, Report, SourceInfo
+from normfold.report import GraphReport, OutputInfo, Report, SourceInfo
 from normfold.verify import Edge
 
 RUN = CliRunner()
@@ -29,14 +30,19 @@ SITES = (
     Site("blocks.0.norm1", "UN", 64, "folded", into=("blocks.0.attn.qkv", "blocks.0.attn.proj")),
     Site(LONG, "RepBN", 128, "kept", "two-tensor-product", f"{LONG}.Mul: multiplies two tensors"),
 )
-REPORT = Report(
-    normfold="0.1.0",
-    source=SOURCE,
+GRAPH = GraphReport(
+    name="",
+    inputs=SOURCE.inputs,
     sites=SITES,
     nodes_before={"MatMul": 3, "Add": 4, "Div": 2},
     nodes_after={"MatMul": 3, "Add": 3},
     output=OutputInfo("out.onnx", 1_500_000, "cd" * 32, 1_600_000),
     edges=(Edge("original -> folded", 1.2e-6, 2e-6, 3e-6, True, "fine"),),
+)
+REPORT = Report(
+    normfold="0.1.0",
+    source=SOURCE,
+    graphs=(GRAPH,),
     seconds={"load": 0.1, "verify": 2.0},
     warnings=("half precision was converted",),
 )
@@ -92,7 +98,10 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         'fold a.pt -o b.onnx --model pkg.mod:make --model-args {"depth":2} --input x:float32[B,8] --input y:int64[B]<9'
     )
     words += " --ema --opset 20 --dry-run --strict --no-verify --report r.json --trust-checkpoint --allow-unfinished"
-    result = RUN.invoke(app, [*words.split(), "--norm-affine", "--force"])
+    words += " --emit-torch f.pt"
+    result = RUN.invoke(
+        app, [*words.split(), "--task", "decoder-with-cache", "--norm-affine", "--only", "a.norm", "--force"]
+    )
     assert result.exit_code == 0, result.output
     del called["progress"]
     assert called == {
@@ -101,6 +110,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "model": "pkg.mod:make",
         "model_args": {"depth": 2},
         "inputs": ["x:float32[B,8]", "y:int64[B]<9"],
+        "task": "decoder-with-cache",
         "ema": True,
         "opset": 20,
         "dry_run": True,
@@ -110,6 +120,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "trust": True,
         "allow_unfinished": True,
         "norm_affine": True,
+        "only": ["a.norm"],
+        "emit_torch": Path("f.pt"),
         "force": True,
     }
 
@@ -131,11 +143,29 @@ def test_the_report_is_readable_in_a_pipe_of_80_columns(monkeypatch: pytest.Monk
     assert "Warning: half precision was converted" in result.stdout
 
 
+def test_two_graphs_are_printed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = replace(GRAPH, name="decoder", output=OutputInfo("out.decoder.onnx", 2_000_000, "ef" * 32, None))
+    graphs = (replace(GRAPH, name="encoder"), second)
+    returning(monkeypatch, "fold", replace(REPORT, graphs=graphs, task="encoder-decoder"))
+    result = RUN.invoke(app, ["fold", "a.pt", "-o", "out.onnx", "--task", "encoder-decoder"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("4 norms: 2 folded, 2 kept.")
+    for text in (
+        "Nodes of the encoder",
+        "Nodes of the decoder",
+        "decoder: original -> folded",
+        "out.decoder.onnx, 2.0",
+    ):
+        assert result.stdout.count(text) == 1
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
 def test_nothing_to_fold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Site("norm", "LayerNorm", 8, "kept", "token-statistics", "its statistics are not stored")
-    returning(monkeypatch, "inspect", Report("0", SOURCE, (kept,), {"Add": 1}, {"Add": 1}))
+    nodes = {"Add": 1}
+    returning(monkeypatch, "inspect", Report("0", SOURCE, (GraphReport("", (), (kept,), nodes, nodes),)))
     assert "Nothing to fold: the graph stays as it is." in RUN.invoke(app, ["inspect", "a.pt"]).stdout
-    returning(monkeypatch, "inspect", Report("0", SOURCE, (), {"Add": 1}, {"Add": 1}))
+    returning(monkeypatch, "inspect", Report("0", SOURCE, (GraphReport("", (), (), nodes, nodes),)))
     assert "No norms found: nothing to fold." in RUN.invoke(app, ["inspect", "a.pt"]).stdout
 
 

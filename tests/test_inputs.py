@@ -70,6 +70,7 @@ def test_drawn_inputs_have_the_shape_and_dtype_of_their_specification(spec: Inpu
         ("x:int64[B=1]", "bakes the sizes 0 and 1"),
         ("x:int64[B=3,B=4]", "two sizes"),
         ("x:int64[B=9<=8]", "past its own limit"),
+        ("x:int64[B>=1]", "neither a number nor a letter"),
     ],
 )
 def test_a_malformed_specification_says_what_is_wrong(text: str, complaint: str) -> None:
@@ -107,6 +108,19 @@ def test_each_axis_is_varied_on_its_own_and_within_its_limit() -> None:
     assert max(other["L"] for other in sizes) == 17
     assert max(other["B"] for other in sizes) == 2 * traced["B"] + 1
     assert axis_sizes(parse_specs(["x:float32[2,3]"])) == [{}]
+
+
+def test_an_axis_that_may_be_empty_is_tried_empty() -> None:
+    text = "past:float32[B,P=5>=0<=9]"
+    specs = parse_specs([text, "ids:int64[B,L]"])
+    assert str(specs[0]) == text
+    sizes = axis_sizes(specs)
+    traced = traced_sizes(specs)
+    assert {**traced, "P": 0} in sizes
+    assert {**traced, "P": 1} in sizes
+    assert {"B": 1, "P": 0, "L": 1} in sizes
+    assert min(other["L"] for other in sizes) == min(other["B"] for other in sizes) == 1
+    assert draw(specs, {"B": 2, "P": 0, "L": 1}, seed=0)["past"].shape == (2, 0)
 
 
 def test_drawing_depends_on_the_seed_and_the_scale_only() -> None:

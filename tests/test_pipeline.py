@@ -14,7 +14,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from normfold import errors, pipeline
+from normfold import errors, origin, outputs, pipeline
+from normfold.checkpoint import load_checkpoint
 from normfold.report import Report
 from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
 
@@ -106,14 +107,14 @@ def test_fold_writes_a_verified_graph_with_a_manifest_and_a_report(tmp_path: Pat
     assert all(edge.passed for edge in report.edges)
     assert report.nodes_before["BatchNormalization"] == 1
     assert "BatchNormalization" not in report.nodes_after
-    assert list(report.seconds) == ["load", "export", "analyse", "rewrite", "save", "verify"]
-    assert len(said) == len(report.seconds)
+    assert list(report.seconds) == ["load", "export", "analyse", "rewrite", "verify", "save"]
+    assert len(said) == len(report.seconds) + 1  # verifying has two parts
     assert report.output is not None
     assert report.output.bytes == output.stat().st_size
     assert report.output.unfolded_bytes == source.stat().st_size
     assert json.loads(place.read_text(encoding="utf-8")) == report.to_json()
     told = manifest(output)
-    assert told["source"] == {"name": "foldable.onnx", "sha256": report.source.sha256}
+    assert told["source"] == {"name": "foldable.onnx", "path": "foldable.onnx", "sha256": report.source.sha256}
     assert told["sites"][0]["status"] == "folded"
     assert told["inputs"] == list(report.source.inputs)
     assert names(tmp_path) == ["foldable.onnx", "out.onnx", "r.json"]
@@ -204,7 +205,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert any(path.name.startswith(".normfold-") for path in tmp_path.iterdir()), "the draft lies beside its place"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_verify", interrupted)
+    monkeypatch.setattr(outputs.Yardstick, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pipeline.fold(foldable(tmp_path), tmp_path / "out.onnx")
     assert names(tmp_path) == ["foldable.onnx"]
@@ -218,7 +219,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be_written(
 
     source, taken = foldable(tmp_path), tmp_path / "taken.onnx"
     taken.write_text("precious")
-    monkeypatch.setattr(pipeline, "load_checkpoint", unexpected)
+    monkeypatch.setattr(origin, "load_checkpoint", unexpected)
     output = tmp_path / "out.onnx"
     wrong: list[tuple[str, Path, Path | None, bool]] = [
         ("exists already", taken, None, False),
@@ -227,7 +228,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be_written(
         ("no directory", output, tmp_path / "gone" / "r.json", False),
         ("is a directory", tmp_path, None, True),
         ("is the source itself", source, None, True),
-        ("both the output and the report", output, output, True),
+        ("both an output and the report", output, output, True),
     ]
     for message, place, report, force in wrong:
         with pytest.raises(errors.OutputError, match=message):
@@ -253,7 +254,7 @@ def test_external_data_moves_with_its_graph(tmp_path: Path, monkeypatch: pytest.
     def save_apart(model: ir.Model, path: Path) -> None:
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=16)
 
-    monkeypatch.setattr(pipeline, "save", save_apart)
+    monkeypatch.setattr(outputs, "save", save_apart)
     source, output = foldable(tmp_path), tmp_path / "out.onnx"
     (tmp_path / "out.onnx.data").write_text("somebody's")
     with pytest.raises(errors.OutputError, match=r"out\.onnx\.data exists already"):
@@ -294,8 +295,8 @@ def test_a_trained_checkpoint_and_its_unfolded_graph_have_the_same_truth(tmp_pat
     """The two independent ways to float64 agree: torch, and onnx.reference on the export."""
     from normfold.truth import establish, run_reference
 
-    source = pipeline.load_checkpoint(FIXTURES / "vit_un.pt")
-    pipeline.save(pipeline.export(source), tmp_path / "a.onnx")
+    source = load_checkpoint(FIXTURES / "vit_un.pt")
+    outputs.save(pipeline.export(source), tmp_path / "a.onnx")
     truth = establish(source.module, tmp_path / "a.onnx", source.inputs)
     assert truth.from_module
     checked = 0

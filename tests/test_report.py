@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from normfold.plan import Site
-from normfold.report import OutputInfo, Report, SourceInfo, manifest
+from normfold.report import GraphReport, OutputInfo, Report, SourceInfo, manifest
 from normfold.verify import Edge
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "report.md"
@@ -21,19 +22,19 @@ SITES = (
     Site("stem.norm", "BatchNorm", 8, "partial", "shift-meets-padding", "conv: padded with zeros", ("stem.conv",)),
     Site("head.norm", "LayerNorm", 64, "kept", "token-statistics", "its statistics are not stored"),
 )
-FULL = Report(
-    normfold="0.1.0",
-    source=SOURCE,
+GRAPH = GraphReport(
+    name="",
+    inputs=SOURCE.inputs,
     sites=SITES,
     nodes_before={"MatMul": 3, "Add": 4},
     nodes_after={"MatMul": 3},
     output=OutputInfo("vit.onnx", 1000, "cd" * 32, 1200),
     edges=(Edge("original -> folded", 1e-6, 2e-6, 3e-6, True, "fine"),),
-    seconds={"load": 0.123456},
-    warnings=("careful",),
 )
+FULL = Report("0.1.0", SOURCE, (GRAPH,), seconds={"load": 0.123456}, warnings=("careful",))
 # Their keys are operators and stages and the architecture's own, not fields.
-OPEN = {"nodes.before", "nodes.after", "seconds", "source.arch_args"}
+NODES = {f"{of}nodes.{when}" for of in ("", "graphs[].") for when in ("before", "after")}
+OPEN = {*NODES, "seconds", "source.arch_args"}
 
 
 def fields(value: Any, prefix: str = "") -> set[str]:
@@ -61,6 +62,7 @@ def test_the_json_is_what_the_report_says() -> None:
     assert data["source"]["path"] == "some/where/vit.pt"
     assert data["output"] == {"path": "vit.onnx", "bytes": 1000, "sha256": "cd" * 32, "unfolded_bytes": 1200}
     assert data["sites"][1] == {
+        "graph": None,
         "name": "stem.norm",
         "kind": "BatchNorm",
         "channels": 8,
@@ -77,7 +79,8 @@ def test_the_json_is_what_the_report_says() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_figure_that_is_not_finite_is_null(value: float) -> None:
-    report = Report("0", SOURCE, (), {}, {}, edges=(Edge("e", value, value, 1.0, passed=False),))
+    graph = GraphReport("", (), (), {}, {}, edges=(Edge("e", value, value, 1.0, passed=False),))
+    report = Report("0", SOURCE, (graph,))
     edge = json.loads(report.dumps())["verification"]["edges"][0]
     assert edge["max_abs"] is None
     assert edge["relative"] is None
@@ -89,12 +92,28 @@ def test_a_figure_that_is_not_finite_is_null(value: float) -> None:
 def test_strict_objects_to_stored_statistics_only() -> None:
     assert FULL.unfolded == (SITES[1],)
     assert FULL.changed
-    assert not Report("0", SOURCE, SITES[2:], {}, {}).changed
+    assert not Report("0", SOURCE, (replace(GRAPH, sites=SITES[2:]),)).changed
+
+
+def test_two_graphs_are_told_apart_and_summed() -> None:
+    edge = Edge("original -> folded", 1e-6, 9e-6, 3e-6, passed=False)
+    second = GraphReport("decoder", ("ids:int64[B]",), SITES[:1], {"MatMul": 2}, {"MatMul": 1}, edges=(edge,))
+    report = Report("0", SOURCE, (replace(GRAPH, name="encoder"), second), task="encoder-decoder")
+    data = report.to_json()
+    assert data["task"] == "encoder-decoder"
+    assert data["output"] is None
+    assert [graph["name"] for graph in data["graphs"]] == ["encoder", "decoder"]
+    assert [graph["output"] and graph["output"]["path"] for graph in data["graphs"]] == ["vit.onnx", None]
+    assert data["graphs"][1]["inputs"] == ["ids:int64[B]"]
+    assert [site["graph"] for site in data["sites"]] == ["encoder"] * 3 + ["decoder"]
+    assert [edge["graph"] for edge in data["verification"]["edges"]] == ["encoder", "decoder"]
+    assert data["nodes"] == {"before": {"Add": 4, "MatMul": 5}, "after": {"MatMul": 4}}
+    assert report.failed == (edge,)
 
 
 def test_the_manifest_is_deterministic_and_names_no_folder() -> None:
-    text = manifest("0.1.0", SOURCE, SITES)
-    assert text == manifest("0.1.0", SOURCE, SITES)
+    text = manifest(FULL, GRAPH)
+    assert text == manifest(FULL, GRAPH)
     assert "\n" not in text
     assert "some" not in text
     data = json.loads(text)

@@ -11,10 +11,11 @@ import pytest
 
 from normfold.analysis import analyse
 from normfold.errors import GraphError
-from normfold.graph import Model, prepare, save
+from normfold.files import save
+from normfold.graph import Model, prepare
 from normfold.plan import Plan
 from normfold.rewrite import rewrite
-from tests.graphs import FOLDED, build, check, draw, fold, kept, op_types, outcomes, partial, same_function
+from tests.graphs import FOLDED, build, check, draw, fold, kept, op_types, outcomes, parse, partial, same_function
 from tests.random_graphs import network
 
 TEXT = """g (double[B,4] x) => (double y, double z) {
@@ -247,3 +248,26 @@ def test_new_constants_have_the_type_of_the_graph_where_the_file_does_not_tell()
         value.type = None
     after = ir.to_proto(rewrite(graph, analyse(graph)))
     assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_rewritten_bias_still_fuses_with_the_activation_behind_it() -> None:
+    # onnxruntime fuses Add and Gelu into BiasGelu for a bias of one axis only.
+    rng = np.random.default_rng(0)
+    names = {"scale": 4, "shift": 4, "weight": (4, 6), "bias": 6}
+    model = parse(
+        """
+        agraph (float[N, L, 4] x) => (float[N, L, 6] y) {
+            s = Mul(x, scale)
+            n = Add(s, shift)
+            h = MatMul(n, weight)
+            b = Add(h, bias)
+            y = Gelu(b)
+        }
+        """,
+        **{name: rng.standard_normal(size).astype(np.float32) for name, size in names.items()},
+    )
+    folded, plan = fold(model)
+    assert [site.status for site in plan.sites] == ["folded"]
+    added = next(node.input[1] for node in folded.graph.node if node.op_type == "Add")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in folded.graph.initializer}
+    assert shapes[added] == (6,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,31 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from normfold import measure, verify
 from normfold import truth as truths
-from normfold import verify
+from normfold.cases import draw_cases
 from normfold.errors import CheckpointError, GraphError, InputSpecError, VerificationError
+from normfold.figures import difference
 from normfold.inputs import parse_specs
 from normfold.reference import widened
+from normfold.runtime import Runtime
+from normfold.truth import Truth
+from normfold.verify import Edge, Yardstick
 
 CHANNELS = 16
 SPECS = parse_specs([f"x:float32[B,{CHANNELS}]"])
 
 # Two ways to float64 differ by float64 rounding, but for constants that the graph stores as float32 (epsilons).
 FLOAT64_AGREES = 1e-12
+
+
+def check_fold(truth: Truth, before: Path, after: Path) -> Edge:
+    yardstick = Yardstick.lay(truth, before)
+    return yardstick.fold_edge(yardstick.measure(after))
+
+
+def check_export(module: nn.Module, graph: Path) -> Edge:
+    return Yardstick.lay(truths.establish(module, graph, SPECS), graph).export_edges()[0]
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:
@@ -94,7 +109,7 @@ def test_a_right_fold_passes_on_twenty_seeds(tmp_path: Path) -> None:
         w = weights(seed)
         before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w)
         truth = truths.establish(None, before, SPECS, seed=100 * seed)
-        for edge in verify.compare_folded(truth, before, after):
+        for edge in Yardstick.lay(truth, before).compare(after):
             assert edge.passed, f"seed {seed}: {edge}"
             assert 0.0 < edge.relative <= edge.bound < 1e-5
 
@@ -104,7 +119,7 @@ def test_one_perturbed_weight_fails(tmp_path: Path, factor: float) -> None:
     for seed in range(5):
         w = weights(seed)
         before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w, factor=factor)
-        edge = verify.check_fold(truths.establish(None, before, SPECS), before, after)
+        edge = check_fold(truths.establish(None, before, SPECS), before, after)
         assert not edge.passed
         assert edge.relative > edge.bound
         assert "output 'y' is worst at B=" in edge.detail
@@ -117,14 +132,14 @@ def test_the_runtime_edge_sees_what_only_the_optimised_runtime_gets_wrong(
     before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w)
     wrong = folded(tmp_path / "c.onnx", w, factor=1.01)
     truth = truths.establish(None, before, SPECS)
-    assert verify.check_runtime(truth, before, after).passed
-    real = verify.open_session
+    assert all(edge.passed for edge in Yardstick.lay(truth, before).compare(after))
+    real = measure.open_session
 
-    def fusing(path: Path, *, optimised: bool) -> object:
-        return real(wrong if optimised and path == after else path, optimised=optimised)
+    def fusing(path: Path, runtime: Runtime) -> object:
+        return real(wrong if runtime == verify.OPTIMISED and path == after else path, runtime)
 
-    monkeypatch.setattr(verify, "open_session", fusing)
-    fold, runtime = verify.compare_folded(truth, before, after)
+    monkeypatch.setattr(measure, "open_session", fusing)
+    fold, runtime = Yardstick.lay(truth, before).compare(after)
     assert fold.passed
     assert not runtime.passed
 
@@ -134,7 +149,7 @@ def test_a_graph_that_is_not_finite_fails(tmp_path: Path) -> None:
     before = original(tmp_path / "a.onnx", w)
     truth = truths.establish(None, before, SPECS)
     after = folded(tmp_path / "b.onnx", w, factor=float("nan"))
-    edge = verify.check_fold(truth, before, after)
+    edge = check_fold(truth, before, after)
     assert not edge.passed
     assert edge.max_abs == float("inf")
 
@@ -154,7 +169,7 @@ def test_a_source_that_overflows_in_its_own_precision_is_the_sources_fault(tmp_p
     before = original(tmp_path / "a.onnx", w)
     truth = truths.establish(None, before, SPECS)
     with pytest.raises(CheckpointError, match="the unfolded model itself fails"):
-        verify.check_fold(truth, before, before)
+        check_fold(truth, before, before)
 
 
 def test_a_graph_that_the_runtime_rejects(tmp_path: Path) -> None:
@@ -163,9 +178,9 @@ def test_a_graph_that_the_runtime_rejects(tmp_path: Path) -> None:
     truth = truths.establish(None, before, SPECS)
     broken = save(tmp_path / "b.onnx", [helper.make_node("MatMul", ["x", "gone"], ["y"])], {})
     with pytest.raises(VerificationError, match=r"b\.onnx: onnxruntime does not accept this graph"):
-        verify.check_fold(truth, before, broken)
+        check_fold(truth, before, broken)
     with pytest.raises(GraphError, match=r"b\.onnx: onnxruntime does not accept this graph"):
-        verify.check_fold(truth, broken, before)
+        check_fold(truth, broken, before)
 
 
 def test_integer_outputs_are_compared_entry_by_entry(tmp_path: Path) -> None:
@@ -175,10 +190,10 @@ def test_integer_outputs_are_compared_entry_by_entry(tmp_path: Path) -> None:
     kinds = {"y": TensorProto.INT64}
     before = save(tmp_path / "a.onnx", nodes, {"W3": w["W3"]}, outputs=kinds)
     truth = truths.establish(None, before, SPECS)
-    same = verify.check_fold(truth, before, save(tmp_path / "b.onnx", nodes, {"W3": 2 * w["W3"]}, outputs=kinds))
+    same = check_fold(truth, before, save(tmp_path / "b.onnx", nodes, {"W3": 2 * w["W3"]}, outputs=kinds))
     assert same.passed
     assert (same.max_abs, same.bound) == (0.0, 0.0)
-    other = verify.check_fold(truth, before, save(tmp_path / "b.onnx", nodes, {"W3": -w["W3"]}, outputs=kinds))
+    other = check_fold(truth, before, save(tmp_path / "b.onnx", nodes, {"W3": -w["W3"]}, outputs=kinds))
     assert not other.passed
 
 
@@ -189,7 +204,7 @@ def test_the_worst_of_several_outputs_counts(tmp_path: Path) -> None:
     kinds = {"p": TensorProto.FLOAT, "q": TensorProto.FLOAT}
     before = save(tmp_path / "a.onnx", nodes, {"W1": w["W1"], "W3": w["W3"]}, outputs=kinds)
     after = save(tmp_path / "b.onnx", nodes, {"W1": w["W1"], "W3": 1.001 * w["W3"]}, outputs=kinds)
-    edge = verify.check_fold(truths.establish(None, before, SPECS), before, after)
+    edge = check_fold(truths.establish(None, before, SPECS), before, after)
     assert not edge.passed
     assert "output 'q'" in edge.detail
 
@@ -197,12 +212,12 @@ def test_the_worst_of_several_outputs_counts(tmp_path: Path) -> None:
 def test_masks_must_stay_and_do_not_set_the_scale() -> None:
     lowest = float(np.finfo(np.float32).min)
     true = np.array([[1.0, lowest, -np.inf], [2.0, 3.0, 1.0]])
-    assert verify.difference(true.astype(np.float32), true) == 0.0
-    assert verify.difference(true + np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]), true) == 0.5
-    assert verify.difference(np.where(true < -1, 0.0, true), true) == float("inf")
-    assert verify.difference(np.abs(true), true) == float("inf")
-    assert verify.difference(true[:1], true) == float("inf")
-    cases = truths.draw_cases(SPECS)[:1]
+    assert difference(true.astype(np.float32), true) == 0.0
+    assert difference(true + np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]), true) == 0.5
+    assert difference(np.where(true < -1, 0.0, true), true) == float("inf")
+    assert difference(np.abs(true), true) == float("inf")
+    assert difference(true[:1], true) == float("inf")
+    cases = draw_cases(SPECS)[:1]
     assert truths.Truth(cases, ((true,),), "test", from_module=False).scale(0) == pytest.approx(np.sqrt(15 / 4))
 
 
@@ -258,7 +273,7 @@ def test_a_module_that_cannot_be_doubled_takes_its_truth_from_the_graph(tmp_path
     truth = truths.establish(Baked(), identity, SPECS)
     assert not truth.from_module
     assert "does not run in float64" in truth.method
-    assert verify.compare_export(identity, truth).passed
+    assert Yardstick.lay(truth, identity).export_edges()[0].passed
 
 
 def test_a_module_that_refuses_a_size_is_an_input_error(tmp_path: Path) -> None:
@@ -278,12 +293,12 @@ class Mean(nn.Module):
 def test_an_export_that_is_right_only_at_the_traced_size(tmp_path: Path) -> None:
     node = helper.make_node
     right = save(tmp_path / "a.onnx", [node("ReduceMean", ["x", "axis"], ["y"])], {"axis": np.array([0])})
-    edge = verify.check_export(Mean(), right, SPECS)
+    edge = check_export(Mean(), right)
     assert edge.passed
     assert edge.name == "checkpoint -> export"
     nodes = [node("ReduceSum", ["x", "axis"], ["s"]), node("Div", ["s", "three"], ["y"])]
     baked = save(tmp_path / "b.onnx", nodes, {"axis": np.array([0]), "three": np.array([3.0])})
-    edge = verify.check_export(Mean(), baked, SPECS)
+    edge = check_export(Mean(), baked)
     assert not edge.passed
     assert edge.detail.startswith("disagrees at B=1; B=2; B=4; B=7 and agrees at B=3.")
 
@@ -291,7 +306,7 @@ def test_an_export_that_is_right_only_at_the_traced_size(tmp_path: Path) -> None
 def test_an_export_that_only_runs_at_the_traced_size(tmp_path: Path) -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     baked = save(tmp_path / "a.onnx", nodes, {"shape": np.array([3, CHANNELS])})
-    edge = verify.check_export(nn.Identity(), baked, SPECS)
+    edge = check_export(nn.Identity(), baked)
     assert not edge.passed
     assert "agrees at B=3" in edge.detail
     assert "Reshape" in edge.detail
@@ -340,11 +355,11 @@ def test_widening_reaches_constants_casts_and_subgraphs(tmp_path: Path) -> None:
 
 
 def test_cases_cover_sizes_seeds_and_scales() -> None:
-    cases = truths.draw_cases(SPECS)
+    cases = draw_cases(SPECS)
     assert {case.sizes["B"] for case in cases} == {1, 2, 3, 4, 7}
     assert {case.scale for case in cases} == {0.5, 1.0, 2.0}
     assert len({case.seed for case in cases}) == len(cases)
-    again = truths.draw_cases(SPECS)
+    again = draw_cases(SPECS)
     assert all(np.array_equal(a.feeds["x"], b.feeds["x"]) for a, b in zip(cases, again, strict=True))
     assert str(cases[0]) == "B=3 (seed 0, inputs x1)"
 
@@ -365,9 +380,9 @@ def test_a_network_that_amplifies_rounding_is_judged_by_several_runs(
         after = save(tmp_path / "b.onnx", [scores[0], node("Gemm", ["h", "W2", "b2"], ["u"]), *tail], w)
         truth = truths.establish(None, before, SPECS)
         with monkeypatch.context() as patch:
-            patch.setattr(verify, "NEIGHBOURS", 0)
-            single = verify.check_fold(truth, before, after)
-        several = verify.check_fold(truth, before, after)
+            patch.setattr(measure, "NEIGHBOURS", 0)
+            single = check_fold(truth, before, after)
+        several = check_fold(truth, before, after)
         assert several.passed, f"seed {seed}: {several}"
         assert several.bound >= single.bound
         grown += several.bound > 1.5 * single.bound
@@ -375,7 +390,7 @@ def test_a_network_that_amplifies_rounding_is_judged_by_several_runs(
 
 
 def test_neighbours_are_one_step_away_and_nothing_else() -> None:
-    case = truths.draw_cases(parse_specs(["x:float32[B,4]", "ids:int64[B]<9"]))[0]
+    case = draw_cases(parse_specs(["x:float32[B,4]", "ids:int64[B]<9"]))[0]
     moved = case.moved(1)
     x, near = case.feeds["x"], moved.feeds["x"]
     assert near.dtype == np.float32
@@ -384,3 +399,51 @@ def test_neighbours_are_one_step_away_and_nothing_else() -> None:
     assert moved.feeds["ids"] is case.feeds["ids"]
     assert case.moved(0) is case
     assert not np.array_equal(near, case.moved(2).feeds["x"])
+
+
+def test_a_lucky_throw_of_the_original_is_thrown_again(tmp_path: Path) -> None:
+    """An original that seems three times as exact as it is: a right fold passes all the same, a wrong one does not."""
+    w = weights(0)
+    before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w)
+    wrong = folded(tmp_path / "c.onnx", w, factor=1.001)
+    honest = Yardstick.lay(truths.establish(None, before, SPECS), before)
+    plain = honest.measure(after)
+    ulps = [ulp / 1000 for ulp in honest.original.ulps]
+    needed = plain.worst[0] / 2 / 1.5
+    lucky = replace(
+        honest,
+        original=replace(
+            honest.original,
+            ulps=tuple(ulps),
+            worst=(needed,),
+            samples=tuple((replace(row[0], max_abs=min(row[0].max_abs, needed)),) for row in honest.original.samples),
+        ),
+    )
+    assert plain.worst[0] > lucky.bounds(lucky.own())[0] * lucky.scales[0]
+    assert lucky.fold_edge(plain).passed
+    assert not lucky.fold_edge(lucky.measure(wrong)).passed
+
+
+def test_a_fault_does_not_hide_behind_one_sample_that_amplifies(tmp_path: Path) -> None:
+    """A thousand times the error in one sample, the original's as the fold's: the median of the others decides."""
+    w = weights(0)
+    before = original(tmp_path / "a.onnx", w)
+    wrong = folded(tmp_path / "b.onnx", w, factor=1.001)
+    for count, passed in ((verify.MANY - 1, True), (verify.MANY, False)):
+        truth = truths.establish(None, before, SPECS, cases=draw_cases(SPECS, count=count))
+        yardstick = Yardstick.lay(truth, before)
+        amplified = (replace(yardstick.original.samples[0][0], max_abs=1.0), *yardstick.original.samples[0][1:])
+        samples = (amplified, *yardstick.original.samples[1:])
+        loud = replace(yardstick, original=replace(yardstick.original, samples=samples, worst=(1.0,)))
+        edge = loud.fold_edge(loud.measure(wrong))
+        assert edge.passed is passed
+        assert passed or "its median relative error of" in edge.detail
+
+
+def test_tokens_are_dealt_so_that_every_row_of_a_table_is_read() -> None:
+    specs = parse_specs(["ids:int32[B,L]<103"])
+    cases = draw_cases(specs, count=32)
+    dealt = np.concatenate([case.feeds["ids"].ravel() for case in cases])
+    assert dealt.dtype == np.int32
+    assert dealt.size >= 103
+    assert set(dealt[:103].tolist()) == set(range(103))

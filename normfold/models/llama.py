@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from normfold.models.blocks import NormArgs, NormLayer, norm_layer
 from normfold.models.text_blocks import (
+    CacheShape,
+    Decoded,
     KeyValue,
     append,
     attention,
@@ -167,16 +169,17 @@ class CausalLM(nn.Module):
                 nn.init.normal_(parameter, std=0.02 if parameter is self.model.embed_tokens.weight else dim**-0.5)
         if tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.cache_shape = CacheShape(depth, heads, dim // heads)
 
     @overload
     def forward(self, ids: Tensor) -> Tensor: ...
 
     @overload
-    def forward(self, ids: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def forward(self, ids: Tensor, past_keys: Tensor, past_values: Tensor) -> Decoded: ...
 
     def forward(
         self, ids: Tensor, past_keys: Tensor | None = None, past_values: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor | Decoded:
         """(N, L) to the logits (N, L, vocab); given a cache, also the keys and values of all P + L positions.
 
         past_keys, past_values: (layers, N, heads, P, head_dim), what the last call returned, with P = 0 in the first.
@@ -185,7 +188,7 @@ class CausalLM(nn.Module):
             logits: Tensor = self.lm_head(self.model(ids, None)[0])
             return logits
         x, caches = self.model(ids, unstack(past_keys, past_values, len(self.model.layers)))
-        return self.lm_head(x), *stack(caches)
+        return Decoded(self.lm_head(x), *stack(caches))
 
 
 _350M: Mapping[str, Any] = {"vocab": 32000, "dim": 1024, "depth": 18, "heads": 8, "hidden": 4096}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from normfold import catalogue
 from normfold.errors import ArchitectureError
 from normfold.models.convnet import ConvNet
 from normfold.models.cswin import CSWIN
@@ -50,7 +51,9 @@ def create(name: str, **config: Any) -> nn.Module:
     Raises ArchitectureError for a name, an option or a value that does not exist or does not fit.
     """
     if name not in ARCHITECTURES:
-        raise ArchitectureError(f"there is no built-in architecture {name!r}; there are {', '.join(names())}")
+        close = catalogue.closest(name)
+        likely = f" (close: {', '.join(close)})" if close else ""
+        raise ArchitectureError(f"there is no built-in architecture {name!r}{likely}; `normfold models` lists all")
     known = inspect.signature(ARCHITECTURES[name]).parameters
     unknown = sorted(set(config) - set(known))
     if unknown:

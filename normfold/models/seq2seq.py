@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from normfold.models.text_blocks import (
+    CacheShape,
+    Decoded,
     DecoderLayer,
     EncoderLayer,
     KeyValue,
@@ -25,6 +27,13 @@ from normfold.models.text_blocks import (
 
 # The number of the padding token, and so the position row of no position, in both libraries' dictionaries.
 PADDING = 1
+
+
+class SourceKeysValues(NamedTuple):
+    """A source as the decoder's attention reads it, (layers, N, heads, S, head_dim) each."""
+
+    source_keys: Tensor
+    source_values: Tensor
 
 
 class _Stack(nn.Module):
@@ -93,6 +102,7 @@ class Decoder(_Stack):
         layers = [DecoderLayer(config) for _ in range(depth)]
         super().__init__(layers, embed_tokens, embed_positions, config, scaled=scaled)
         self.output_projection = nn.Linear(config.dim, embed_tokens.num_embeddings, bias=False)
+        self.cache_shape = CacheShape(depth, config.heads, config.dim // config.heads)
 
     def sources(self, memory: Tensor) -> list[KeyValue]:
         """What the encoder computed (N, S, dim) as keys and values for every layer, (N, heads, S, head_dim) each."""
@@ -139,22 +149,32 @@ class EncoderDecoder(nn.Module):
         return EncoderPart(self), DecoderPart(self)
 
 
+class _Holder(nn.Module):
+    """A decoder layer of which only the attention to the source is there."""
+
+    def __init__(self, encoder_attn: MultiheadAttention) -> None:
+        super().__init__()
+        self.encoder_attn = encoder_attn
+
+
 class EncoderPart(nn.Module):
     """The encoder together with the projections that the decoder's attention reads it through.
 
     With the projections here they run once a source instead of once a token, and the encoder's last norm has
-    weights behind it to fold into. Submodules are the model's own, under its names where it has them.
+    weights behind it to fold into. Submodules are the model's own, under its names.
     """
 
     def __init__(self, model: EncoderDecoder) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.encoder_attn = nn.ModuleList(model.decoder.source_attentions())
+        self.decoder = nn.Module()
+        self.decoder.layers = nn.ModuleList(_Holder(attention) for attention in model.decoder.source_attentions())
 
-    def forward(self, src: Tensor) -> KeyValue:
-        """(N, S) int64 to source_keys and source_values, (layers, N, heads, S, head_dim) each."""
+    def forward(self, src: Tensor) -> SourceKeysValues:
+        """(N, S) int64 to the keys and values of the source in every layer of the decoder."""
         memory = self.encoder(src)
-        return stack([cast(MultiheadAttention, attention).keys_values(memory) for attention in self.encoder_attn])
+        layers = cast(nn.ModuleList, self.decoder.layers)
+        return SourceKeysValues(*stack([cast(_Holder, layer).encoder_attn.keys_values(memory) for layer in layers]))
 
 
 class DecoderPart(nn.Module):
@@ -163,6 +183,7 @@ class DecoderPart(nn.Module):
     def __init__(self, model: EncoderDecoder) -> None:
         super().__init__()
         self.decoder = model.decoder
+        self.cache_shape = model.decoder.cache_shape
 
     def forward(
         self,
@@ -172,7 +193,7 @@ class DecoderPart(nn.Module):
         keep: Tensor,
         past_keys: Tensor,
         past_values: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Decoded:
         """(N, L) int64 to the logits (N, L, vocab) and the keys and values of P + L positions.
 
         source_keys, source_values: from `EncoderPart`; keep (N, S) bool: `src != PADDING`; past_keys, past_values:
@@ -181,5 +202,4 @@ class DecoderPart(nn.Module):
         depth = len(self.decoder.layers)
         pasts = unstack(past_keys, past_values, depth)
         logits, caches = self.decoder(ids, unstack(source_keys, source_values, depth), keep, pasts)
-        keys, values = stack(caches)
-        return logits, keys, values
+        return Decoded(logits, *stack(caches))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,22 @@ from normfold.models.blocks import NormLayer
 
 # Keys and values of one attention, each (N, heads, positions, head_dim).
 KeyValue = tuple[Tensor, Tensor]
+
+
+class CacheShape(NamedTuple):
+    """What a model's caches, (layers, N, heads, positions, head_dim), have in common whatever they hold."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+
+class Decoded(NamedTuple):
+    """What one step of decoding gives: logits (N, L, vocab) and the caches of P + L positions for the next step."""
+
+    logits: Tensor
+    present_keys: Tensor
+    present_values: Tensor
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

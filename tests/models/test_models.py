@@ -133,7 +133,8 @@ def test_export_follows_dynamic_sizes(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "says"),
     [
-        ("resnet", {}, "there is no built-in architecture 'resnet'.*vit"),
+        ("resnet", {}, "there is no built-in architecture 'resnet'.*`normfold models` lists all"),
+        ("deit_tiny_rms", {}, r"close: deit_tiny_.*\); `normfold models` lists all"),
         ("vit", {"width": 3}, "no option width.*mlp_ratio"),
         ("vit", {"norm": "groupnorm"}, "no norm 'groupnorm'.*powernorm"),
         ("vit", {"norm": "un", "norm_args": {"windows": 3}}, "norm un has no option windows.*warmup"),

@@ -1,0 +1,342 @@
+"""What the judge catches and what it lets pass: fills in the study in docs/verification.md.
+
+    python benchmarks/mutation_study.py [--mutations 560] [--folds 210] [--seed 0] [-o docs/verification.md]
+
+Mutations: each fixture is exported and folded; then one thing in the folded graph is made wrong, as folding tools have
+been wrong, and the judge compares the mutant with the original. How much a mutation really changes is measured apart:
+mutant and folded graph in float64 by onnx.reference, on inputs of other seeds than the judge's, as the largest change
+of an output in units of its bound, the larger of those that the original's own error sets on these inputs and on the
+judge's. Beyond 1 it is no rounding any more and has to be caught.
+
+Right folds: random subsets of the norms of every fixture, each judged on inputs of another seed, and random networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from normfold.analysis import analyse
+from normfold.cases import draw_cases
+from normfold.checkpoint import Source, load_checkpoint
+from normfold.export import export
+from normfold.figures import difference
+from normfold.files import save
+from normfold.graph import Model, prepare
+from normfold.inputs import InputSpec, parse_specs
+from normfold.rewrite import rewrite
+from normfold.truth import Outputs, establish, run_reference
+from normfold.verify import Yardstick
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+# Those with a LayerNorm or RMSNorm fold its weight and bias (--norm-affine); they have epsilons to get wrong.
+NAMES = ("vit_un", "vit_prepbn", "vit_bn", "vit_ln", "postnorm_un", "postnorm_bn", "convnet_bn", "char_lm_prepbn")
+SAMPLES = 32
+# Inputs on which the true size of a mutation is measured: seeds that the judge does not draw.
+PROBES, PROBE_SEED = 8, 10_000
+RELATIVE = 1e-3
+ALPHA = 0.05
+
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+
+Mutation = Callable[[ModelProto, np.random.Generator], bool]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A folded fixture, ready to be judged. probes, allowed: its float64 outputs on the probing inputs, and bounds."""
+
+    name: str
+    folder: Path
+    source: Source
+    original: Model
+    model: ModelProto
+    yardstick: Yardstick
+    probes: tuple[Outputs, ...]
+    allowed: list[float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One mutant. change: in units of the bound, in float64."""
+
+    kind: str
+    subject: str
+    change: float
+    caught: bool
+
+
+def subject(name: str, folder: Path) -> Subject:
+    """Export and fold a fixture, and lay the yardstick."""
+    source = load_checkpoint(FIXTURES / f"{name}.pt")
+    original = prepare(export(source))
+    plan = analyse(original, norms=source.norms, norm_affine=name.endswith("_ln"))
+    unfolded, folded = folder / f"{name}.onnx", folder / f"{name}.folded.onnx"
+    save(original, unfolded)
+    save(rewrite(original, plan), folded)
+    truth = establish(source.module, unfolded, source.inputs, cases=draw_cases(source.inputs, count=SAMPLES))
+    cases = draw_cases(source.inputs, seed=PROBE_SEED, count=PROBES)
+    probing = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
+    probes, yardstick = run_reference(folded, cases), Yardstick.lay(truth, unfolded)
+    allowed = [max(pair) for pair in zip(_allowed(probing), _allowed(yardstick), strict=True)]
+    return Subject(name, folder, source, original, onnx.load(folded), yardstick, probes, allowed)
+
+
+def _allowed(yardstick: Yardstick) -> list[float]:
+    return [bound * scale for bound, scale in zip(yardstick.bounds(yardstick.own()), yardstick.scales, strict=True)]
+
+
+def judge_mutant(of: Subject, kind: str, rng: np.random.Generator) -> Result | None:
+    """Make one mutant and judge it; None where the graph has nothing of that kind."""
+    mutant = ModelProto()
+    mutant.CopyFrom(of.model)
+    if not MUTATIONS[kind](mutant, rng):
+        return None
+    path = of.folder / "mutant.onnx"
+    onnx.save(mutant, path)
+    cases = draw_cases(of.source.inputs, seed=PROBE_SEED, count=PROBES)
+    change = max(
+        difference(now, before) / of.allowed[output]
+        for values, expected in zip(run_reference(path, cases), of.probes, strict=True)
+        for output, (now, before) in enumerate(zip(values, expected, strict=True))
+    )
+    return Result(kind, of.name, change, not of.yardstick.fold_edge(of.yardstick.measure(path)).passed)
+
+
+def _tensors(model: ModelProto, rank: int) -> list[TensorProto]:
+    """Float constants of this rank (0: any of at least 2) that operators read as weights or biases."""
+    floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and min(t.dims, default=0) > 1]
+    return [t for t in floats if (len(t.dims) == rank if rank else len(t.dims) >= 2)]
+
+
+def _edit(tensor: TensorProto, values: np.ndarray) -> bool:
+    changed = not np.array_equal(numpy_helper.to_array(tensor), values)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values.astype(np.float32)), tensor.name))
+    return changed
+
+
+def _pick(found: list[TensorProto], rng: np.random.Generator) -> tuple[TensorProto, np.ndarray] | None:
+    if not found:
+        return None
+    tensor = found[int(rng.integers(len(found)))]
+    return tensor, numpy_helper.to_array(tensor).copy()
+
+
+def weight_entry(model: ModelProto, rng: np.random.Generator) -> bool:
+    """One entry of a weight, off by a factor of 1.001."""
+    if (picked := _pick(_tensors(model, 0), rng)) is None:
+        return False
+    tensor, values = picked
+    values.flat[int(rng.integers(values.size))] *= 1 + RELATIVE
+    return _edit(tensor, values)
+
+
+def bias_entry(model: ModelProto, rng: np.random.Generator) -> bool:
+    """One entry of a bias, dropped."""
+    if (picked := _pick(_tensors(model, 1), rng)) is None:
+        return False
+    tensor, values = picked
+    values[int(rng.integers(values.size))] = 0.0
+    return _edit(tensor, values)
+
+
+def swapped_channels(model: ModelProto, rng: np.random.Generator) -> bool:
+    """Two channels of a weight, swapped, on either side."""
+    if (picked := _pick(_tensors(model, 0), rng)) is None:
+        return False
+    tensor, values = picked
+    axis = int(rng.integers(2))
+    one, other = rng.choice(values.shape[axis], 2, replace=False)
+    order = np.arange(values.shape[axis])
+    order[[one, other]] = other, one
+    return _edit(tensor, np.take(values, order, axis))
+
+
+def transposed(model: ModelProto, rng: np.random.Generator) -> bool:
+    """A square weight, transposed."""
+    square = [t for t in _tensors(model, 2) if t.dims[0] == t.dims[1]]
+    if (picked := _pick(square, rng)) is None:
+        return False
+    return _edit(picked[0], picked[1].T)
+
+
+def wrong_epsilon(model: ModelProto, rng: np.random.Generator) -> bool:
+    """The epsilon of a norm that stays, ten times or a tenth of what it should be."""
+    found = [a for node in model.graph.node for a in node.attribute if a.name == "epsilon"]
+    if not found:
+        return False
+    found[int(rng.integers(len(found)))].f *= float(rng.choice([10.0, 0.1]))
+    return True
+
+
+def forgotten_alpha(model: ModelProto, rng: np.random.Generator) -> bool:
+    """A folded bias from which alpha times what it was is missing (as in a published merge), alpha 0.05."""
+    folded = [t for t in _tensors(model, 1) if ".folded" in t.name or "bias" in t.name]
+    if (picked := _pick(folded, rng)) is None:
+        return False
+    return _edit(picked[0], picked[1] * (1 - ALPHA))
+
+
+def border_shift(model: ModelProto, rng: np.random.Generator) -> bool:
+    """A shift moved through a zero-padded Conv as if the padding held it too: right inside, wrong at the border."""
+    found = [node for node in model.graph.node if node.op_type == "Conv" and _padded(node) and len(node.input) == 3]
+    if not found:
+        return False
+    node = found[int(rng.integers(len(found)))]
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight, bias = (numpy_helper.to_array(tensors[name]) for name in node.input[1:3])
+    group = next((a.i for a in node.attribute if a.name == "group"), 1)
+    shift = rng.normal(0.0, 0.1, weight.shape[1] * group)
+    per_output = np.repeat(shift.reshape(group, -1), weight.shape[0] // group, axis=0)
+    moved = bias + np.einsum("oi,oi...->o", per_output, weight.reshape(*weight.shape[:2], -1).sum(-1))
+    name = f"{node.name}.mutant"
+    constants = {f"{name}.shift": shift.reshape(1, -1, *(1,) * (weight.ndim - 2)), f"{name}.bias": moved}
+    for key, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), key))
+    place = list(model.graph.node).index(node)
+    before = helper.make_node("Sub", [node.input[0], f"{name}.shift"], [f"{name}.moved"], name)
+    node.input[0], node.input[2] = f"{name}.moved", f"{name}.bias"
+    model.graph.node.insert(place, before)
+    return True
+
+
+def _padded(node: NodeProto) -> bool:
+    return any(attribute.name == "pads" and any(attribute.ints) for attribute in node.attribute)
+
+
+def wrong_group(model: ModelProto, rng: np.random.Generator) -> bool:
+    """A grouped convolution whose weights belong to the group beside theirs."""
+    grouped = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
+    if (picked := _pick([t for t in model.graph.initializer if t.name in grouped], rng)) is None:
+        return False
+    return _edit(picked[0], np.roll(picked[1], int(rng.integers(1, picked[1].shape[0])), axis=0))
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "weight entry × 1.001": weight_entry,
+    "bias entry dropped": bias_entry,
+    "channels swapped": swapped_channels,
+    "square weight transposed": transposed,
+    "wrong epsilon": wrong_epsilon,
+    "alpha × bias forgotten": forgotten_alpha,
+    "shift moved through zero padding": border_shift,
+    "wrong group": wrong_group,
+}
+
+
+def mutants(subjects: list[Subject], count: int, seed: int) -> Iterator[Result]:
+    """`count` mutants, every kind in turn over every fixture that has something of the kind."""
+    rng, made = np.random.default_rng(seed), 0
+    while made < count:
+        for kind in MUTATIONS:
+            for of in subjects:
+                result = judge_mutant(of, kind, rng)
+                if result is not None and made < count:
+                    made += 1
+                    yield result
+
+
+def right_folds(subjects: list[Subject], count: int, seed: int) -> Iterator[tuple[str, bool]]:
+    """(what, passed) of right folds: subsets of the norms of the fixtures in turn with random networks."""
+    from tests.graphs import as_float32
+    from tests.random_graphs import network
+
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        if number % 2:
+            drawn = network(100_000 + seed + number)
+            original = prepare(ir.from_proto(as_float32(drawn.model)))
+            length, channels = drawn.feeds["x"].shape[1:]
+            yield (
+                "random network",
+                _passes(original, None, parse_specs([f"x:float32[B,{length},{channels}]"]), None, seed),
+            )
+            continue
+        of = subjects[number // 2 % len(subjects)]
+        names = [norm.name for norm in of.source.norms]
+        only = {name for name in names if rng.random() < 0.6}
+        yield of.name, _passes(of.original, of.source, of.source.inputs, only, seed + 100 * number)
+
+
+def _passes(
+    original: Model, source: Source | None, specs: tuple[InputSpec, ...], only: set[str] | None, seed: int
+) -> bool:
+    norms = () if source is None else source.norms
+    with tempfile.TemporaryDirectory() as folder:
+        unfolded, folded = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
+        save(original, unfolded)
+        save(rewrite(original, analyse(original, norms=norms, norm_affine=True, only=only)), folded)
+        cases = draw_cases(specs, seed=seed, count=SAMPLES)
+        truth = establish(None if source is None else source.module, unfolded, specs, cases=cases)
+        return all(edge.passed for edge in Yardstick.lay(truth, unfolded).compare(folded))
+
+
+def table(results: list[Result]) -> list[str]:
+    """One row per kind."""
+    lines = [
+        "| mutation | mutants | beyond its bound | of these caught | within its bound | of these caught |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for kind in (*MUTATIONS, "all"):
+        rows = [result for result in results if kind in ("all", result.kind)]
+        beyond, within = [r for r in rows if r.change > 1], [r for r in rows if r.change <= 1]
+        caught = [sum(row.caught for row in part) for part in (beyond, within)]
+        lines.append(f"| {kind} | {len(rows)} | {len(beyond)} | {caught[0]} | {len(within)} | {caught[1]} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutations", type=int, default=560)
+    parser.add_argument("--folds", type=int, default=210)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the study is printed")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [subject(name, Path(folder)) for name in NAMES]
+        results = list(mutants(subjects, options.mutations, options.seed))
+        folds = list(right_folds(subjects, options.folds, options.seed))
+    missed = [result for result in results if result.change > 1 and not result.caught]
+    alarms = [what for what, passed in folds if not passed]
+    smallest = min((result.change for result in results if result.caught), default=0.0)
+    lines = [
+        *table(results),
+        "",
+        f"{len(results)} mutants of {len(NAMES)} folded fixtures, seed {options.seed}: {len(missed)} beyond the bound "
+        f"were missed"
+        + (
+            f" (by {', '.join(f'{r.change:.2f} times the bound: {r.kind}, {r.subject}' for r in missed)})"
+            if missed
+            else ""
+        )
+        + f". The smallest change that was caught is {smallest:.2g} times the bound.",
+        "",
+        f"{len(folds)} right folds, {len(alarms)} false alarms{f' ({alarms})' if alarms else ''}.",
+        "",
+        f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
+        f"{SAMPLES} samples for each verdict.",
+    ]
+    if options.output is None:
+        print("\n".join(lines))
+        return
+    page = options.output.read_text(encoding="utf-8")
+    head, tail = page.split(BEGIN)[0], page.split(END)[1]
+    options.output.write_text("\n".join([head + BEGIN, *lines, END + tail]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What one process is asked to run, and what it says when it cannot. Light: every worker starts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One model under one runtime at one size of its inputs.
+
+    model: an ONNX file (ort) or a pickled module of our own writing (torch). inputs: specifications (inputs.InputSpec).
+    sizes: of their dynamic axes. mode: plain or graph (ort; graph is a CUDA graph); eager, compile or graph (torch);
+    prompt or generate (decoders with a cache, decode.py).
+    threads: within one operator, CPU. seed: of the inputs, the same for all variants. optimised: where to write the
+    graph that the runtime really runs; empty: nowhere. import_from: folders that the module's classes come from.
+    delay: seconds slept in every call, with which the harness is tested.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    sizes: Mapping[str, int]
+    runtime: str = "ort"
+    device: str = "cpu"
+    mode: str = "plain"
+    threads: int = 1
+    seed: int = 0
+    optimised: str = ""
+    import_from: tuple[str, ...] = ()
+    delay: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for the pipe."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Job:
+        """What `to_json` made."""
+        lists = {key: tuple(data[key]) for key in ("inputs", "import_from")}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no figure. code: out-of-memory, rejected (the runtime does not take the model), crashed."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes; None: not measured.
+
+    weights: of the constants in the graph that really runs. arena: what the first runs added, activations and
+    workspace. reserved: what the allocator holds of it (torch on CUDA). peak: the most that the process ever held,
+    above what it held before it read the model (CPU: resident set; CUDA: memory of the device, above the context).
+    """
+
+    weights: int | None = None
+    arena: int | None = None
+    peak: int | None = None
+    reserved: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one process, which is not timed, found of a job. operators: how often each is in the graph that runs.
+
+    state: clocks and temperature of the device, where it tells.
+    """
+
+    memory: Memory = field(default_factory=Memory)
+    operators: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,103 @@
+"""The machine that figures were taken on, and whether it has what was asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from normfold.bench.engines import TF32
+from normfold.errors import CannotJudgeError
+
+_PACKAGES = ("normfold", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """Processor, GPU and driver, versions, threads, and the load at the start: plain data, no host name."""
+    found: dict[str, Any] = {
+        "cpu": _processor(),
+        "processors": processors(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+    return found | _gpu() if device == "cuda" else found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.M) if info.exists() else None
+    return named[1].strip() if named else platform.processor() or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> dict[str, Any]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    return {
+        "gpu": str(pynvml.nvmlDeviceGetName(handle)),
+        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+        "gpu_memory": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "tf32": TF32,
+    }
+
+
+def check_device(device: str, runtime: str) -> None:
+    """Raise CannotJudgeError naming the package or the driver that `device` needs and this machine has not."""
+    if device == "cpu":
+        return
+    missing = [*_missing_runtime(runtime)]
+    if _version("nvidia-ml-py") is None:
+        missing.append(
+            "nvidia-ml-py is not installed, which reads the GPU's memory and clocks (pip install nvidia-ml-py)"
+        )
+    if not _driver_loads():
+        missing.append("there is no NVIDIA driver (libcuda cannot be loaded)")
+    if missing:
+        raise CannotJudgeError(
+            f"--device cuda: {'; '.join(missing)}. Nothing was measured; --device cpu measures the CPU"
+        )
+
+
+def _missing_runtime(runtime: str) -> list[str]:
+    if runtime == "torch":
+        import torch
+
+        if torch.version.cuda is None:
+            return [f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build (pytorch.org)"]
+        return [] if torch.cuda.is_available() else ["torch finds no CUDA device"]
+    import onnxruntime as ort
+
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        return []
+    return [
+        f"this onnxruntime ({ort.__version__}) has no CUDAExecutionProvider; replace it by onnxruntime-gpu "
+        "(pip uninstall onnxruntime; pip install onnxruntime-gpu)"
+    ]
+
+
+def _driver_loads() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

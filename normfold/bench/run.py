@@ -1,0 +1,170 @@
+"""The whole benchmark: variants made, timed in turns at every batch size, examined. Nothing is printed here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from normfold.bench import decode, machine
+from normfold.bench.harness import LAUNCHES, ROUNDS, examine, record
+from normfold.bench.job import Job
+from normfold.bench.result import Bench, Row
+from normfold.bench.variants import Variants, collect
+from normfold.errors import InputSpecError, UsageError
+from normfold.inputs import InputSpec, axis_limits, traced_sizes
+from normfold.origin import Load
+from normfold.tasks import Task
+
+RUNTIMES = ("ort", "torch")
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "float16")
+# What each runtime is measured with where nothing is asked for, and what it can be.
+MODES: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("ort", "cpu"): ("plain",),
+    ("ort", "cuda"): ("plain", "graph"),
+    ("torch", "cpu"): ("eager", "compile"),
+    ("torch", "cuda"): ("eager", "compile", "graph"),
+}
+
+_AS_IT_IS = Load()
+
+Progress = Callable[[str], None]
+
+
+def bench(
+    model: Path,
+    *,
+    device: str = "cpu",
+    batches: Sequence[int] = (1, 8, 32),
+    dtype: str = "float32",
+    runtime: str = "ort",
+    modes: Sequence[str] = (),
+    against: Path | None = None,
+    baseline: Path | None = None,
+    load: Load = _AS_IT_IS,
+    task: Task = "forward",
+    rounds: int = ROUNDS,
+    launches: int = LAUNCHES,
+    threads: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Bench:
+    """Measure the LayerNorm baseline, the unfolded and the folded model against each other.
+
+    model, against, baseline, load: see `variants.collect`. batches: sizes of the batch axis; other dynamic axes keep
+    the size that the specification gives. modes: of the runtime, see `MODES`; default: all on cuda, the first on cpu. A
+    decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (tasks.py). rounds, launches:
+    see `harness.record`. threads: of the CPU; default: every processor there is.
+    Interrupted (KeyboardInterrupt) while it measures, it returns what there is, marked. Raises a NormfoldError before
+    anything is measured; a variant that fails is marked in its row and the others go on.
+    """
+    _check(batches, modes, runtime, device, rounds)
+    machine.check_device(device, runtime)
+    threads = threads or machine.processors()
+    with tempfile.TemporaryDirectory(prefix="normfold-") as name:
+        folder = Path(name)
+        variants = collect(
+            model,
+            folder,
+            against=against,
+            baseline=baseline,
+            load=load,
+            task=task,
+            runtime=runtime,
+            half=dtype == "float16",
+            progress=progress,
+        )
+        decoder = decode.is_decoder(spec.name for spec in variants.inputs)
+        modes = _modes(modes, runtime, device, decoder=decoder)
+        axes = decode.sizes if decoder else axis_sizes
+        sizes = [axes(variants.inputs, batch) for batch in batches]
+        result = Bench(
+            str(model),
+            runtime,
+            device,
+            dtype,
+            rounds,
+            launches,
+            machine.describe(device, threads),
+            {variant.name: variant.origin for variant in variants.found},
+            variants.missing,
+        )
+        rows = [Row(batch, mode, size) for batch, size in zip(batches, sizes, strict=True) for mode in modes]
+        try:
+            for row in rows:
+                result.rows.append(row)
+                _measure(row, _jobs(row, variants, result, threads), result, progress, folder)
+        except KeyboardInterrupt:
+            result.interrupted = True
+    return result
+
+
+def _check(batches: Sequence[int], modes: Sequence[str], runtime: str, device: str, rounds: int) -> None:
+    if not batches or min(batches) < 1:
+        raise UsageError("--batch takes sizes of at least 1, for example --batch 1,8,32")
+    if rounds < 1:
+        raise UsageError(f"--rounds {rounds}: at least one round has to be timed")
+    for mode in modes:
+        if mode not in (*MODES[runtime, device], *decode.MODES):
+            raise UsageError(f"--mode {mode}: {runtime} on {device} has {', '.join(MODES[runtime, device])}")
+
+
+def _modes(asked: Sequence[str], runtime: str, device: str, *, decoder: bool) -> Sequence[str]:
+    """What to measure: a decoder's prompt and tokens, otherwise the modes of the runtime."""
+    every = decode.MODES if decoder else MODES[runtime, device]
+    for mode in asked:
+        if mode not in every:
+            raise UsageError(f"--mode {mode}: this model has {', '.join(every)}")
+    return asked or (every if decoder or device == "cuda" else every[:1])
+
+
+def axis_sizes(inputs: Sequence[InputSpec], batch: int) -> dict[str, int]:
+    """The sizes of all dynamic axes at this batch size: the first axis of the first input is the batch.
+
+    Raises InputSpecError where that axis is fixed at another size, or goes no further.
+    """
+    first = inputs[0].dims[0] if inputs and inputs[0].dims else None
+    if not isinstance(first, str):
+        if first not in (None, batch):
+            raise InputSpecError(
+                f"--batch {batch}: the model takes {inputs[0]}, whose batch is fixed; use --batch {first}"
+            )
+        return traced_sizes(inputs)
+    limit = axis_limits(inputs).get(first, batch)
+    if batch > limit:
+        raise InputSpecError(f"--batch {batch}: the model takes {inputs[0]}, a batch of {limit} at most")
+    return traced_sizes(inputs) | {first: batch}
+
+
+def _jobs(row: Row, variants: Variants, result: Bench, threads: int) -> dict[str, Job]:
+    return {
+        variant.name: Job(
+            model=str(variant.file),
+            inputs=tuple(str(spec) for spec in variants.inputs),
+            sizes=row.sizes,
+            runtime=result.runtime,
+            device=result.device,
+            mode=row.mode,
+            threads=threads,
+            import_from=(os.getcwd(), *filter(None, sys.path)) if result.runtime == "torch" else (),
+        )
+        for variant in variants.found
+    }
+
+
+def _measure(row: Row, jobs: dict[str, Job], result: Bench, progress: Progress, folder: Path) -> None:
+    where = f"batch {row.batch}, {row.mode}"
+    record(
+        jobs,
+        row.recordings,
+        rounds=result.rounds,
+        launches=result.launches,
+        tick=lambda text: progress(f"{where}: {text}"),
+    )
+    for name, job in jobs.items():
+        if row.recordings[name].failure is None:
+            progress(f"{where}: memory and operators of {name}")
+            row.probes[name] = examine(replace(job, optimised=str(folder / f"optimised_{name}.onnx")))

@@ -1,0 +1,249 @@
+"""The models that are compared: the LayerNorm baseline, the model as trained, and the folded one, each as a file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from normfold import catalogue
+from normfold.analysis import analyse
+from normfold.archive import format_of
+from normfold.bench.baseline import layer_norm_twin
+from normfold.checkpoint import Source, load_checkpoint
+from normfold.detect import find_norms
+from normfold.errors import CannotJudgeError, NormfoldError, UsageError
+from normfold.export import export
+from normfold.files import save
+from normfold.graph import prepare
+from normfold.inputs import InputSpec
+from normfold.modules import folded_module
+from normfold.origin import Load, find_source, load_source, read_manifest
+from normfold.parts import split
+from normfold.report import TOKEN_STATISTICS
+from normfold.rewrite import rewrite
+from normfold.tasks import GRAPHS, Task
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
+
+_AS_IT_IS = Load()
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One model to measure. file: ONNX or, for torch, a pickled module. origin: where it came from, in words."""
+
+    name: str
+    file: Path
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """What there is to compare. inputs: the same for all. missing: why a variant is not there, by its name."""
+
+    found: tuple[Variant, ...]
+    inputs: tuple[InputSpec, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """unfolded: the source and its graph, where it is known. folded: the file, where one was given."""
+
+    source: Source | None
+    graph: ir.Model | None
+    folded: Path | None
+
+
+def collect(
+    model: Path,
+    folder: Path,
+    *,
+    against: Path | None = None,
+    baseline: Path | None = None,
+    load: Load = _AS_IT_IS,
+    task: Task = "forward",
+    runtime: str = "ort",
+    half: bool = False,
+    progress: Progress = lambda _: None,
+) -> Variants:
+    """Find or make the three variants of `model` and write them to `folder`.
+
+    model: a folded ONNX file (its source is what the manifest names, or `against`), an unfolded one, or a checkpoint.
+    baseline: the LayerNorm model, otherwise the twin of a known architecture, otherwise made from the unfolded graph.
+    task: what of a checkpoint is measured; it has to write one graph. half: float16 weights and inputs. Raises a
+    NormfoldError where there is nothing to compare.
+    """
+    if GRAPHS[task] != ("",):
+        raise UsageError(f"--task {task}: bench measures one graph; give it one of the files that fold wrote")
+    progress(f"reading {model.name}")
+    found, inputs = _find(model, against, load, task, progress)
+    if runtime == "torch":
+        if found.source is None or found.source.module is None:
+            raise UsageError(
+                f"{model}: torch runs a checkpoint; give that instead of the ONNX file, or name it with --against"
+            )
+        if baseline is not None:
+            raise UsageError("--baseline names an ONNX graph, which torch does not run")
+        return _modules(found.source, folder, half=half)
+    made: list[Variant] = []
+    missing: dict[str, str] = {}
+    progress("making the LayerNorm baseline")
+    try:
+        made.append(_baseline(found, baseline, folder))
+    except NormfoldError as error:
+        if baseline is not None:
+            raise
+        missing[LAYERNORM] = str(error)
+    if found.graph is not None and found.source is not None:
+        made.append(
+            Variant(UNFOLDED, _write(found.graph, folder / "unfolded.onnx"), f"exported from {found.source.path.name}")
+        )
+    else:
+        missing[UNFOLDED] = f"{model} names no source that is here; name it with --against"
+    made.append(_folded(found, folder, progress))
+    if half:
+        made = [replace(variant, file=_to_half(variant.file, folder)) for variant in made]
+        inputs = _half_inputs(inputs)
+    if len(made) < 2:
+        raise CannotJudgeError(f"there is nothing to compare {model} with: {'; '.join(missing.values())}")
+    return Variants(tuple(made), inputs, missing)
+
+
+def _find(
+    model: Path, against: Path | None, load: Load, task: Task, progress: Progress
+) -> tuple[_Found, tuple[InputSpec, ...]]:
+    """The source, its graph, and the folded file where `model` is one."""
+    own = load_checkpoint(model, inputs=load.inputs) if format_of(model) == "onnx" else None
+    manifest = None if own is None or own.graph is None else read_manifest(own.graph, model)
+    if own is None or (manifest is None and against is None):
+        if against is not None:
+            raise UsageError(f"--against names the source of a folded .onnx file, and {model} is a checkpoint itself")
+        source = split(load(model), task)[""]
+        progress("exporting to ONNX")
+        return _Found(source, export(source), None), source.inputs
+    place = against
+    if place is None and manifest is not None:
+        place = find_source(model, manifest)
+    if place is None:
+        return _Found(None, None, model), own.inputs
+    progress(f"reading {place.name}")
+    source = load_source(place, load, manifest, own.inputs)
+    return _Found(source, export(source), model), source.inputs
+
+
+def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
+    if given is not None:
+        return Variant(LAYERNORM, given, f"given: {given.name}")
+    if found.source is None or found.graph is None:
+        raise CannotJudgeError("without the source no LayerNorm baseline can be made; give one with --baseline")
+    place = folder / "layernorm.onnx"
+    twin = twin_module(found.source)
+    if twin is not None:
+        name, module = twin
+        source = replace(
+            found.source, format="torch", module=module, graph=None, program=None, norms=find_norms(module)
+        )
+        return Variant(LAYERNORM, _write(export(source), place), f"the architecture {name}, random weights")
+    made = layer_norm_twin(found.graph, rms=_was_rms(found.source))
+    return Variant(
+        LAYERNORM, _write(made, place), "made of the unfolded graph: one norm per token where each norm stood"
+    )
+
+
+def twin_module(source: Source) -> tuple[str, nn.Module] | None:
+    """The same built-in architecture with its norm per token: its name and a module with random weights."""
+    found = next((size for name, size, _ in catalogue.entries() if name == source.arch), None)
+    if found is None or source.arch is None:
+        return None
+    kind = next((kind for kind in ("ln", "rms") if kind in found.names), None)
+    if kind is None:
+        return None
+    from normfold.models import create
+
+    args = {key: value for key, value in source.arch_args.items() if key not in ("norm", "norm_args")}
+    if found.names[kind] == source.arch:
+        args["norm"] = kind
+    torch.manual_seed(0)
+    return found.names[kind], create(found.names[kind], **args).eval()
+
+
+def _was_rms(source: Source) -> bool:
+    """Whether the norms came from RMSNorm: PRepBN keeps the one that it faded from as norm1."""
+    if source.module is None:
+        return False
+    kinds = [type(part.get_submodule("norm1")).__name__ for part in source.module.modules() if _is_faded(part)]
+    return bool(kinds) and all("rms" in kind.lower() for kind in kinds)
+
+
+def _is_faded(part: nn.Module) -> bool:
+    return {"norm1", "norm2"} <= part._modules.keys() and hasattr(part, "iter")
+
+
+def _folded(found: _Found, folder: Path, progress: Progress) -> Variant:
+    if found.folded is not None:
+        return Variant(FOLDED, found.folded, f"given: {found.folded.name}")
+    assert found.graph is not None and found.source is not None, "what was not folded is a source"
+    progress("folding")
+    graph = prepare(found.graph)
+    plan = analyse(graph, norms=found.source.norms)
+    stored = [site for site in plan.sites if site.kind not in TOKEN_STATISTICS]
+    if plan.is_empty:
+        reason = "; ".join(site.reason for site in stored if site.reason) or "it has no norm with stored statistics"
+        raise CannotJudgeError(f"nothing of {found.source.path} folds, so there is nothing to measure: {reason}")
+    count = sum(site.status == "folded" for site in stored)
+    place = _write(rewrite(graph, plan), folder / "folded.onnx")
+    return Variant(FOLDED, place, f"folded here: {count} of {len(stored)} norms")
+
+
+def _modules(source: Source, folder: Path, *, half: bool) -> Variants:
+    """The variants as torch modules, pickled for the workers to read back."""
+    assert source.module is not None
+    twin, missing = twin_module(source), {}
+    graph = prepare(export(source))
+    plan = analyse(graph, norms=source.norms)
+    folded = folded_module(source, graph, plan, rewrite(graph, plan))
+    made = [(UNFOLDED, source.module, f"the module of {source.path.name}"), (FOLDED, folded, "the same, folded here")]
+    if twin is not None:
+        made.insert(0, (LAYERNORM, twin[1], f"the architecture {twin[0]}, random weights"))
+    else:
+        missing[LAYERNORM] = f"{source.arch} is no built-in architecture with a LayerNorm twin"
+    found = []
+    for name, module, origin in made:
+        place = folder / f"{name}.pickle"
+        with place.open("wb") as file:
+            pickle.dump(module.half() if half else module, file)
+        found.append(Variant(name, place, origin))
+    inputs = _half_inputs(source.inputs) if half else source.inputs
+    return Variants(tuple(found), inputs, missing)
+
+
+def _half_inputs(inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    return tuple(replace(spec, dtype="float16") if spec.dtype == "float32" else spec for spec in inputs)
+
+
+def _write(model: ir.Model, place: Path) -> Path:
+    save(model, place)
+    return place
+
+
+def _to_half(file: Path, folder: Path) -> Path:
+    """The graph in float16, inputs and outputs too."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    place = folder / f"half_{file.name}"
+    converted = convert_float_to_float16(onnx.load(file), keep_io_types=False, disable_shape_infer=True)
+    onnx.save(converted, place)
+    return place

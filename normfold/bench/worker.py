@@ -1,0 +1,141 @@
+"""One process, one model: `python -m normfold.bench.worker`, spoken to in lines of JSON (see harness.py).
+
+The first line is a job. The answer to every line is one line: `{"error": [code, reason]}` or what was asked for.
+`"start"` opens and warms the model, `"turn"` times it for one round, `"probe"` finds its memory and operators.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from normfold.bench import engines, memory
+from normfold.bench.engines import Call, Feeds
+from normfold.bench.job import Failure, Job, Memory, Probe
+from normfold.inputs import draw, parse_specs
+
+# A turn lasts about this long, or one call; 200 calls are enough of any model.
+TURN_SECONDS = 0.1
+TURN_CALLS = 200
+# Warm-up ends when two windows agree; onnxruntime's kernels and the processor's clock settle within seconds.
+_STABLE = 0.05
+_WINDOW_CALLS = 5
+_WINDOWS = 40
+_WARM_UP_SECONDS = 5.0
+_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "allocate memory", "unable to allocate", "bfcarena", "oom")
+
+
+def main() -> None:
+    """Answer until the other end closes the pipe."""
+    # Ctrl-C is for the parent, which keeps what there is and closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Libraries print: what they say goes with the errors.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        job = Job.from_json(json.loads(sys.stdin.readline()))
+        session = _Session(job)
+        for line in sys.stdin:
+            answers.write(json.dumps(_answer(session, json.loads(line))) + "\n")
+            answers.flush()
+
+
+class _Session:
+    """The model once it is open."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.call: Call = _not_started
+        self.seconds = 0.0
+
+    def start(self) -> dict[str, Any]:
+        """Open and warm up. `calls`: how many it took; `stable`: whether the last two windows agreed."""
+        self.call = engines.open_engine(self.job, _feeds(self.job))
+        calls, stable, self.seconds = warm_up(self.call)
+        return {"calls": calls, "stable": stable}
+
+    def turn(self) -> dict[str, Any]:
+        """Seconds of every call of one round."""
+        if self.seconds < TURN_SECONDS:
+            self.call()  # brings back the caches that the other variants used
+        count = max(1, min(TURN_CALLS, round(TURN_SECONDS / max(self.seconds, 1e-9))))
+        return {"seconds": [_timed(self.call) for _ in range(count)]}
+
+    def probe(self) -> dict[str, Any]:
+        """Memory, operators and the state of the device."""
+        return asdict(probe(self.job))
+
+
+def _not_started() -> None:
+    raise RuntimeError("a turn before the start")
+
+
+def _answer(session: _Session, asked: str) -> dict[str, Any]:
+    ask = {"start": session.start, "turn": session.turn, "probe": session.probe}[asked]
+    try:
+        return ask()
+    except Exception as error:  # the runtimes' exceptions share no base, and each means that there is no figure
+        failure = explain(error)
+        return {"error": [failure.code, failure.reason]}
+
+
+def explain(error: BaseException) -> Failure:
+    """What kept a model from running."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(error, MemoryError) or any(word in reason.lower() for word in _OUT_OF_MEMORY):
+        return Failure("out-of-memory", reason)
+    return Failure("rejected", reason)
+
+
+def _feeds(job: Job) -> Feeds:
+    return draw(parse_specs(job.inputs), job.sizes, seed=job.seed)
+
+
+def _timed(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def warm_up(call: Call) -> tuple[int, bool, float]:
+    """Call until two windows of calls have medians within 5 %: (calls, whether they came to agree, seconds a call)."""
+    first = _timed(call)
+    calls, before, start = 1, first, time.perf_counter()
+    for _ in range(_WINDOWS):
+        window = [_timed(call)]
+        while len(window) < _WINDOW_CALLS and sum(window) < TURN_SECONDS * _WINDOW_CALLS:
+            window.append(_timed(call))
+        calls, now = calls + len(window), statistics.median(window)
+        if abs(now - before) <= _STABLE * now:
+            return calls, True, now
+        before = now
+        if time.perf_counter() - start > _WARM_UP_SECONDS:
+            break
+    return calls, False, before
+
+
+def probe(job: Job) -> Probe:
+    """Open the model in this process, which has done nothing else, and run it a few times."""
+    engines.import_runtime(job)
+    feeds = _feeds(job)
+    meter = memory.meter(job)
+    call = engines.open_engine(replace(job, delay=0.0), feeds)
+    loaded = meter.now()
+    for _ in range(3):
+        call()
+    found = Memory(None, memory.above(meter.now(), loaded), meter.peak(), meter.reserved())
+    state = meter.state()
+    if job.runtime != "ort":
+        return Probe(replace(found, weights=engines.module_bytes(job)), {}, state)
+    # Only now: writing the optimised graph takes memory of its own.
+    counts, weights = engines.operators(job)
+    return Probe(replace(found, weights=weights), counts, state)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The inputs a model is judged on: drawn ones, at several sizes and scales, and real ones out of npz files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normfold.errors import InputSpecError
+from normfold.inputs import INTEGERS, InputSpec, axis_limits, axis_sizes, draw, traced_sizes
+
+Array = npt.NDArray[Any]
+
+# Statistics are trained on inputs of about unit scale; smaller and larger ones reach other parts of the activations.
+SCALES = (1.0, 0.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of inputs: drawn at these sizes of the dynamic axes, from this seed, times this scale, or read.
+
+    origin: the file and row of inputs that were read; empty for drawn ones.
+    """
+
+    sizes: Mapping[str, int]
+    seed: int
+    scale: float
+    feeds: Mapping[str, Array]
+    origin: str = ""
+
+    @property
+    def axes(self) -> str:
+        """The sizes of the dynamic axes, for people: `B=3, L=16`."""
+        return ", ".join(f"{letter}={size}" for letter, size in self.sizes.items()) or "static sizes"
+
+    def fed_to(self, names: Sequence[str]) -> dict[str, Array]:
+        """The inputs under a graph's own names for them: by name where the names agree, otherwise in order."""
+        if set(names) <= set(self.feeds):
+            return {name: self.feeds[name] for name in names}
+        return dict(zip(names, self.feeds.values(), strict=False))
+
+    def moved(self, number: int) -> Case:
+        """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are."""
+        if number == 0:
+            return self
+        rng = np.random.default_rng((self.seed, number))
+        feeds = {
+            name: np.nextafter(value, rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape))
+            if value.dtype.kind == "f"
+            else value
+            for name, value in self.feeds.items()
+        }
+        return replace(self, feeds=feeds)
+
+    def __str__(self) -> str:
+        return self.origin or f"{self.axes} (seed {self.seed}, inputs x{self.scale:g})"
+
+
+def draw_cases(specs: Sequence[InputSpec], *, seed: int = 0, count: int | None = None) -> tuple[Case, ...]:
+    """Inputs at every size that `inputs.axis_sizes` names, at the traced sizes at several scales, then at random ones.
+
+    count: how many; by default those that the sizes and scales ask for. With a count, integers are dealt from a deck of
+    the vocabulary, for a row of a table that no sample reads cannot be judged. Every case has a seed of its own; the
+    same `seed` gives the same cases.
+    """
+    plan = [(sizes, 1.0) for sizes in axis_sizes(specs)] + [(traced_sizes(specs), scale) for scale in SCALES]
+    if count is not None:
+        plan = plan[:count] + list(_random_sizes(specs, count - len(plan), seed=seed))
+    cases = tuple(draw_case(specs, sizes, seed=seed + i, scale=scale) for i, (sizes, scale) in enumerate(plan))
+    return cases if count is None else _dealt(cases, specs, seed=seed)
+
+
+def _dealt(cases: Sequence[Case], specs: Sequence[InputSpec], *, seed: int) -> tuple[Case, ...]:
+    """The cases with every integer input dealt from a deck of all its values, shuffled anew when it runs out."""
+    for spec in specs:
+        if spec.high is None:
+            continue
+        sizes = [case.feeds[spec.name].size for case in cases]
+        rng = np.random.default_rng((seed, 1))
+        decks = -(-sum(sizes) // spec.high)
+        # Never longer than what is dealt: a vocabulary may be large.
+        values = np.concatenate([rng.permutation(spec.high)[: sum(sizes)] for _ in range(decks)] or [np.zeros(0, int)])
+        ends = np.cumsum(sizes)
+        cases = [
+            replace(case, feeds={**case.feeds, spec.name: _like(case.feeds[spec.name], values[end - size : end])})
+            for case, size, end in zip(cases, sizes, ends, strict=True)
+        ]
+    return tuple(cases)
+
+
+def _like(array: Array, values: Array) -> Array:
+    return values.astype(array.dtype).reshape(array.shape)
+
+
+def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int, scale: float = 1.0) -> Case:
+    """One set of random inputs; see `inputs.draw`."""
+    return Case(sizes, seed, scale, draw(specs, sizes, seed=seed, scale=scale))
+
+
+def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:
+    """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times."""
+    rng = np.random.default_rng((seed, 0))
+    traced = traced_sizes(specs)
+    for _ in range(count):
+        # A large batch takes longer and finds no more than the sizes that are tried in any case.
+        yield {letter: 1 + int(size * rng.random() ** 3) for letter, size in traced.items()}, float(rng.choice(SCALES))
+
+
+def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int) -> tuple[Case, ...]:
+    """Inputs out of npz files that hold one array per input, under its name; other arrays are left alone.
+
+    The first axis is cut into samples where the model takes fewer rows than the file has (one row each where that axis
+    is dynamic); of all samples, `count` are taken, evenly spread. Raises InputSpecError.
+    """
+    parts = [part for path in paths for part in _cut(path, _read(path, specs), specs)]
+    chosen = np.unique(np.linspace(0, len(parts) - 1, min(count, len(parts))).round().astype(int))
+    cases = []
+    for number, (origin, feeds) in enumerate(parts[i] for i in chosen):
+        cases.append(Case(_sizes(specs, feeds, origin), number, 1.0, feeds, origin))
+    return tuple(cases)
+
+
+def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
+    wanted = {spec.name for spec in specs}
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            names = list(archive.files)
+            found = {name: archive[name] for name in names if name in wanted}
+    except OSError as error:
+        raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; --inputs takes npz files") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputSpecError(f"{path} is no npz file of plain arrays; numpy.savez writes them") from error
+    for spec in specs:
+        if spec.name not in found:
+            raise InputSpecError(
+                f"{path} has no array {spec.name!r}, which the model takes as {spec}; it has "
+                f"{', '.join(names) or 'none'}"
+            )
+        _check_values(path, spec, found[spec.name])
+    return found
+
+
+def _check_values(path: Path, spec: InputSpec, value: Array) -> None:
+    if value.dtype != np.dtype(spec.dtype):
+        raise InputSpecError(
+            f"{path}: {spec.name} is {value.dtype} and the model takes {spec.dtype}; convert it, for example with "
+            f"{spec.name}.astype('{spec.dtype}')"
+        )
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise InputSpecError(f"{path}: {spec.name} holds NaN or infinities, which tell nothing about a model")
+    if (
+        spec.dtype in INTEGERS
+        and spec.high is not None
+        and value.size
+        and not 0 <= value.min() <= value.max() < spec.high
+    ):
+        raise InputSpecError(
+            f"{path}: {spec.name} has to lie in [0, {spec.high}) and goes from {value.min()} to {value.max()}"
+        )
+    if value.ndim != len(spec.dims) or (0 in value.shape and not spec.empty):
+        raise InputSpecError(f"{path}: {spec.name} has the shape {list(value.shape)} and the model takes {spec}")
+
+
+def _cut(path: Path, arrays: dict[str, Array], specs: Sequence[InputSpec]) -> Iterator[tuple[str, dict[str, Array]]]:
+    """The samples of one file: chunks of the first axis where all inputs share it, otherwise the file as it is."""
+    firsts = {spec.dims[0] if spec.dims else None for spec in specs}
+    lengths = {len(array) for array in arrays.values() if array.ndim}
+    first = firsts.pop() if len(firsts) == len(lengths) == 1 else None
+    step = first if isinstance(first, int) else 1
+    rows = lengths.pop() if first is not None else 0
+    if rows <= step or rows % step:
+        yield path.name, arrays
+        return
+    for start in range(0, rows, step):
+        name = f"{path.name} row {start}" if step == 1 else f"{path.name} rows {start} to {start + step - 1}"
+        yield name, {key: array[start : start + step] for key, array in arrays.items()}
+
+
+def _sizes(specs: Sequence[InputSpec], feeds: Mapping[str, Array], origin: str) -> dict[str, int]:
+    """The sizes of the dynamic axes in these arrays. Raises InputSpecError where they contradict the model."""
+    limits = axis_limits(specs)
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        shape = feeds[spec.name].shape
+        for dim, size in zip(spec.dims, shape, strict=True):
+            fits = dim == size if isinstance(dim, int) else size <= limits.get(dim, size)
+            if not fits or (isinstance(dim, str) and sizes.setdefault(dim, size) != size):
+                raise InputSpecError(f"{origin}: {spec.name} has the shape {list(shape)} and the model takes {spec}")
+    return sizes

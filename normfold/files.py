@@ -1,0 +1,52 @@
+"""What normfold writes: graphs, and text that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from normfold.errors import OutputError
+
+# A protobuf message cannot be larger than 2 GiB; the rest of the file needs room too.
+_EXTERNAL_BYTES = 1_900_000_000
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _EXTERNAL_BYTES
+    ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+def check_place(place: Path) -> None:
+    """Raise OutputError where nothing can be written: no folder, no permission, a directory of that name."""
+    folder = place.parent
+    if place.is_dir():
+        raise OutputError(f"{place} is a directory; name the file to write in it")
+    if not folder.is_dir():
+        raise OutputError(f"{place}: there is no directory {folder}; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{place}: the directory {folder} is not writable")
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write `text` as UTF-8 beside its place and move it there, so that nobody ever finds half of it."""
+    handle, draft = tempfile.mkstemp(prefix=".normfold-", dir=place.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner may read; a report is a file like any other.
+        os.chmod(draft, 0o666 & ~_umask())
+        os.replace(draft, place)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,225 @@
+"""`normfold verify`: a model, what it is to compute, and the verdict. Nothing is printed here.
+
+The judge knows nothing of folding: it loads the source, exports it anew where it is no graph yet, and holds the model
+against it (verify.py). With no source at hand it holds the model against the outputs recorded in it (sketch.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from normfold import __version__
+from normfold.archive import format_of
+from normfold.cases import SCALES, Case, draw_cases, read_cases
+from normfold.checkpoint import Source, load_checkpoint
+from normfold.clock import Clock
+from normfold.errors import CannotJudgeError, GraphError, UsageError
+from normfold.export import export
+from normfold.files import save
+from normfold.inputs import InputSpec, axis_sizes
+from normfold.localise import localise
+from normfold.measure import moved_runs
+from normfold.origin import Load, Manifest, common_inputs, find_source, load_source, read_manifest
+from normfold.runtime import UNOPTIMISED, Runtime, levels, open_session, version
+from normfold.truth import establish
+from normfold.verdict import Verdict
+from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance, Yardstick
+
+SAMPLES = 32
+
+# What is being done, how many steps of it are done, and how many there are (0: nobody knows).
+Progress = Callable[[str, int, int], None]
+
+
+def judge(
+    model: Path,
+    *,
+    against: Path | None = None,
+    load: Load | None = None,
+    inputs: Sequence[Path] = (),
+    samples: int = SAMPLES,
+    seed: int = 0,
+    providers: Sequence[str] = ("cpu",),
+    tolerance: Tolerance | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Judge whether the ONNX file `model` computes what its source computes.
+
+    against: a checkpoint, an exported program or an ONNX file; by default the source that the manifest in `model`
+    names. load: how to load it. inputs: npz files of real inputs, judged first. samples: how many in all. seed: of the
+    inputs that are drawn. providers: of onnxruntime, each with every optimisation level. tolerance: a bound of the
+    user's own, on top. progress: told what is being done.
+    Raises a NormfoldError with exit code 2 when there can be no verdict; a verdict that fails is returned.
+    """
+    if samples < 1:
+        raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
+    if format_of(model) != "onnx":
+        raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
+    meter = _Meter(progress or (lambda *_: None))
+    with meter.stage("load", f"reading {model.name}"):
+        candidate = load_checkpoint(model)
+        # Said now, and not after minutes of work on the source.
+        outputs = [output.name for output in open_session(model, PLAIN).get_outputs()]
+        manifest = None if candidate.graph is None else read_manifest(candidate.graph, model)
+        place = against if against is not None else _named_source(model, manifest)
+    ways = [Runtime(provider, level) for provider in providers for level in levels()]
+    ways += [Runtime(provider) for provider in providers if provider != PLAIN.provider]
+    asked = _Asked(tuple(inputs), samples, seed, tolerance, tuple(ways))
+    if place is None:
+        assert manifest is not None, "without a manifest there is no verdict"
+        return _against_record(model, candidate, manifest, asked, meter)
+    return _against_source(model, candidate, outputs, manifest, place, load or Load(), asked, meter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How to judge."""
+
+    inputs: tuple[Path, ...]
+    samples: int
+    seed: int
+    tolerance: Tolerance | None
+    runtimes: tuple[Runtime, ...]
+
+
+class _Meter:
+    """Tells `progress` what is being done and how far it is, and keeps how long it took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.clock = Clock(lambda sentence: progress(sentence, 0, self.total))
+        self.sentence, self.done, self.total = "", 0, 0
+
+    @contextmanager
+    def stage(self, name: str, sentence: str, total: int = 0) -> Iterator[None]:
+        """Time what runs inside; total: how many ticks to expect of it, 0 if nobody knows."""
+        self.sentence, self.done, self.total = sentence, 0, total
+        with self.clock.stage(name, sentence):
+            yield
+
+    def tick(self) -> None:
+        self.done += 1
+        # What only a failure makes necessary was not foreseen.
+        self.total = max(self.done, self.total)
+        self.progress(self.sentence, self.done, self.total)
+
+
+def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
+    """The source that the manifest names, None where only the recorded outputs are there. Raises CannotJudgeError."""
+    if manifest is None:
+        raise UsageError(
+            f"{model} has no manifest that names its source (normfold did not fold it): say what to compare it with, "
+            "--against SOURCE"
+        )
+    place = find_source(model, manifest)
+    if place is None and manifest.sketch is None:
+        raise CannotJudgeError(
+            f"{model} was made from {manifest.path or manifest.name}, which is not there, and holds no recorded "
+            "outputs (it was folded with --no-verify): say where the source is, --against SOURCE"
+        )
+    return place
+
+
+def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, meter: _Meter) -> Verdict:
+    if asked.inputs or asked.tolerance is not None:
+        raise UsageError(
+            f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
+            "there: say where it is, --against SOURCE"
+        )
+    sketch = manifest.sketch
+    assert sketch is not None
+    with meter.stage("verify", "comparing with the recorded outputs", (1 + len(asked.runtimes)) * len(sketch.cases)):
+        edges = [sketch.compare(model, manifest.inputs, PLAIN, meter.tick)]
+        if edges[0].passed:
+            edges += [sketch.compare(model, manifest.inputs, way, meter.tick) for way in asked.runtimes]
+    note = f"The source, {manifest.name}, is not there: the model was held against the outputs recorded in it alone."
+    return Verdict(
+        normfold=__version__,
+        onnxruntime=version(),
+        model=str(model),
+        sha256=candidate.sha256,
+        source=None,
+        method="recorded outputs",
+        cases=tuple(str(case) for case in sketch.draw(manifest.inputs)),
+        edges=tuple(edges),
+        notes=(note,),
+        seconds=dict(meter.clock.seconds),
+    )
+
+
+def _against_source(
+    model: Path,
+    candidate: Source,
+    outputs: Sequence[str],
+    manifest: Manifest | None,
+    place: Path,
+    load: Load,
+    asked: _Asked,
+    meter: _Meter,
+) -> Verdict:
+    with meter.stage("load", f"reading {place.name}"):
+        source = load_source(place, load, manifest, candidate.inputs)
+        specs = common_inputs(source, candidate)
+        cases = _cases(specs, asked)
+    with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
+        original = place
+        if source.module is not None:
+            original = Path(folder) / "original.onnx"
+            with meter.stage("export", "exporting the source"):
+                save(export(source), original)
+        with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 2)):
+            truth = establish(source.module, original, specs, cases=cases, tick=meter.tick)
+        runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
+        with meter.stage("verify", "comparing", runs):
+            yardstick = Yardstick.lay(truth, original, tolerance=asked.tolerance, tick=meter.tick)
+            _check_outputs(outputs, model, yardstick.original.names, place)
+            edges = yardstick.export_edges()
+            if all(edge.passed for edge in edges):
+                edges += tuple(yardstick.compare(model, asked.runtimes))
+        fault = None
+        # A bound of the user's own says nothing of where a fault lies: without one there may be none.
+        wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and _is_wrong(edge)), None)
+        if wrong is not None:
+            with meter.stage("localise", "looking for the fault"):
+                fault = localise(yardstick, model, wrong, manifest.sites if manifest is not None else (), Path(folder))
+    return Verdict(
+        normfold=__version__,
+        onnxruntime=version(),
+        model=str(model),
+        sha256=candidate.sha256,
+        source=str(place),
+        method=truth.method,
+        cases=tuple(str(case) for case in cases),
+        edges=edges,
+        fault=fault,
+        notes=source.warnings,
+        seconds=dict(meter.clock.seconds),
+    )
+
+
+def _is_wrong(edge: Edge) -> bool:
+    return not all(replace(output, atol=None).passed for output in edge.outputs)
+
+
+def _runs(cases: Sequence[Case], runtime: Runtime) -> int:
+    return len(cases) if runtime.level in (UNOPTIMISED, OPTIMISED.level) else min(FEW, len(cases))
+
+
+def _check_outputs(names: Sequence[str], model: Path, others: Sequence[str], place: Path) -> None:
+    """Raise GraphError where it is not clear which output is to be compared with which."""
+    if len(names) != len(others) or (sorted(names) == sorted(others) and list(names) != list(others)):
+        raise GraphError(
+            f"the outputs differ, so nothing can be compared: {model} has {', '.join(names)}, and {place} has "
+            f"{', '.join(others)}"
+        )
+
+
+def _cases(specs: Sequence[InputSpec], asked: _Asked) -> tuple[Case, ...]:
+    """Real inputs first, then drawn ones up to the number asked for, at every size of a dynamic axis in any case."""
+    real = read_cases(asked.inputs, specs, count=asked.samples)
+    sizes = min(asked.samples, len(axis_sizes(specs)) + len(SCALES))
+    return (*real, *draw_cases(specs, seed=asked.seed, count=max(asked.samples - len(real), sizes)))

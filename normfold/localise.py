@@ -1,0 +1,192 @@
+"""Where a model that failed begins to be wrong: over the tensors it shares with the original, and over folded norms.
+
+Tensors: both graphs run on the largest sample that failed, the original in float64 as well, and every tensor that both
+have is held to the yardstick of the outputs. A tensor inside a folded region is stored in another scale and shift per
+channel (docs/math.md): it counts as wrong only if no such map explains the difference. Outputs have to agree as they
+are.
+
+Norms: the original is folded again, with the first k of the norms that the manifest lists, by a normfold in another
+process; the judge itself knows nothing of folding. The least k that fails names the norm.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+
+from normfold.cases import Array, Case
+from normfold.errors import NormfoldError
+from normfold.figures import MASK, difference
+from normfold.runtime import open_session
+from normfold.truth import reference_tensors
+from normfold.verdict import Fault
+from normfold.verify import FLOOR_ULPS, FOLD_FACTOR, PLAIN, Edge, Yardstick
+
+# The command that folds; tests put a faulty one in its place.
+FOLDER = (sys.executable, "-m", "normfold", "fold")
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+# Runs on moved inputs by which a tensor of the original shows its own error.
+_MOVED = 5
+# A map with two numbers per channel explains anything unless each channel has many more.
+_FEWEST = 4
+# Beyond this a message cannot hold both graphs and their tensors.
+_LARGEST = 1_900_000_000
+
+
+def localise(yardstick: Yardstick, model: Path, edge: Edge, sites: Sequence[str], folder: Path) -> Fault:
+    """Find out where `model` begins to be wrong; `edge`, its comparison with the original, failed.
+
+    sites: the norms that were folded, in order, by name. folder: for what has to be written on the way.
+    """
+    worst = max(edge.outputs, key=lambda output: output.excess)
+    tolerance = max(worst.relative)
+    least = min(worst.bound, worst.typical if worst.typical is not None else worst.bound)
+    failed = [case for case, error in zip(yardstick.truth.cases, worst.relative, strict=True) if error > least]
+    # The more numbers a channel has, the fewer differences a map of the channel explains.
+    largest = max(failed, key=lambda case: sum(value.size for value in case.feeds.values()))
+    fault = first_tensor(yardstick, model, largest, tolerance, folder)
+    site, note = first_site(yardstick, model, sites, folder) if sites else (None, "")
+    return Fault(tolerance, fault.tensor, fault.after, fault.relative, fault.bound, site, note)
+
+
+def first_tensor(yardstick: Yardstick, model: Path, case: Case, tolerance: float, folder: Path) -> Fault:
+    """The first tensor, in the order of the original, that `model` has too and that is past its bound at `case`."""
+    names = _shared(yardstick.path, model)
+    try:
+        truth = reference_tensors(yardstick.path, case)
+        runs = [_tensors(yardstick.path, names, case.moved(run), folder) for run in range(_MOVED + 1)]
+        ours = _tensors(model, names, case, folder)
+    except (NormfoldError, RuntimeError, MemoryError, ValueError):
+        # The verdict stands; only where the fault lies stays unknown.
+        return Fault(tolerance)
+    outputs = {output.name for output in onnx.load(yardstick.path, load_external_data=False).graph.output}
+    after = None
+    for name in names:
+        true = truth.get(name)
+        if true is None or true.dtype.kind != "f" or name not in ours:
+            continue
+        scale = _rms(true)
+        bound = FOLD_FACTOR * max(difference(run[name], true) for run in runs) / scale
+        bound += FLOOR_ULPS * float(np.finfo(runs[0][name].dtype).eps)
+        error = difference(ours[name], true) / scale
+        if error <= bound:
+            after = name
+        elif name in outputs or not _explained(ours[name], true, bound * scale):
+            return Fault(tolerance, f"{name} ({_operator(yardstick.path, name)})", after, error, bound)
+    return Fault(tolerance, after=after)
+
+
+def first_site(yardstick: Yardstick, model: Path, sites: Sequence[str], folder: Path) -> tuple[str | None, str]:
+    """The first norm whose folding, with all before it, is past the bound; and what to say if there is none."""
+
+    def fails(count: int) -> bool:
+        return not yardstick.fold_edge(yardstick.measure(refold(yardstick.path, sites[:count], folder))).passed
+
+    try:
+        if not fails(len(sites)):
+            return None, _changed(refold(yardstick.path, sites, folder), model)
+        # The least count that fails: fewer pass, as far as was looked.
+        low, high = 0, len(sites)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fails(middle) else (middle, high)
+    except (NormfoldError, subprocess.SubprocessError, OSError) as error:
+        return None, f"Which norm it is cannot be said: folding it again failed ({' '.join(str(error).split())[:200]})."
+    return sites[high - 1], ""
+
+
+def refold(original: Path, sites: Sequence[str], folder: Path) -> Path:
+    """`original` with these norms folded and no other, by another process. Raises SubprocessError."""
+    place = folder / f"first-{len(sites)}.onnx"
+    if not place.exists():
+        only = [word for site in sites for word in ("--only", site)]
+        command = [*FOLDER, str(original), "--output", str(place), "--no-verify", "--force", *only]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            raise subprocess.SubprocessError(done.stderr.strip() or f"exit code {done.returncode}")
+    return place
+
+
+def _operator(path: Path, tensor: str) -> str:
+    """What writes a tensor, and in which module, where the exporter left its path."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    node = next(node for node in nodes if tensor in node.output)
+    scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "[]")
+    # The last scope is the operator, the one before it the module that called it.
+    module = ast.literal_eval(scopes)[-2:-1]
+    return f"{node.op_type} in {module[0]}" if module and module[0] else node.op_type
+
+
+def _shared(original: Path, model: Path) -> list[str]:
+    """Names of the tensors that operators of both graphs write, in the order of the original."""
+    ours, theirs = (
+        [name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output if name]
+        for path in (model, original)
+    )
+    return [name for name in theirs if name in set(ours)]
+
+
+def _tensors(path: Path, names: Sequence[str], case: Case, folder: Path) -> dict[str, Array]:
+    """These tensors of a graph in its own precision, without optimisations."""
+    place = folder / f"tensors-{path.stem}.onnx"
+    if not place.exists():
+        model = onnx.load(path)
+        known = {output.name for output in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+        large = model.ByteSize() > _LARGEST
+        onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
+    session = open_session(place, PLAIN)
+    feeds = case.fed_to([feed.name for feed in session.get_inputs()])
+    return dict(zip(names, session.run(list(names), feeds), strict=True))
+
+
+def _rms(true: Array) -> float:
+    kept = true[np.abs(true) < MASK]
+    rms = float(np.sqrt(np.mean(np.square(kept)))) if kept.size else 0.0
+    return rms if rms > 0.0 else 1.0
+
+
+def _explained(value: Array, true: Array, allowed: float) -> bool:
+    """Whether a scale and a shift per channel, for some choice of channel axes, leave no more difference than allowed.
+
+    So they may where some axis, taken for the channels, leaves too few numbers in a channel to tell.
+    """
+    if value.shape != true.shape or not np.isfinite(value).all():
+        return False
+    value = value.astype(np.float64)
+    for channels in (*itertools.combinations(range(true.ndim), 1), *itertools.combinations(range(true.ndim), 2)):
+        rest = tuple(axis for axis in range(true.ndim) if axis not in channels)
+        if np.prod([true.shape[axis] for axis in rest]) < _FEWEST:
+            if len(channels) == 1:
+                return True
+            continue
+        a, b = (array - array.mean(rest, keepdims=True) for array in (value, true))
+        variance = np.square(a).sum(rest, keepdims=True)
+        scale = (a * b).sum(rest, keepdims=True) / np.where(variance > 0.0, variance, 1.0)
+        if np.max(np.abs(scale * a - b), initial=0.0) <= allowed:
+            return True
+    return False
+
+
+def _changed(refolded: Path, model: Path) -> str:
+    """In which constants a model differs from what folding gives today."""
+    ours, theirs = ({t.name: t for t in onnx.load(path).graph.initializer} for path in (model, refolded))
+    names = [name for name in ours if name not in theirs or not _same(ours[name], theirs[name])]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    shown = f" It differs in {', '.join(names[:3])}{more}." if names else ""
+    return f"Folded again, the same norms pass: {model.name} was changed since, or folded by another version.{shown}"
+
+
+def _same(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    a, b = onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other)
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")

@@ -1,0 +1,102 @@
+"""onnxruntime as the judge runs it: on a provider, at an optimisation level, in full float32."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normfold.errors import CannotJudgeError, GraphError, UsageError
+
+UNOPTIMISED = "disabled"
+# In the order in which onnxruntime adds to its rewriting.
+LEVELS = ("basic", "extended", "layout", "all")
+
+_LEVEL_NAMES = {UNOPTIMISED: "ORT_DISABLE_ALL"} | {level: f"ORT_ENABLE_{level.upper()}" for level in LEVELS}
+# TF32 multiplies with 10 bits of mantissa: its errors would hide those of the model.
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+_THREADS = 4
+_MEMORY = ("bad_alloc", "out of memory", "allocate memory", "bfcarena")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A way to run a graph. provider: cpu or cuda. level: `UNOPTIMISED` or one of `LEVELS`."""
+
+    provider: str = "cpu"
+    level: str = UNOPTIMISED
+
+    def __str__(self) -> str:
+        return self.level if self.provider == "cpu" else f"{self.provider}, {self.level}"
+
+
+def parse_providers(text: str) -> tuple[str, ...]:
+    """`cpu,cuda` as names of providers that this onnxruntime has. Raises UsageError, CannotJudgeError."""
+    import onnxruntime as ort
+
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in _PROVIDERS:
+            raise UsageError(f"--providers: {name!r} is not known; choose from {', '.join(_PROVIDERS)}")
+        if _PROVIDERS[name][0] not in ort.get_available_providers():
+            raise CannotJudgeError(
+                f"--providers: this onnxruntime ({ort.__version__}) has no {_PROVIDERS[name][0]}, only "
+                f"{', '.join(ort.get_available_providers())}; for cuda install onnxruntime-gpu"
+            )
+    if not names:
+        raise UsageError(f"--providers names none; choose from {', '.join(_PROVIDERS)}")
+    return names
+
+
+def levels() -> tuple[str, ...]:
+    """Those of `LEVELS` that the installed onnxruntime has."""
+    import onnxruntime as ort
+
+    return tuple(level for level in LEVELS if hasattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[level]))
+
+
+def version() -> str:
+    """The version of onnxruntime that runs the graphs."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
+def open_session(path: Path, runtime: Runtime) -> Any:
+    """A quiet session. Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])
+    provider = _PROVIDERS[runtime.provider]
+    try:
+        session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime's own classes share no base but this
+        check_memory(error, f"{path} on {runtime}")
+        raise GraphError(f"{path}: onnxruntime does not accept this graph: {one_line(error)}") from error
+    if session.get_providers()[0] != provider[0]:
+        raise CannotJudgeError(
+            f"onnxruntime fell back to {session.get_providers()[0]} where {provider[0]} was asked for: is there a "
+            "device, and do its CUDA libraries match?"
+        )
+    return session
+
+
+def check_memory(error: Exception, doing: str) -> None:
+    """Raise CannotJudgeError if `error` says that memory ran out: that is no verdict on the model."""
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY):
+        raise CannotJudgeError(
+            f"memory ran out while running {doing}: {one_line(error)}. Try smaller inputs (--input with smaller sizes "
+            "or limits) or fewer --samples"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,187 @@
+"""The outputs of a model in a few numbers, so that a file can be checked when nothing but the file is at hand.
+
+An output is cut into `WIDTH` interleaved parts; each is summed with random signs and divided by the root of its
+length. The rows of that map are orthonormal: rounding errors come out as large as they went in, a wrong entry shows in
+its part, and the bound of the outputs is the bound of the sketch. What is recorded is the sketch of the float64 truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normfold.cases import Array, Case, draw_case
+from normfold.errors import CannotJudgeError, GraphError
+from normfold.figures import FAILED, MASK, Figures
+from normfold.inputs import parse_specs
+from normfold.runtime import Runtime, check_memory, one_line, open_session
+from normfold.truth import Tick, nothing
+from normfold.verify import PLAIN, Edge, Judged, Yardstick, judge
+
+RECORD_EDGE = "recorded -> model"
+
+# Numbers per output and case, and cases: a kilobyte or two in the model's metadata.
+WIDTH = 8
+CASES = 4
+# Recorded digits: far below the rounding of float32, far above what float64 loses on another machine.
+_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One case: how its inputs were drawn, their SHA-256, and per output its shape and sketch."""
+
+    sizes: Mapping[str, int]
+    seed: int
+    scale: float
+    inputs: str
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What a model is to compute.
+
+    names: its float outputs. scales: their RMS. bounds: the largest relative error that passes.
+    """
+
+    names: tuple[str, ...]
+    scales: tuple[float, ...]
+    bounds: tuple[float, ...]
+    cases: tuple[Recorded, ...]
+
+    @classmethod
+    def record(cls, yardstick: Yardstick) -> Sketch:
+        """The first cases of the truth. Raises CheckpointError where the original is not finite."""
+        truth, bounds = yardstick.truth, yardstick.bounds(yardstick.own())
+        kept = [index for index, value in enumerate(truth.outputs[0]) if value.dtype.kind == "f"]
+        drawn = [(case, outputs) for case, outputs in zip(truth.cases, truth.outputs, strict=True) if not case.origin]
+        return cls(
+            tuple(yardstick.original.names[i] for i in kept),
+            tuple(_rounded(yardstick.scales[i], 3) for i in kept),
+            # Upwards, so that the digits dropped forbid nothing.
+            tuple(_rounded(bounds[i] * 1.05, 2) for i in kept),
+            tuple(_record(case, [outputs[i] for i in kept]) for case, outputs in drawn[:CASES]),
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Sketch:
+        """What `to_json` made. Raises KeyError, TypeError or ValueError for anything else."""
+        cases = tuple(
+            Recorded(
+                {str(letter): int(size) for letter, size in case["sizes"].items()},
+                int(case["seed"]),
+                float(case["scale"]),
+                str(case["inputs"]),
+                tuple(tuple(int(size) for size in shape) for shape in case["shapes"]),
+                tuple(tuple(float(number) for number in output) for output in case["outputs"]),
+            )
+            for case in content["cases"]
+        )
+        scales, bounds = (tuple(float(number) for number in content[key]) for key in ("scales", "bounds"))
+        return cls(tuple(str(name) for name in content["names"]), scales, bounds, cases)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for the manifest."""
+        return {
+            "names": list(self.names),
+            "scales": list(self.scales),
+            "bounds": list(self.bounds),
+            "cases": [
+                {
+                    "sizes": dict(case.sizes),
+                    "seed": case.seed,
+                    "scale": case.scale,
+                    "inputs": case.inputs,
+                    "shapes": [list(shape) for shape in case.shapes],
+                    "outputs": [list(output) for output in case.outputs],
+                }
+                for case in self.cases
+            ],
+        }
+
+    def draw(self, inputs: Sequence[str]) -> tuple[Case, ...]:
+        """The recorded inputs. Raises CannotJudgeError when numpy draws others from the recorded seeds today.
+
+        inputs: the specifications that they were drawn to.
+        """
+        specs = parse_specs(inputs)
+        cases = tuple(draw_case(specs, case.sizes, seed=case.seed, scale=case.scale) for case in self.cases)
+        if [_sha256(case) for case in cases] != [case.inputs for case in self.cases]:
+            raise CannotJudgeError(
+                f"this numpy ({np.__version__}) draws other inputs from the recorded seeds than the one that recorded "
+                "them, so the recorded outputs say nothing; name the source with --against"
+            )
+        return cases
+
+    def compare(self, model: Path, inputs: Sequence[str], runtime: Runtime, tick: Tick = nothing) -> Edge:
+        """Hold a model against the record. Raises GraphError when onnxruntime does not accept it."""
+        session = open_session(model, runtime)
+        feeds = [feed.name for feed in session.get_inputs()]
+        missing = set(self.names) - {output.name for output in session.get_outputs()}
+        if missing:
+            raise GraphError(f"{model} has no output {missing.pop()!r}, which its own manifest says it has")
+        samples, failures, cases = [], {}, self.draw(inputs)
+        for number, (case, recorded) in enumerate(zip(cases, self.cases, strict=True)):
+            try:
+                values: Sequence[Array | None] = session.run(list(self.names), case.fed_to(feeds))
+            except Exception as error:  # onnxruntime's own classes share no base but this
+                check_memory(error, f"{model} at {case} on {runtime}")
+                failures[number] = one_line(error)
+                values = [None] * len(self.names)
+            samples.append(tuple(_figures(value, recorded, i) for i, value in enumerate(values)))
+            tick()
+        outputs = tuple(
+            Judged(name, tuple(row[i] for row in samples), self.scales[i], 0.0, self.bounds[i])
+            for i, name in enumerate(self.names)
+        )
+        name = RECORD_EDGE if runtime == PLAIN else f"{RECORD_EDGE} ({runtime})"
+        said = "against the float64 outputs that were recorded when it was folded"
+        return judge(name, cases, outputs, said, failures)
+
+
+def project(value: Array) -> Array:
+    """The sketch of one output, float64 (WIDTH,); masks and infinities count as zero."""
+    flat = np.asarray(value, dtype=np.float64).ravel()
+    flat = np.where(np.abs(flat) < MASK, flat, 0.0)
+    length = math.ceil(flat.size / WIDTH)
+    signs = np.random.default_rng(flat.size).choice(np.array([-1.0, 1.0]), flat.size)
+    padded = np.zeros(length * WIDTH)
+    padded[: flat.size] = flat * signs
+    return np.asarray(padded.reshape(length, WIDTH).sum(0) / math.sqrt(max(length, 1)))
+
+
+def _record(case: Case, outputs: Sequence[Array]) -> Recorded:
+    return Recorded(
+        dict(case.sizes),
+        case.seed,
+        case.scale,
+        _sha256(case),
+        tuple(value.shape for value in outputs),
+        tuple(tuple(_rounded(float(number), _DIGITS) for number in project(value)) for value in outputs),
+    )
+
+
+def _figures(value: Array | None, recorded: Recorded, output: int) -> Figures:
+    if value is None or value.shape != recorded.shapes[output] or np.isnan(value).any():
+        return FAILED
+    error = float(np.max(np.abs(project(value) - np.array(recorded.outputs[output]))))
+    return Figures(error, error)
+
+
+def _sha256(case: Case) -> str:
+    digest = hashlib.sha256()
+    for value in case.feeds.values():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits - 1}e}")
