@@ -22,12 +22,13 @@ from torch import nn
 from normfold.checkpoint import Source
 from normfold.errors import NotExpressibleError
 from normfold.files import save
-from normfold.frame import Array
-from normfold.graph import Model, Node, Value, scopes
+from normfold.frame import Array, Refuse
+from normfold.graph import Graph, Model, Node, Value, operators, scopes
 from normfold.inputs import call_arguments, draw, traced_sizes
 from normfold.plan import Map, Plan
 from normfold.rules.base import NewAdd, NewAttribute, NewConstant
 from normfold.runtime import Runtime, open_session
+from normfold.sites import LAYOUT
 
 # The module's weights are those of the graph: beside float64 truth, both err by the rounding of float32.
 _MARGIN = 4.0
@@ -108,7 +109,9 @@ class _Draft:
         self.state = dict(source.module.state_dict(keep_vars=True))
         self.modules = dict(source.module.named_modules())
         self.graph = graph
-        self.producer = {value.name: node for node in graph.graph for value in node.outputs}
+        self.producer = {str(value.name): node for node in graph.graph for value in node.outputs}
+        self.view = Graph(graph, operators(graph))
+        self.ops = {str(value.name): op for op in self.view.ops for value in op.outputs}
         self.new: dict[Slot, _New] = {}
         self.replaced: dict[str, nn.Module] = {}
         self.attributes: dict[Slot, float] = {}
@@ -151,9 +154,7 @@ class _Draft:
     def write_map(self, written: Map) -> None:
         """An affine map is a norm, or a parameter added to or multiplied with one tensor, or not of the module."""
         node = self.node(written.output)
-        norm = next((path for path in scopes(node) if path in self.norms), None)
-        if norm is not None:
-            self._write_norm(norm, written)
+        if self._write_norm(written):
             return
         constants = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.is_initializer()]
         leftover = written.shift if node.op_type == "Add" else written.scale if node.op_type == "Mul" else None
@@ -161,7 +162,7 @@ class _Draft:
         reads_input = any(value is not None and value.name == written.input for value in node.inputs)
         if node.op_type not in ("Add", "Mul") or len(constants) != 1 or other is not None or not reads_input:
             if written.scale is None and written.shift is None:
-                return  # a norm's own layout operator outside its module: nothing of it was a parameter
+                return  # nothing of it was a parameter
             where = _where(node)
             raise NotExpressibleError(f"{where}: a scale or shift is left there that no parameter of the module holds")
         index, constant = constants[0]
@@ -170,12 +171,37 @@ class _Draft:
             leftover = np.full(self.state[name].shape, 0.0 if node.op_type == "Add" else 1.0)
         self._put(self._slot(node, name), leftover.T if transposed else leftover, (node, index))
 
-    def _write_norm(self, norm: str, written: Map) -> None:
-        halves = [None if half is None else torch.from_numpy(half.copy()) for half in (written.scale, written.shift)]
-        left: nn.Module = nn.Identity() if halves == [None, None] else ChannelMap(*halves)
+    def _write_norm(self, written: Map) -> bool:
+        """What is left of a norm, in its place; False where no norm is in the map.
+
+        The map may end behind layout operators that follow the norm; what is left goes back through them.
+        """
+        halves = {"scale": written.scale, "shift": written.shift}
+        name = written.output
+        while (norm := self._norm_of(self.producer[name])) is None:
+            op = self.ops[name]
+            if name == written.input or op.type not in LAYOUT or op.inputs[0] is None:
+                return False
+            axis_map = LAYOUT[op.type](self.view, op)
+            if isinstance(axis_map, Refuse):
+                return False
+            for half, array in halves.items():
+                carried = None if array is None else axis_map.backward(array)
+                if isinstance(carried, Refuse):
+                    raise NotExpressibleError(f"{_where(self.producer[name])}: {carried.reason}")
+                halves[half] = carried
+            name = str(op.inputs[0].name)
+            if name not in self.producer:
+                return False
+        tensors = [None if half is None else torch.from_numpy(half.copy()) for half in halves.values()]
+        left: nn.Module = nn.Identity() if tensors == [None, None] else ChannelMap(*tensors)
         before = self.replaced.setdefault(norm, left)
         if before is not left and not _same(before, left):
             raise NotExpressibleError(f"{norm} is called at two places, which keep different parts of it")
+        return True
+
+    def _norm_of(self, node: Node) -> str | None:
+        return next((path for path in scopes(node) if path in self.norms), None)
 
     def _parameter(self, name: str) -> tuple[str, bool]:
         """The parameter that an initializer holds, and whether it holds the transpose."""

@@ -22,7 +22,7 @@ from normfold.rules import TABLE
 from normfold.rules.layout import AxisMap, reshape, same, transpose
 from normfold.shapes import Layout, base_layout, reshape_layout, transpose_layout
 
-_LAYOUT = {
+LAYOUT = {
     "Identity": same,
     "Transpose": transpose,
     "Reshape": reshape,
@@ -110,7 +110,7 @@ def _is_bias(graph: Graph, form: Form) -> bool:
     if form.has_scale:
         return False
     value = form.base
-    while (op := graph.producer.get(value)) is not None and op.type in _LAYOUT and op.inputs[0] is not None:
+    while (op := graph.producer.get(value)) is not None and op.type in LAYOUT and op.inputs[0] is not None:
         value = op.inputs[0]
     return op is not None and op.type in _CONTRACTIONS
 
@@ -120,7 +120,7 @@ def _per_channel(form: Form) -> bool:
 
 
 def _extend(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
-    if op.type in _LAYOUT:
+    if op.type in LAYOUT:
         return _through_layout(graph, op, forms, cuts)
     if op.type == "BatchNormalization":
         return _through_batchnorm(graph, op, forms, cuts)
@@ -136,7 +136,7 @@ def _through_layout(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozen
     if not set(op.attributes) <= TABLE[op.type].attributes:
         return None
     form = _form(graph, source, forms, cuts) if source is not None else None
-    axis_map = _LAYOUT[op.type](graph, op)
+    axis_map = LAYOUT[op.type](graph, op)
     if form is None or source is None or isinstance(axis_map, Refuse):
         return None
     layout = _moved(graph, op, source, form.layout)
@@ -302,7 +302,7 @@ def _continues(op: Op, value: Value, forms: dict[Value, Form]) -> bool:
 def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
     """Where the map that `value` closes ends: behind the last layout operator that restores a layout from before it."""
     path = [value]
-    while (op := graph.producer[path[-1]]).type in _LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
+    while (op := graph.producer[path[-1]]).type in LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
         path.append(op.inputs[0])
     last = end = path.pop()
     plain = _plain(graph, forms[last], forms)

@@ -48,12 +48,16 @@ def trained(name: str, **config: Any) -> nn.Module:
         leaf = key.rsplit(".", 1)[-1]
         if leaf == "running_var":
             value.uniform_(0.5, 2.0, generator=generator)
-        elif leaf == "iter":
+        elif leaf in ("iter", "warm"):
             value.zero_()
         elif leaf == "running_mean" or (leaf == "bias" and value.ndim == 1):
             value.normal_(0.0, 0.3, generator=generator)
         elif leaf == "alpha":
             value.uniform_(0.05, 0.3, generator=generator)
+        elif "embed_tokens" in key:  # the size that the statistics tell of
+            value.normal_(generator=generator)
+        elif value.ndim == 2:  # layers that say more than the token before
+            value.mul_(3.0)
     return model
 
 

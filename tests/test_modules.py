@@ -132,7 +132,7 @@ class Called(nn.Module):
 
 
 class Merging(nn.Module):
-    """Swin's: neighbouring tokens become one, so the norm's shift differs between them where they were written."""
+    """Swin's: neighbouring tokens become one, between transposes that the norm does not own; its shift stays behind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,6 +144,18 @@ class Merging(nn.Module):
         x = self.layer(x)
         merged = torch.cat([x[:, 0::2], x[:, 1::2]], -1)
         return torch.tanh(self.reduction(self.norm(merged.transpose(1, 2)).transpose(1, 2)))
+
+
+class Flattened(nn.Module):
+    """One scale for all, and a shift that differs from token to token, as no bias of the Linear does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.norm(self.layer(x).flatten(1)))
 
 
 class Functional(nn.Module):
@@ -218,6 +230,16 @@ def test_a_module_that_cannot_be_written_leaves_no_graph_either(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
+def test_a_shift_that_stays_is_put_where_the_norm_stood() -> None:
+    folded = fold_module(source_of(Merging(), "x:float32[B,6,4]"))
+    assert isinstance(folded.norm, ChannelMap)
+    assert folded.norm.scale is None and folded.norm.shift is not None
+    assert folded.norm.shift.shape == (1, 8, 1)
+
+
 def test_a_bias_that_would_differ_between_positions_is_refused() -> None:
+    source = source_of(Flattened(), "x:float32[B,6,4]")
+    assert source.module is not None
+    source.module.get_buffer("norm.running_var").fill_(0.7)
     with pytest.raises(NotExpressibleError, match="every position a value of its own"):
-        fold_module(source_of(Merging(), "x:float32[B,6,4]"))
+        fold_module(source)
