@@ -2,8 +2,9 @@
 
     python benchmarks/latency.py [--only NAME ...] [--rounds 20] [--json FOLDER] [--write docs/benchmarks.md]
 
-Published sizes, random weights and statistics, onnxruntime on the CPU, two threads, batch 1 and 8: `normfold bench` on
-each. Prints the table of docs/benchmarks.md, and with --write puts it there. --json: a folder for the raw samples.
+Published sizes, random weights, the statistics of random inputs; onnxruntime on the CPU, two threads, batch 1 and 8:
+`normfold bench` on each. Prints the table of docs/benchmarks.md, and with --write puts it there. --json: a folder for
+the raw samples.
 --quick: the fixtures' sizes and few rounds, to see that it runs; its figures mean nothing.
 """
 
@@ -27,7 +28,6 @@ from normfold.checkpoint import save_checkpoint
 from normfold.files import write_text
 from normfold.inputs import InputSpec, draw, traced_sizes
 from normfold.models import create
-from normfold.origin import Load
 
 THREADS = 2
 BATCHES = (1, 8)
@@ -66,13 +66,14 @@ QUICK = (
 def measure(model: Model, folder: Path, **options: Any) -> Bench:
     """Save the model as a checkpoint and benchmark that, as a user would."""
     torch.manual_seed(0)
-    module = randomise(create(model.arch, **model.args))
     spec = InputSpec.parse(model.inputs)
-    example = torch.from_numpy(draw([spec], traced_sizes([spec]), seed=0)[spec.name])
+    feeds = draw([spec], traced_sizes([spec]), seed=0)
+    module = randomise(create(model.arch, **model.args), feeds)
+    example = torch.from_numpy(feeds[spec.name])
     path = folder / f"{model.arch}.pt"
     given = {"arch": model.arch, "arch_args": model.args, "inputs": [model.inputs]}
     save_checkpoint(path, module, example_input={spec.name: example}, **given)
-    return bench(path, batches=BATCHES, threads=THREADS, load=Load(allow_unfinished=True), **options)
+    return bench(path, batches=BATCHES, threads=THREADS, **options)
 
 
 HEAD = """| model | batch | LayerNorm | unfolded | folded | folded / LayerNorm | folded / unfolded | peak memory |

@@ -2,7 +2,7 @@
 
     python benchmarks/models.py [--rounds 15] [--only NAME ...] [-o docs/models.md]
 
-Each model is built at its published size with random weights and random (not fresh) statistics, exported, and folded;
+Each model is built at its published size with random weights and the statistics of random inputs, exported, and folded;
 its LayerNorm (or RMSNorm) twin is exported beside it. Latency: onnxruntime on the CPU, default optimisations, two
 threads, one session per variant, the variants interleaved; medians, as ratios. Error: onnxruntime without optimisations
 against the module in float64, the largest over one batch, relative to the root mean square of the output.
@@ -17,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from normfold.detect import find_norms
 from normfold.export import export
 from normfold.files import save
 from normfold.graph import op_counts, prepare
-from normfold.inputs import InputSpec, call_arguments, draw
+from normfold.inputs import InputSpec, call_arguments, draw, traced_sizes
 from normfold.models import create
 from normfold.rewrite import rewrite
 
@@ -74,26 +75,46 @@ class Row:
     latency: dict[int, tuple[float, float, float]]
 
 
-def randomise(module: nn.Module) -> nn.Module:
-    """Weights as built; statistics, weights and biases of norms drawn, so that a wrong fold would show."""
+def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
+    """The module as if it had been trained: its norms' weights and biases drawn, their statistics those of `feeds`.
+
+    Fresh statistics would make a wrong fold look right, and drawn ones would let the activations of a deep network
+    explode; so every norm observes what reaches it, and what it stores is that, off by up to a factor of two.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("running_var", "running_phi"):
-            tensor.uniform_(0.3, 3.0, generator=generator)
-        elif leaf == "running_mean":
-            tensor.normal_(0.0, 0.5, generator=generator)
+        if leaf in ("iter", "warm"):
+            tensor.zero_()
         elif leaf == "alpha":
             tensor.uniform_(0.05, 0.3, generator=generator)
         elif leaf in ("weight", "bias") and tensor.ndim == 1:
             tensor.normal_(0.0 if leaf == "bias" else 1.0, 0.2, generator=generator)
-    return module.eval()
+
+    def observe(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        channels = args[0].movedim(1 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else -1, 0).flatten(1)
+        mean = getattr(norm, "running_mean", None)
+        if mean is not None:
+            mean.copy_(channels.mean(1))
+        var = norm.get_buffer("running_var" if hasattr(norm, "running_var") else "running_phi")
+        moment = channels.square().mean(1) if mean is None else channels.var(1, correction=0)
+        factor = torch.empty_like(var).uniform_(0.5, 2.0, generator=generator)
+        var.copy_((moment + 1e-3) * factor.reshape(var.shape))
+
+    stored = [part for part in module.modules() if {"running_var", "running_phi"} & part._buffers.keys()]
+    hooks = [part.register_forward_pre_hook(observe) for part in stored]
+    args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(value) for name, value in feeds.items()})
+    with torch.no_grad():
+        module.eval()(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return module
 
 
 def source(name: str, specs: tuple[InputSpec, ...]) -> Source:
     """The model, as if it had been loaded."""
     torch.manual_seed(0)
-    module = randomise(create(name))
+    module = randomise(create(name), draw(specs, sizes(specs, 2), seed=0))
     return Source(
         path=Path(name),
         sha256="",
@@ -135,8 +156,7 @@ def latencies(paths: list[Path], feeds: dict[str, np.ndarray], rounds: int) -> l
 
 def error(module: nn.Module, path: Path, specs: tuple[InputSpec, ...]) -> float:
     """The largest error of the graph in float32 against the module in float64, relative to the output's RMS."""
-    sizes = {dim: size for spec in specs for dim, size in zip(spec.dims, sizes_of(spec, 2), strict=True) if dim != size}
-    feeds = draw(specs, {str(k): v for k, v in sizes.items()}, seed=1)
+    feeds = draw(specs, sizes(specs, 2), seed=1)
     wide = {k: torch.from_numpy(v).double() if v.dtype.kind == "f" else torch.from_numpy(v) for k, v in feeds.items()}
     args, kwargs = call_arguments(module.forward, wide)
     with torch.no_grad():
@@ -146,9 +166,9 @@ def error(module: nn.Module, path: Path, specs: tuple[InputSpec, ...]) -> float:
     return float(np.abs(found - truth).max() / np.sqrt(np.mean(np.square(truth))))
 
 
-def sizes_of(spec: InputSpec, batch: int) -> list[int]:
-    """The dimensions of an input at a batch size."""
-    return [d if isinstance(d, int) else batch if d == "B" else spec.sizes[d] for d in spec.dims]
+def sizes(specs: tuple[InputSpec, ...], batch: int) -> dict[str, int]:
+    """The sizes of all dynamic axes at a batch size."""
+    return traced_sizes(specs) | {"B": batch}
 
 
 def measure(name: str, twin: str, texts: tuple[str, ...], rounds: int, folder: Path) -> Row:
@@ -166,8 +186,7 @@ def measure(name: str, twin: str, texts: tuple[str, ...], rounds: int, folder: P
     statuses = [site.status for site in plan.sites]
     latency: dict[int, tuple[float, float, float]] = {}
     for batch in (1, 8):
-        sizes = {str(dim): size for spec in specs for dim, size in zip(spec.dims, sizes_of(spec, batch), strict=True)}
-        found = latencies(paths, draw(specs, sizes, seed=0), rounds)
+        found = latencies(paths, draw(specs, sizes(specs, batch), seed=0), rounds)
         latency[batch] = (found[0], found[1], found[2])
     return Row(
         name=name,

@@ -21,13 +21,15 @@ FEWEST_CLASSES = 6
 class Figures:
     """One output of one sample against float64.
 
-    max_abs: see `difference`. beyond: the largest |value - truth| - rtol * |truth|, what atol has to allow. cosine: of
-    the two as vectors. top1, top5: share of rows (last axis) whose largest entry agrees, and mean overlap of their five
-    largest. first_token: (row, position) of the first sequence position with another largest entry.
+    max_abs: see `difference`. rms: root mean square of the error, of all entries (integers: as max_abs). beyond: the
+    largest |value - truth| - rtol * |truth|, what atol has to allow. cosine: of the two as vectors. top1, top5: share
+    of rows (last axis) whose largest entry agrees, and mean overlap of their five largest. first_token: (row, position)
+    of the first sequence position with another largest entry.
     The last four are None where they do not apply.
     """
 
     max_abs: float
+    rms: float
     beyond: float
     cosine: float | None = None
     top1: float | None = None
@@ -35,7 +37,7 @@ class Figures:
     first_token: tuple[int, int] | None = None
 
 
-FAILED = Figures(float("inf"), float("inf"))
+FAILED = Figures(float("inf"), float("inf"), float("inf"))
 
 
 def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
@@ -45,14 +47,14 @@ def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
     if not np.isfinite(max_abs):
         return FAILED
     if true.dtype.kind != "f":
-        return Figures(max_abs, max_abs)
+        return Figures(max_abs, max_abs, max_abs)
     value = value.astype(np.float64)
-    beyond = _beyond(value, true, rtol) if rtol else max_abs
+    rms, beyond = rms_error(value, true), _beyond(value, true, rtol) if rtol else max_abs
     if true.ndim < 2 or true.shape[-1] < FEWEST_CLASSES or true.size == 0:
-        return Figures(max_abs, beyond, _cosine(value, true))
+        return Figures(max_abs, rms, beyond, _cosine(value, true))
     agree = value.argmax(-1) == true.argmax(-1)
     return Figures(
-        max_abs, beyond, _cosine(value, true), float(agree.mean()), _overlap(value, true), _first_token(agree)
+        max_abs, rms, beyond, _cosine(value, true), float(agree.mean()), _overlap(value, true), _first_token(agree)
     )
 
 
@@ -71,6 +73,14 @@ def difference(value: Array, true: Array) -> float:
     if np.isnan(value).any() or (np.abs(value[masked]) < MASK).any() or (value[masked] * true[masked] < 0).any():
         return float("inf")
     return float(np.max(np.abs(value[~masked] - true[~masked]), initial=0.0))
+
+
+def rms_error(value: Array, true: Array) -> float:
+    """Root mean square of the error of floats, masks left out; of anything else the share of entries that differ."""
+    if value.shape != true.shape or true.dtype.kind != "f":
+        return difference(value, true)
+    kept = np.abs(true) < MASK
+    return float(np.sqrt(np.mean(np.square(value[kept].astype(np.float64) - true[kept])))) if kept.any() else 0.0
 
 
 def _beyond(value: Array, true: Array, rtol: float) -> float:

@@ -50,8 +50,8 @@ def localise(yardstick: Yardstick, model: Path, edge: Edge, sites: Sequence[str]
     """
     worst = max(edge.outputs, key=lambda output: output.excess)
     tolerance = max(worst.relative)
-    least = min(worst.bound, worst.typical if worst.typical is not None else worst.bound)
-    failed = [case for case, error in zip(yardstick.truth.cases, worst.relative, strict=True) if error > least]
+    failed = [case for case, need in zip(yardstick.truth.cases, worst.needs, strict=True) if need > 1.0]
+    failed = failed or [yardstick.truth.cases[worst.worst]]  # a bound of the user's own
     # The more numbers a channel has, the fewer differences a map of the channel explains.
     largest = max(failed, key=lambda case: sum(value.size for value in case.feeds.values()))
     fault = first_tensor(yardstick, model, largest, tolerance, folder)

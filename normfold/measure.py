@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from normfold.cases import Array
 from normfold.errors import GraphError
 from normfold.figures import FAILED, Figures, figures
+from normfold.reference import float_weights, rounded_anew
 from normfold.runtime import Runtime, check_memory, one_line, open_session
 from normfold.truth import Tick, Truth, nothing
 
@@ -21,18 +23,51 @@ THROWS = 56
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """How far a graph comes out from the truth by itself, over several runs.
+
+    worst: per output, the largest absolute error. samples: per case and output, the largest RMS error.
+    """
+
+    worst: tuple[float, ...]
+    samples: tuple[tuple[float, ...], ...]
+
+    def or_larger(self, other: Own) -> Own:
+        """The larger of both, in every place."""
+        return self._with(other, max)
+
+    def at_most(self, other: Own, factor: float) -> Own:
+        """The smaller of this and `factor` times the other, in every place."""
+        return self._with(other, lambda ours, theirs: min(ours, factor * theirs))
+
+    def _with(self, other: Own, pick: Callable[[float, float], float]) -> Own:
+        # An optimisation level can be measured on the first samples alone.
+        return Own(
+            tuple(map(pick, self.worst, other.worst)),
+            tuple(tuple(map(pick, *rows)) for rows in zip(self.samples, other.samples, strict=False)),
+        )
+
+    def at(self, numbers: Sequence[int], found: Own) -> Own:
+        """This, or `found` where that is larger; `found` is about the cases `numbers` alone."""
+        samples = list(self.samples)
+        for number, row in zip(numbers, found.samples, strict=True):
+            samples[number] = tuple(map(max, samples[number], row))
+        return Own(tuple(map(max, self.worst, found.worst)), tuple(samples))
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Errors of one way of running a graph: samples[case][output].
 
     names, ulps: per output, its name and the distance from 1 to the next number in its dtype (0 for integers).
-    worst: per output, the largest error of all runs, those on neighbouring inputs included. failures: what a run that
-    ended in an error said, per case number.
+    own: the largest errors of all runs, those on neighbouring inputs included. failures: what a run that ended in an
+    error said, per case number.
     """
 
     names: tuple[str, ...]
     ulps: tuple[float, ...]
     samples: tuple[tuple[Figures, ...], ...]
-    worst: tuple[float, ...]
+    own: Own
     failures: dict[int, str]
 
 
@@ -54,7 +89,7 @@ def measure(
     names = tuple(output.name for output in session.get_outputs())
     if len(names) != len(truth.outputs[0]):
         raise GraphError(f"{path}: the graph has {len(names)} outputs and its source has {len(truth.outputs[0])}")
-    samples, failures, ulps, largest = [], {}, [0.0] * len(names), [0.0] * len(names)
+    samples, own, failures, ulps = [], [], {}, [0.0] * len(names)
     feed_names = [feed.name for feed in session.get_inputs()]
     for number, (case, expected) in enumerate(zip(truth.cases, truth.outputs, strict=True)):
         rows = []
@@ -71,8 +106,35 @@ def measure(
             rows.append(tuple(figures(value, true, rtol=rtol) for value, true in zip(values, expected, strict=True)))
             ulps = [_ulp(value) for value in values]
         samples.append(rows[0])
-        largest = [max(error, *(row[output].max_abs for row in rows)) for output, error in enumerate(largest)]
-    return Measured(names, tuple(ulps), tuple(samples), tuple(largest), failures)
+        own.append(rows)
+    return Measured(names, tuple(ulps), tuple(samples), _largest(own), failures)
+
+
+def thrown(truth: Truth, path: Path, runtime: Runtime, *, throws: int, tick: Tick = nothing) -> Own:
+    """The largest errors of `throws` more runs, each with other inputs and weights within rounding.
+
+    Every float of the inputs moves to a neighbour, and as many of the weights as rounding them anew would move: a
+    network that amplifies rounding amplifies that of its weights, and one that reads integers has no other.
+    """
+    weights = float_weights(path)
+    rows: list[list[tuple[Figures, ...]]] = [[] for _ in truth.cases]
+    for number in range(1, throws + 1):
+        session = open_session(path, runtime, rounded_anew(weights, seed=number))
+        feed_names = [feed.name for feed in session.get_inputs()]
+        for kept, case, expected in zip(rows, truth.cases, truth.outputs, strict=True):
+            values = session.run(None, case.moved(number).fed_to(feed_names))
+            kept.append(tuple(figures(value, true) for value, true in zip(values, expected, strict=True)))
+            tick()
+    return _largest(rows)
+
+
+def _largest(rows: Sequence[Sequence[Sequence[Figures]]]) -> Own:
+    """Of the figures of rows[case][run][output]."""
+    outputs = range(len(rows[0][0]))
+    return Own(
+        tuple(max(run[output].max_abs for runs in rows for run in runs) for output in outputs),
+        tuple(tuple(max(run[output].rms for run in runs) for output in outputs) for runs in rows),
+    )
 
 
 def _ulp(value: Array) -> float:

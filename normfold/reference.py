@@ -6,7 +6,7 @@ to float32 (and so does Gelu, which is expanded into Erf), and Constant and Cast
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,31 @@ class Gelu(OpRun):
 def reference_session(path: Path) -> ReferenceEvaluator:
     """An evaluator of the graph at `path` in float64. Feed it float64 arrays."""
     return ReferenceEvaluator(widened(onnx.load(path)), new_ops=[Erf, Gelu])
+
+
+def float_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The initializers in float16 and float32 of the graph at `path`, by name."""
+    tensors = onnx.load(path).graph.initializer
+    return {
+        t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+    }
+
+
+def rounded_anew(weights: Mapping[str, npt.NDArray[Any]], *, seed: int) -> dict[str, npt.NDArray[Any]]:
+    """Copies of `weights` with one entry in twelve moved to a neighbouring number, but for those that are 0 or 1.
+
+    The variance of that is the variance of rounding, a twelfth of a unit in the last place squared.
+    """
+    rng = np.random.default_rng(seed)
+    moved = {}
+    for name, array in weights.items():
+        result = array.copy().reshape(-1)
+        at = rng.integers(0, result.size, result.size // 12) if result.size else np.zeros(0, int)
+        before = result[at]
+        after = np.nextafter(before, rng.choice(np.array([-np.inf, np.inf], array.dtype), at.shape))
+        result[at] = np.where((before == 0) | (np.abs(before) == 1), before, after)
+        moved[name] = result.reshape(array.shape)
+    return moved
 
 
 def widened(model: ModelProto) -> ModelProto:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from normfold.errors import CannotJudgeError, GraphError, UsageError
+
+Array = npt.NDArray[Any]
 
 UNOPTIMISED = "disabled"
 # In the order in which onnxruntime adds to its rewriting.
@@ -66,11 +71,17 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def open_session(path: Path, runtime: Runtime) -> Any:
-    """A quiet session. Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there."""
+def open_session(path: Path, runtime: Runtime, weights: Mapping[str, Array] | None = None) -> Any:
+    """A quiet session, where asked with other contents for some of the graph's initializers.
+
+    Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    held = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+    for name, value in held.items():  # which has to live until the session has read it
+        options.add_initializer(name, value)
     options.log_severity_level = 3
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])

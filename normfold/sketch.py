@@ -172,8 +172,8 @@ def _record(case: Case, outputs: Sequence[Array]) -> Recorded:
 def _figures(value: Array | None, recorded: Recorded, output: int) -> Figures:
     if value is None or value.shape != recorded.shapes[output] or np.isnan(value).any():
         return FAILED
-    error = float(np.max(np.abs(project(value) - np.array(recorded.outputs[output]))))
-    return Figures(error, error)
+    errors = np.abs(project(value) - np.array(recorded.outputs[output]))
+    return Figures(float(errors.max()), float(np.sqrt(np.mean(np.square(errors)))), float(errors.max()))
 
 
 def _sha256(case: Case) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normfold import __version__
-from normfold.figures import Figures
 from normfold.verify import EXPORT_EDGE, RUNTIME_EDGE, Edge, Judged
 
 SCHEMA = 1
@@ -139,17 +138,19 @@ def _output(output: Judged, cases: tuple[str, ...]) -> dict[str, Any]:
         "passed": output.passed,
         "scale": finite(output.scale),
         "bound": finite(output.bound),
-        "typical": finite(output.typical),
-        "worst": {"sample": cases[output.worst], "ulps": finite(ulps)} | _figures(worst, output.scale),
+        "worst": {"sample": cases[output.worst], "ulps": finite(ulps)} | _figures(output, output.worst),
         "median": finite(output.median),
-        "samples": [_figures(sample, output.scale) for sample in output.samples],
+        "samples": [_figures(output, number) for number in range(len(output.samples))],
     }
 
 
-def _figures(sample: Figures, scale: float) -> dict[str, Any]:
+def _figures(output: Judged, number: int) -> dict[str, Any]:
+    sample = output.samples[number]
     return {
         "max_abs": finite(sample.max_abs),
-        "relative": finite(sample.max_abs / scale),
+        "relative": finite(sample.max_abs / output.scale),
+        "rms": finite(sample.rms),
+        "allowed": None if output.allowed is None else finite(output.allowed[number]),
         "cosine": finite(sample.cosine),
         "top1": sample.top1,
         "top5": sample.top5,

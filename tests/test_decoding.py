@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.models import randomise
 from normfold import errors, outputs, pipeline, save_checkpoint
+from normfold.inputs import InputSpec, draw, traced_sizes
 from normfold.models import create
 from normfold.models.seq2seq import PADDING
 from normfold.report import Report
@@ -24,7 +26,7 @@ from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
 from tests.graphs import session
 
 Array = npt.NDArray[Any]
-VOCAB, STEPS, START = 61, 32, 2
+VOCAB, STEPS = 61, 32
 SMALL: dict[str, Any] = {"vocab": VOCAB, "dim": 32, "depth": 2, "heads": 2, "hidden": 48}
 DEEPNET: dict[str, Any] = {"vocab": VOCAB, "dim": 32, "heads": 2, "hidden": 48, "encoder_depth": 2, "decoder_depth": 2}
 
@@ -39,30 +41,18 @@ class Decoding:
     unfolded: tuple[Path, ...]
 
 
-def trained(name: str, **config: Any) -> nn.Module:
-    """The model with statistics, weights and biases of norms drawn: fresh ones would make a wrong fold look right."""
+def trained(name: str, specs: Sequence[InputSpec], **config: Any) -> nn.Module:
+    """The model with layers that say more than the token before, and the statistics of random inputs."""
     torch.manual_seed(0)
-    model = create(name, **config).eval()
-    generator = torch.Generator().manual_seed(1)
+    model = create(name, **config)
     for key, value in model.state_dict().items():
-        leaf = key.rsplit(".", 1)[-1]
-        if leaf == "running_var":
-            value.uniform_(0.5, 2.0, generator=generator)
-        elif leaf in ("iter", "warm"):
-            value.zero_()
-        elif leaf == "running_mean" or (leaf == "bias" and value.ndim == 1):
-            value.normal_(0.0, 0.3, generator=generator)
-        elif leaf == "alpha":
-            value.uniform_(0.05, 0.3, generator=generator)
-        elif "embed_tokens" in key:  # the size that the statistics tell of
-            value.normal_(generator=generator)
-        elif value.ndim == 2:  # layers that say more than the token before
+        if value.ndim == 2 and "embed" not in key:
             value.mul_(3.0)
-    return model
+    return randomise(model, draw(specs, traced_sizes(specs), seed=0))
 
 
 def decoding(name: str, config: dict[str, Any], task: Task, specs: list[str], folder: Path, **options: Any) -> Decoding:
-    module, path = trained(name, **config), folder / "model.pt"
+    module, path = trained(name, [InputSpec.parse(spec) for spec in specs], **config), folder / "model.pt"
     example = {spec.split(":")[0]: torch.zeros(3, 5, dtype=torch.int64) for spec in specs}
     save_checkpoint(path, module, arch=name, arch_args=config, example_input=example, inputs=specs)
     originals = []
@@ -89,7 +79,7 @@ def padded(batch: int, length: int, *, left: bool, high: int = VOCAB) -> torch.T
     """Sources of different lengths, padded on one side."""
     src = tokens(batch, length, high=high)
     for row in range(1, batch):
-        src[row, slice(0, 2 * row) if left else slice(length - 2 * row, None)] = PADDING
+        src[row, slice(0, row) if left else slice(length - row, None)] = PADDING
     return src
 
 
@@ -144,7 +134,7 @@ def check_decoder(found: Decoding, ids: torch.Tensor) -> None:
 
 
 def check_translator(found: Decoding, src: torch.Tensor) -> None:
-    start = torch.full((len(src), 1), START)
+    start = tokens(len(src), 1)
     expected = said_by_module(lambda ids: found.module(src, ids), start)
     assert len(np.unique(expected)) > 3, "a model that repeats itself would prove little"
     for paths in (found.unfolded, found.folded):
@@ -158,11 +148,11 @@ def test_a_folded_decoder_says_what_the_module_says(llama: Decoding, prompt: int
 
 @pytest.mark.parametrize("left", [True, False])
 def test_a_folded_translator_says_what_the_module_says(translator: Decoding, left: bool) -> None:
-    check_translator(translator, padded(3, 7, left=left))
+    check_translator(translator, padded(6, 7, left=left))
 
 
 def test_padding_is_out_of_sight(translator: Decoding) -> None:
-    src, padding, start = tokens(2, 5), torch.full((2, 3), PADDING), torch.full((2, 1), START)
+    src, padding, start = tokens(2, 5), torch.full((2, 3), PADDING), tokens(2, 1)
     plain = translated_by_graphs(translator.folded, src, start)
     for sides in ([padding, src], [src, padding]):
         np.testing.assert_array_equal(translated_by_graphs(translator.folded, torch.cat(sides, dim=1), start), plain)
@@ -218,7 +208,7 @@ def test_either_file_in_the_way_stops_the_run(translator: Decoding, tmp_path: Pa
 def test_a_folded_deepnet_says_what_the_module_says(tmp_path: Path, left: bool) -> None:
     specs = [f"src:int64[B,S<=1024]<{VOCAB}", f"ids:int64[B,L<=1024]<{VOCAB}"]
     found = decoding("deepnet_nmt_un", DEEPNET, "encoder-decoder", specs, tmp_path)
-    check_translator(found, padded(3, 7, left=left))
+    check_translator(found, padded(6, 7, left=left))
 
 
 @pytest.mark.slow
@@ -228,7 +218,7 @@ def test_the_published_sizes_say_what_the_module_says(tmp_path: Path) -> None:
     specs = ["src:int64[B,S<=1024]<10000", "ids:int64[B,L<=1024]<10000"]
     found = decoding("nmt_un", {}, "encoder-decoder", specs, tmp_path / "nmt")
     for left in (True, False):
-        check_translator(found, padded(3, 20, left=left, high=10000))
+        check_translator(found, padded(6, 20, left=left, high=10000))
     ids = ["ids:int64[B,L]<32000"]
     found = decoding("llama_350m_prepbn", {}, "decoder-with-cache", ids, tmp_path / "llama", verify=False)
     check_decoder(found, tokens(1, 8, high=32000))

@@ -432,7 +432,7 @@ def test_a_summary_stays_below_what_github_takes_and_names_stay_text() -> None:
     from normfold.verdict import Verdict
     from normfold.verify import Edge, Judged
 
-    sample = Figures(1.0, 1.0)
+    sample = Figures(1.0, 1.0, 1.0)
     name = "a|b`<img src=x>\x00" * 50
     outputs = tuple(Judged(f"{name}{i}", (sample,), 1.0, 0.0, 0.5) for i in range(500))
     edges = tuple(Edge(f"edge {name} {i}", 1.0, 1.0, 0.5, False, name * 5, outputs) for i in range(4))
