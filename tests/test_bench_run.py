@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normfold.bench import machine, plot, run
+from normfold.bench.engines import ort_providers
 from normfold.bench.harness import Recording
-from normfold.bench.job import Failure, Memory, Probe
+from normfold.bench.job import Failure, Job, Memory, Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.run import axis_sizes, bench
 from normfold.bench.table import render_bench, seconds
@@ -210,3 +212,14 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
 def test_a_graph_has_no_architecture_to_choose(model: Path) -> None:
     with pytest.raises(UsageError):
         bench(model, load=Load(arch="vit"), **FAST)
+
+
+def test_tensorrt_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no TensorrtExecutionProvider"):
+        run._modes(["tensorrt"], "ort", "cuda", decoder=False)
+    assert run._modes([], "ort", "cuda", decoder=False) == ("plain", "graph")
+    monkeypatch.setattr(machine, "has_tensorrt", lambda: True)
+    assert run._modes([], "ort", "cuda", decoder=False) == ("plain", "graph", "tensorrt")
+    job = Job("model.onnx", (), {}, runtime="ort", device="cuda", mode="tensorrt", threads=1)
+    assert [name for name, _ in ort_providers(job)] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert [name for name, _ in ort_providers(replace(job, mode="plain"))] == ["CUDAExecutionProvider"]

@@ -44,7 +44,7 @@ def bench(
         typer.Option(
             "--mode",
             metavar="LIST",
-            help="ort: plain, graph (CUDA graph); torch: eager, compile, graph. Default: all "
+            help="ort: plain, graph (CUDA graph), tensorrt; torch: eager, compile, graph. Default: all "
             "on cuda, the first on cpu.",
         ),
     ] = "",

@@ -61,15 +61,25 @@ def ort_session(job: Job) -> Any:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{Path(job.optimised).name}.data"
         )
-    provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
     if job.device == "cuda":
+        # TensorRT has no option for it in onnxruntime, and reads this when its libraries are loaded.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = str(int(TF32))
         ort.preload_dlls()
-        settings = {"use_tf32": str(int(TF32)), "arena_extend_strategy": "kSameAsRequested"}
-        provider = ("CUDAExecutionProvider", settings | {"enable_cuda_graph": str(int(job.mode == "graph"))})
-    session = ort.InferenceSession(job.model, options, providers=[provider])
-    if session.get_providers()[0] != provider[0]:
-        raise RuntimeError(f"onnxruntime fell back to {session.get_providers()[0]}: its CUDA libraries did not load")
+    wanted = ort_providers(job)
+    session = ort.InferenceSession(job.model, options, providers=wanted)
+    found = session.get_providers()[0]
+    if found != wanted[0][0]:
+        raise RuntimeError(f"onnxruntime fell back to {found}: the libraries of {wanted[0][0]} did not load")
     return session
+
+
+def ort_providers(job: Job) -> list[tuple[str, dict[str, str]]]:
+    """The provider that was asked for; behind TensorRT, CUDA for the operators that TensorRT does not take."""
+    if job.device == "cpu":
+        return [("CPUExecutionProvider", {})]
+    settings = {"use_tf32": str(int(TF32)), "arena_extend_strategy": "kSameAsRequested"}
+    cuda = ("CUDAExecutionProvider", settings | {"enable_cuda_graph": str(int(job.mode == "graph"))})
+    return [("TensorrtExecutionProvider", {}), cuda] if job.mode == "tensorrt" else [cuda]
 
 
 def _open_ort(job: Job, feeds: Feeds) -> Call:

@@ -12,7 +12,7 @@ class Job:
     """One model under one runtime at one size of its inputs.
 
     model: an ONNX file (ort) or a pickled module of our own writing (torch). inputs: specifications (inputs.InputSpec).
-    sizes: of their dynamic axes. mode: plain or graph (ort; graph is a CUDA graph); eager, compile or graph (torch);
+    sizes: of their dynamic axes. mode: plain, graph (a CUDA graph) or tensorrt (ort); eager, compile or graph (torch);
     prompt or generate (decoders with a cache, decode.py).
     threads: within one operator, CPU. seed: of the inputs, the same for all variants. optimised: where to write the
     graph that the runtime really runs; empty: nowhere. import_from: folders that the module's classes come from.

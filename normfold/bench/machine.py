@@ -95,6 +95,13 @@ def _missing_runtime(runtime: str) -> list[str]:
     ]
 
 
+def has_tensorrt() -> bool:
+    """Whether the installed onnxruntime was built with TensorRT."""
+    import onnxruntime as ort
+
+    return "TensorrtExecutionProvider" in ort.get_available_providers()
+
+
 def _driver_loads() -> bool:
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")

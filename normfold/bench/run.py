@@ -25,7 +25,7 @@ DTYPES = ("float32", "float16")
 # What each runtime is measured with where nothing is asked for, and what it can be.
 MODES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ort", "cpu"): ("plain",),
-    ("ort", "cuda"): ("plain", "graph"),
+    ("ort", "cuda"): ("plain", "graph", "tensorrt"),
     ("torch", "cpu"): ("eager", "compile"),
     ("torch", "cuda"): ("eager", "compile", "graph"),
 }
@@ -115,6 +115,10 @@ def _check(batches: Sequence[int], modes: Sequence[str], runtime: str, device: s
 def _modes(asked: Sequence[str], runtime: str, device: str, *, decoder: bool) -> Sequence[str]:
     """What to measure: a decoder's prompt and tokens, otherwise the modes of the runtime."""
     every = decode.MODES if decoder else MODES[runtime, device]
+    if "tensorrt" in every and not machine.has_tensorrt():
+        if "tensorrt" in asked:
+            raise UsageError("--mode tensorrt: this onnxruntime has no TensorrtExecutionProvider")
+        every = tuple(mode for mode in every if mode != "tensorrt")
     for mode in asked:
         if mode not in every:
             raise UsageError(f"--mode {mode}: this model has {', '.join(every)}")
