@@ -1,6 +1,6 @@
 """What the judge catches and what it lets pass: fills in the study in docs/verification.md.
 
-    python benchmarks/mutation_study.py [--mutations 560] [--folds 210] [--seed 0] [-o docs/verification.md]
+    python -m benchmarks.mutation_study [--mutations 560] [--folds 210] [--seed 0] [-o docs/verification.md]
 
 Mutations: each fixture is exported and folded; then one thing in the folded graph is made wrong, as folding tools have
 been wrong, and the judge compares the mutant with the original. How much a mutation really changes is measured apart:
@@ -37,6 +37,8 @@ from normfold.inputs import InputSpec, parse_specs
 from normfold.rewrite import rewrite
 from normfold.truth import Outputs, establish, run_reference
 from normfold.verify import Yardstick
+from tests.graphs import as_float32
+from tests.random_graphs import network
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # Those with a LayerNorm or RMSNorm fold its weight and bias (--norm-affine); they have epsilons to get wrong.
@@ -252,9 +254,6 @@ def mutants(subjects: list[Subject], count: int, seed: int) -> Iterator[Result]:
 
 def right_folds(subjects: list[Subject], count: int, seed: int) -> Iterator[tuple[str, bool]]:
     """(what, passed) of right folds: subsets of the norms of the fixtures in turn with random networks."""
-    from tests.graphs import as_float32
-    from tests.random_graphs import network
-
     rng = np.random.default_rng(seed)
     for number in range(count):
         if number % 2:
