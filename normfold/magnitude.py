@@ -27,7 +27,7 @@ def fits(graph: Graph, value: Value, shift: Array) -> bool:
     size = _size(graph, value, _DEPTH)
     if size is None:
         return False
-    # One shift serves all positions of a channel, so their sizes count together: position embeddings differ by position.
+    # One shift serves all positions of a channel, so their sizes count together: position embeddings differ by them.
     shared = tuple(axis for axis in range(size.ndim) if shift.shape[axis] == 1)
     size = np.sqrt(np.square(size).mean(axis=shared, keepdims=True))
     return bool(np.all(np.abs(shift) <= LARGEST_SHIFT * size))

@@ -10,6 +10,7 @@ from normfold.frame import Array, Frame
 from normfold.rules.base import Edit
 
 Status = Literal["folded", "partial", "kept"]
+ShiftPlace = Literal["reader", "writer", "map", "add", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,9 @@ class Site:
 
     name: module path, or the operator's name. kind: the norm, as published. channels: 0 where it is not known.
     status: folded; partial (its scale is folded, its shift stays as one Add); kept. code and reason: why it is not
-    folded. into: the modules or operators whose constants take it up.
+    folded. into: the modules or operators whose constants take it up. shift: where its shift went: into the operators
+    behind it, those in front of it, a map of biases behind a padded Conv, or nowhere (one Add); "none": it has no
+    shift; None: it was not placed. shift_elements: how many elements the Adds that it needs touch more than before.
     """
 
     name: str
@@ -28,6 +31,16 @@ class Site:
     code: str | None = None
     reason: str | None = None
     into: tuple[str, ...] = ()
+    shift: ShiftPlace | None = None
+    shift_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Untied:
+    """A weight that several operators read and that has become several: the bytes that its copies add."""
+
+    name: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +62,14 @@ class Map:
 class Plan:
     """sites: every norm found, in order. frames: the tensors whose frame is not the identity, by name.
 
-    maps: the affine maps to be written anew. edits: the constants that change.
+    maps: the affine maps to be written anew. edits: the constants that change. untied: the weights that are copied.
     """
 
     sites: tuple[Site, ...]
     frames: Mapping[str, Frame] = field(default_factory=dict)
     maps: tuple[Map, ...] = ()
     edits: tuple[Edit, ...] = ()
+    untied: tuple[Untied, ...] = ()
 
     @property
     def is_empty(self) -> bool:
