@@ -14,15 +14,17 @@ import numpy as np
 
 from normfold.errors import GraphError
 from normfold.flood import Half, State
-from normfold.frame import Array, Frame, Refuse, varying_axes
-from normfold.graph import Affine, Graph, Model, Op, Value, operators, opset
+from normfold.frame import Frame, Refuse, varying_axes
+from normfold.graph import Graph, Model, Op, Value, operators, opset
 from normfold.names import Named, NormModule, name_sites, site_name
-from normfold.placement import place_scale, place_shift, source_of
-from normfold.plan import Map, Plan, ShiftPlace, Status
+from normfold.parallel import Merged, merges
+from normfold.placement import place_scale, place_shift
+from normfold.plan import Plan, ShiftPlace, Status
 from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of
 from normfold.rules.normalize import NormalizeRule
 from normfold.sites import collapse
+from normfold.stored import written_map
 from normfold.tied import Sharing
 
 # Before it, operators broadcast by attributes, and BatchNormalization trained unless told not to.
@@ -81,12 +83,16 @@ def analyse(
     attempts = [
         _fold(state, sharing, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts
     ]
-    maps = tuple(written for op in graph.ops if op.affine is not None and (written := _written(state, op)) is not None)
+    merged = _merged(state, attempts)
+    maps = tuple(
+        written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
+    )
     return Plan(
         sites=name_sites(graph, [_outcome(state, attempt) for attempt in attempts], norms),
         frames={name_of(value): state.frame(value) for value in _moved(state)},
         maps=maps,
         edits=tuple(_edits(state)),
+        merges=tuple(found.merge for found in merged),
         untied=sharing.untied,
     )
 
@@ -124,6 +130,24 @@ def _stayed_for_cost(attempt: _Attempt) -> bool:
     return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
 
 
+def _merged(state: State, attempts: Sequence[_Attempt]) -> list[Merged]:
+    """The sums that become one convolution; what is left of the norms in their branches goes into it."""
+    left = [attempt.op for attempt in attempts if _not_asked(attempt)]
+    found = merges(state, leave=left)
+    into = {op: one.into for one in found for op in one.maps}
+    for attempt in attempts:
+        if attempt.op in into:
+            attempt.reached.append(into[attempt.op])
+        if attempt.op in into and attempt.refusals:
+            attempt.refusals.clear()
+            attempt.shift = "writer" if np.any(attempt.frame.shift) else "none"
+    return found
+
+
+def _not_asked(attempt: _Attempt) -> bool:
+    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "not-asked"
+
+
 def _own_frame(graph: Graph, op: Op) -> Frame | None:
     """The weight and bias of a LayerNormalization as the frame its output would have without them."""
     rule = TABLE.get(op.type)
@@ -145,7 +169,7 @@ def _outcome(state: State, attempt: _Attempt) -> Named:
 def _takes(state: State, op: Op) -> bool:
     """Whether constants of `op` change."""
     if op.affine is not None:
-        written = _written(state, op)
+        written = written_map(state, op)
         return written is not None and (written.scale is not None or written.shift is not None)
     return any(True for _ in TABLE[op.type].edits(state.graph, op, state.frame))
 
@@ -161,44 +185,6 @@ def _channels(frame: Frame) -> int:
 def _moved(state: State) -> list[Value]:
     values = dict.fromkeys([*state.frames["scale"], *state.frames["shift"]])
     return [value for value in values if not state.frame(value).is_identity]
-
-
-def _written(state: State, op: Op) -> Map | None:
-    """The affine map of `op` between stored tensors; None when it is what stands in the graph already."""
-    affine, source = op.affine, source_of(op)
-    assert affine is not None
-    before, after = state.frame(source), state.frame(op.output)
-    scale = affine.frame.scale * before.scale / after.scale if not state.is_fixed(op, "scale") else None
-    shift = None
-    if not state.is_fixed(op, "shift"):
-        shift = (affine.frame.scale * before.shift + affine.frame.shift - after.shift) / after.scale
-    touched = op in state.fixed["scale"] or op in state.fixed["shift"]
-    same_scale = scale is None or _equal(scale, affine.frame.scale)
-    same_shift = shift is None or _equal(shift, affine.frame.shift)
-    if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
-        return None
-    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
-
-
-def _leans_on_moved(state: State, op: Op) -> bool:
-    """Whether operators inside the map read a tensor that others read too, and that is stored differently from now on.
-
-    Its operators as they stand would read that; written anew, the map starts from its own input.
-    """
-    assert op.affine is not None
-    shared = [value for value in op.affine.inside if value in state.graph.producer]
-    around = [*shared, source_of(op), op.output] if shared else []
-    return any(not state.frame(value).is_identity for value in around)
-
-
-def _equal(first: Array, second: Array) -> bool:
-    return bool(np.all(first == second))
-
-
-def _is_batch_norm(affine: Affine, scale: Array | None, shift: Array | None) -> bool:
-    """Whether a BatchNormalization wrote the map and can write what has become of it."""
-    axes = {axis for half in (scale, shift) if half is not None for axis in varying_axes(half)}
-    return len(affine.nodes) == 1 and affine.nodes[0].op_type == "BatchNormalization" and axes <= {1}
 
 
 def _edits(state: State) -> Iterable[Edit]:

@@ -59,19 +59,50 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """One operand of a sum of convolutions: `scale * conv + shift`, per output channel, on stored tensors.
+
+    conv: the tensor that its Conv writes; None: the shared input itself. taps: for each axis behind the channels, which
+    taps of the merged kernel its own are.
+    """
+
+    conv: str | None
+    taps: tuple[tuple[int, ...], ...]
+    scale: Array
+    shift: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """`output`, a sum of branches of `input`, is written by one Conv, with the attributes of that which writes `base`.
+
+    name, parts: what people call that Conv, and the branches.
+    """
+
+    output: str
+    input: str
+    base: str
+    branches: tuple[Branch, ...]
+    name: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """sites: every norm found, in order. frames: the tensors whose frame is not the identity, by name.
 
-    maps: the affine maps to be written anew. edits: the constants that change. untied: the weights that are copied.
+    maps: the affine maps to be written anew. edits: the constants that change. merges: sums of branches that become one
+    Conv, once everything else is in place. untied: the weights that are copied.
     """
 
     sites: tuple[Site, ...]
     frames: Mapping[str, Frame] = field(default_factory=dict)
     maps: tuple[Map, ...] = ()
     edits: tuple[Edit, ...] = ()
+    merges: tuple[Merge, ...] = ()
     untied: tuple[Untied, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether the graph stays as it is."""
-        return not self.maps and not self.edits
+        return not self.maps and not self.edits and not self.merges
