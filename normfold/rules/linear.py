@@ -221,22 +221,22 @@ class ConvRule(Rule):
             return {}
         if spatial(graph, at.value(0)) is None or spatial(graph, at.value(OUT)) is None:
             return at.refuse("shift-meets-padding", "zero padding would not receive the shift")
-        bias = self._bias_behind(at)
-        if bias is not None:
+        if self._bias_behind(at):
             return {OUT: self._through(graph, op, at.get(0))}
+        if OUT in at.known and only_along(self._rest(graph, op, at.get(0), at.known[OUT]), (1,)):
+            return {}
         if map_elements(graph, at.value(OUT)) > at.map_limit:
             why = "zero padding would not receive the shift, and a bias for each position behind it would cost more"
             return at.refuse("shift-meets-padding", why)
         return {}
 
-    def _bias_behind(self, at: Ports) -> Op | None:
-        """The Add that reads the output and could hold a map; a norm, which is to go, is none."""
+    def _bias_behind(self, at: Ports) -> bool:
+        """Whether an Add reads the output that could hold a map; a norm, which is to go, is none."""
         readers = at.graph.readers(at.value(OUT))
         if OUT in at.known or len(readers) != 1 or at.value(OUT) in at.graph.outputs:
-            return None
+            return False
         affine = readers[0].affine
-        free = affine is not None and not affine.is_norm and not at.costs.is_fixed(readers[0])
-        return readers[0] if free else None
+        return affine is not None and not affine.is_norm and not at.costs.is_fixed(readers[0])
 
     def _through(self, graph: Graph, op: Op, shift: Array) -> Array:
         """What a shift of the input adds to the output, of the output's rank; float64."""
@@ -265,7 +265,8 @@ class ConvRule(Rule):
 
     def _rest(self, graph: Graph, op: Op, incoming: Array, outgoing: Array) -> Array:
         """What the output lacks once both shifts are in place."""
-        return total(self._through(graph, op, incoming), -outgoing) if np.any(incoming) else -outgoing
+        rest = total(self._through(graph, op, incoming), -outgoing) if np.any(incoming) else -outgoing
+        return compress(rest, tuple(range(2, rest.ndim)))
 
     def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
         rest = self._rest(graph, op, shift(value_at(op, 0)), shift(op.output))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from normfold.frame import Array, Refuse, total, varying_axes
+from normfold.frame import Array, Refuse, compress, total, varying_axes
 from normfold.graph import Graph, Op, Value
 from normfold.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
 from normfold.rules.windows import map_elements
@@ -72,6 +72,7 @@ class AffineRule(Rule):
         affine = op.affine
         assert affine is not None
         left = total(affine.frame.scale * shift(value_at(op, 0)), affine.frame.shift, -shift(op.output))
+        left = compress(left, tuple(range(left.ndim)))
         if len(varying_axes(left)) <= max(len(varying_axes(affine.frame.shift)), 1):
             return 0
         # The map is read as well; and a BatchNormalization has no place for one, its two halves are written apart.
