@@ -68,7 +68,8 @@ def place_scale(state: State, sharing: Sharing, op: Op, frame: Frame) -> Outcome
         nearer = short_flood(state, "scale", start, folding=op, absorbed_below=found.absorbed)
         return found if nearer is None or isinstance(sharing.allow("scale", nearer), Refuse) else nearer
     other = sharing.allow("scale", flood(state, "scale", start, folding=op))
-    return other if isinstance(other, Outcome) else found
+    # That a copy is forbidden says more than where the other direction ends: it can be allowed.
+    return other if isinstance(other, Outcome) or other.code == "shared-weight" else found
 
 
 def place_shift(

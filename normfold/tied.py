@@ -94,6 +94,8 @@ def _weights(graph: Graph) -> dict[Value, list[tuple[Op, int]]]:
     """Every stored weight, with the operators that read it, or what constant operators make of it, and the input."""
     found: dict[Value, list[tuple[Op, int]]] = {}
     for op in graph.ops:
+        if op.outputs and all(graph.is_constant(value) for value in op.outputs):
+            continue
         for index, value in enumerate(op.inputs):
             if value is None or not graph.is_constant(value):
                 continue
