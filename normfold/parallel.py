@@ -25,6 +25,9 @@ from normfold.rules.linear import ConvRule
 from normfold.rules.windows import Window, spatial, window
 from normfold.stored import is_unchanged, stored_map
 
+# Sums of more are no parallel branches of one layer; a chain of Adds as long as a network would be walked at each.
+_MOST_BRANCHES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Merged:
@@ -60,17 +63,18 @@ def merges(state: State, *, leave: Collection[Op]) -> list[Merged]:
 
 
 def _operands(graph: Graph, op: Op) -> tuple[list[Op], list[Value]]:
-    """The sums that only serve `op`, itself included, and the tensors that they add up."""
-    sums, operands = [op], []
-    for port in (0, 1):
-        value = value_at(op, port)
+    """The sums that only serve `op`, itself included, and the tensors that they add up; none where these are many."""
+    sums, operands, left = [op], [], [value_at(op, 1), value_at(op, 0)]
+    while left:
+        value = left.pop()
         producer = graph.producer.get(value)
         if producer is not None and producer.type == "Add" and _serves_one(graph, value):
-            more, leaves = _operands(graph, producer)
-            sums += more
-            operands += leaves
+            sums.append(producer)
+            left += [value_at(producer, 1), value_at(producer, 0)]
         else:
             operands.append(value)
+        if len(sums) >= _MOST_BRANCHES:
+            return [op], []
     return sums, operands
 
 

@@ -108,9 +108,9 @@ def place_shift(
 
 
 def _beside_the_scale(state: State, sharing: Sharing, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:
-    """Where the scale went to a near producer, the shift goes along if that costs no more and changes fewer operators.
+    """Where the scale went to a near producer, the shift goes along if that costs no more and changes no more there.
 
-    The producer then writes the norm's own output, whose digits no shift can cost.
+    The producer then writes the norm's own output, whose digits no shift can cost, and changes in any case.
     """
     moved = op.affine is not None and not agree_each(scale.decided[source_of(op)], state.half("scale", source_of(op)))
     if not moved or best.place == "writer":
@@ -118,7 +118,7 @@ def _beside_the_scale(state: State, sharing: Sharing, op: Op, frame: Frame, scal
     start = next((one for one in _placements(state, op, frame) if one.place == "writer"), None)
     found = None
     if start is not None:
-        found = short_flood(state, "shift", start.start, folding=op, absorbed_below=best.outcome.absorbed)
+        found = short_flood(state, "shift", start.start, folding=op, absorbed_below=best.outcome.absorbed + 1)
     if start is None or found is None or isinstance(sharing.allow("shift", found), Refuse):
         return best
     needed = ShiftCosts(state).added_elements(found.decided, found.reached)

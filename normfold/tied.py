@@ -107,9 +107,17 @@ def _weights(graph: Graph) -> dict[Value, list[tuple[Op, int]]]:
 
 def _stored(value: Value) -> list[Value]:
     """What a constant is made from."""
-    node = value.producer()
-    sources = [] if node is None else [source for source in node.inputs if source is not None]
-    return [value] if not sources else list(dict.fromkeys(stored for source in sources for stored in _stored(source)))
+    found: list[Value] = []
+    seen, left = {value}, [value]
+    while left:
+        source = left.pop()
+        node = source.producer()
+        before = [] if node is None else [one for one in node.inputs if one is not None]
+        if not before:
+            found.append(source)
+        left += [one for one in dict.fromkeys(before) if one not in seen]
+        seen.update(before)
+    return found
 
 
 def _bytes(graph: Graph, value: Value) -> int:

@@ -223,6 +223,14 @@ def test_folding_merged_branches_again_changes_nothing() -> None:
     assert plan.is_empty and again.SerializeToString() == after.SerializeToString()
 
 
+def test_a_long_chain_of_sums_is_walked_once() -> None:
+    """As long as Python's stack would not bear; and nothing is merged."""
+    links = "\n".join(f"s{k + 1} = Add(s{k}, r{k})\nr{k + 1} = Tanh(r{k})" for k in range(1500))
+    text = PICTURE.format(f"s0 = Conv(x, u)\nr0 = Tanh(x)\n{links}\n{normed('s1500', 'n', 'n')}y = Tanh(n)")
+    after, plan = fold(build(text, u=(4, 4, 1, 1), **norm("n", 4)))
+    assert not plan.merges and op_types(after).count("Conv") == 1
+
+
 # As torch writes it.
 
 
