@@ -83,7 +83,7 @@ def analyse(
     attempts = [
         _fold(state, sharing, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts
     ]
-    merged = _merged(state, attempts)
+    merged = _merged(state, sharing, attempts)
     maps = tuple(
         written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
     )
@@ -130,10 +130,10 @@ def _stayed_for_cost(attempt: _Attempt) -> bool:
     return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
 
 
-def _merged(state: State, attempts: Sequence[_Attempt]) -> list[Merged]:
+def _merged(state: State, sharing: Sharing, attempts: Sequence[_Attempt]) -> list[Merged]:
     """The sums that become one convolution; what is left of the norms in their branches goes into it."""
     left = [attempt.op for attempt in attempts if _not_asked(attempt)]
-    found = merges(state, leave=left)
+    found = merges(state, leave={*left, *sharing.weights_of})
     into = {op: one.into for one in found for op in one.maps}
     for attempt in attempts:
         if attempt.op in into:

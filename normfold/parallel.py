@@ -47,7 +47,10 @@ class _Leaf:
 
 
 def merges(state: State, *, leave: Collection[Op]) -> list[Merged]:
-    """Every sum of branches that becomes one convolution. leave: fixed maps that are not to be touched."""
+    """Every sum of branches that becomes one convolution.
+
+    leave: operators that are to stay: norms that were not asked for, convolutions whose weight others read too.
+    """
     found: list[Merged] = []
     inner: set[Op] = set()
     # From the last operator backwards: the outermost of nested sums is seen first.
@@ -93,7 +96,7 @@ def _merge(state: State, op: Op, operands: list[Value], leave: frozenset[Op]) ->
     if source is None:
         return None
     leaves = [leaf for value in operands if (leaf := _leaf(state, value, source)) is not None]
-    if len(leaves) < len(operands) or any(one in leave for leaf in leaves for one in leaf.maps):
+    if len(leaves) < len(operands) or any(one in leave for leaf in leaves for one in (*leaf.maps, leaf.conv)):
         return None
     return _assembled(state, op, source, leaves) if _touched(state, leaves) else None
 

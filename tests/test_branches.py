@@ -195,6 +195,18 @@ def test_a_branch_that_others_read_stays() -> None:
     assert op_types(after).count("Conv") == 1
 
 
+def test_a_weight_that_others_read_is_not_summed() -> None:
+    """Merged it would be there twice."""
+    text = block(identity=False).replace("y = Tanh(s)", "t = Tanh(s)\ny = Conv(t, v)")
+    model = build(text, **weights(identity=False))
+    after, plan = fold(model)
+    assert not plan.merges and op_types(after).count("Conv") == 3
+    same_function(model, after)
+    own = text.replace("Conv(t, v)", "Conv(t, w)")
+    after, plan = check(own, FOLDED, FOLDED, w=(4, 4, 1, 1), **weights(identity=False))
+    assert len(plan.merges) == 1 and op_types(after).count("Conv") == 2
+
+
 def test_without_a_norm_branches_stay_byte_for_byte() -> None:
     text = PICTURE.format("a = Conv<pads = [1, 1, 1, 1]>(x, u)\nb = Conv(x, v, c)\ns = Add(a, b)\ny = Tanh(s)")
     constants: dict[str, Constant] = {"u": (4, 4, 3, 3), "v": (4, 4, 1, 1), "c": (4,)}
