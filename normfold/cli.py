@@ -24,6 +24,7 @@ from normfold.terminal import (
     OpsetOption,
     SourceArgument,
     TaskOption,
+    TiedOption,
     TrustOption,
     UnfinishedOption,
     exit_codes,
@@ -91,6 +92,7 @@ def fold(
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
+    keep_tied: TiedOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -126,6 +128,7 @@ def fold(
             trust=trust,
             allow_unfinished=allow_unfinished,
             norm_affine=norm_affine,
+            keep_tied=keep_tied,
             only=only or None,
             emit_torch=emit_torch,
             force=force,
@@ -149,6 +152,7 @@ def inspect(
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
+    keep_tied: TiedOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.md).")] = False,
 ) -> None:
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
@@ -168,6 +172,7 @@ def inspect(
             trust=trust,
             allow_unfinished=allow_unfinished,
             norm_affine=norm_affine,
+            keep_tied=keep_tied,
             progress=progress,
         )
 

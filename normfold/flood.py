@@ -32,6 +32,9 @@ LARGEST_SCALE = {
     ir.DataType.DOUBLE: 2.0**500,
 }
 
+# A flood of this many operators is short: two of them cost a deep network nothing beside one that runs along it.
+_NEARBY = 32
+
 
 @dataclass(slots=True)
 class State:
@@ -112,30 +115,54 @@ class ShiftCosts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A flood that closed: the frames it decides, and the operators it reached, in order."""
+    """A flood that closed: the frames it decides, the operators it reached, in order, and how many absorbed it."""
 
     decided: dict[Value, Array]
     reached: tuple[Op, ...]
+    absorbed: int
 
 
 def flood(
-    state: State, half: Half, start: Mapping[Value, Array], *, folding: Op, writer_limit: float = 0.0
+    state: State,
+    half: Half,
+    start: Mapping[Value, Array],
+    *,
+    folding: Op,
+    writer_limit: float = 0.0,
+    map_limit: float = 0.0,
 ) -> Outcome | Refuse:
-    """Decide the frames in `start`, with `folding` counted as folded, and all that follow from them."""
-    return _Flood(state, half, folding, writer_limit).run(start)
+    """Decide the frames in `start`, with `folding` counted as folded, and all that follow from them.
+
+    writer_limit, map_limit: see `rules.base.Ports`.
+    """
+    found = _Flood(state, half, folding, writer_limit, map_limit).run(start)
+    assert found is not None, "a flood without bounds ends somewhere"
+    return found
+
+
+def short_flood(
+    state: State, half: Half, start: Mapping[Value, Array], *, folding: Op, absorbed_below: int
+) -> Outcome | None:
+    """`flood`, where it closes nearby and fewer than `absorbed_below` operators absorb it; None otherwise."""
+    found = _Flood(state, half, folding, 0.0, 0.0).run(start, absorbed_below=absorbed_below, reached_below=_NEARBY)
+    return None if isinstance(found, Refuse) else found
 
 
 class _Flood:
-    def __init__(self, state: State, half: Half, folding: Op, writer_limit: float) -> None:
+    def __init__(self, state: State, half: Half, folding: Op, writer_limit: float, map_limit: float) -> None:
         self.state, self.graph, self.half, self.folding = state, state.graph, half, folding
-        self.writer_limit = writer_limit
+        self.writer_limit, self.map_limit = writer_limit, map_limit
         self.costs = ShiftCosts(state)
         self.known: dict[Value, Array] = {}
         self.reached: dict[Op, None] = {}
+        self.absorbed: set[Op] = set()
         self.queue: list[tuple[bool, int, int, Op]] = []
         self.queued: set[Op] = set()
 
-    def run(self, start: Mapping[Value, Array]) -> Outcome | Refuse:
+    def run(
+        self, start: Mapping[Value, Array], *, absorbed_below: float = math.inf, reached_below: float = math.inf
+    ) -> Outcome | Refuse | None:
+        """The outcome, or what refused; None where it passes a bound."""
         for value, array in start.items():
             if refused := self._decide(value, array):
                 return refused
@@ -144,7 +171,9 @@ class _Flood:
             self.queued.discard(op)
             if refused := self._ask(op):
                 return refused
-        return Outcome(self.known, tuple(self.reached))
+            if len(self.absorbed) >= absorbed_below or len(self.reached) >= reached_below:
+                return None
+        return Outcome(self.known, tuple(self.reached), len(self.absorbed))
 
     def _decide(self, value: Value, array: Array) -> Refuse | None:
         same = agree_each if self.half == "scale" else agree
@@ -197,6 +226,8 @@ class _Flood:
         demands = rule.scale(at) if self.half == "scale" else rule.shift(at)
         if isinstance(demands, Refuse):
             return demands
+        if not demands:
+            self.absorbed.add(op)
         for port, array in demands.items():
             if refused := self._decide(value_at(op, port), array):
                 return (
@@ -219,6 +250,7 @@ class _Flood:
             fixed=fixed,
             costs=self.costs,
             writer_limit=self.writer_limit,
+            map_limit=self.map_limit,
             folding=op is self.folding,
         )
 

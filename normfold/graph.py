@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -173,7 +173,7 @@ class Graph:
                     self.consumers.setdefault(value, []).append(op)
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constants = Constants(model, self.dims, opset(model))
-        self._products: dict[tuple[Value, bool, tuple[int, ...], bytes], Array] = {}
+        self._products: dict[tuple[Hashable, ...], Array] = {}
 
     def readers(self, value: Value) -> list[Op]:
         """The operators that read `value`."""
@@ -229,18 +229,25 @@ class Graph:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
 
-    def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
-        """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64.
-
-        Kept: an analysis asks for the same product several times, and each reads the whole weight.
-        """
-        key = (weight, from_left, shift.shape, shift.tobytes())
+    def product(self, of: Value, shift: Array, compute: Callable[[], Array]) -> Array:
+        """What `compute` makes of a shift for `of`; kept: it reads a whole weight and is asked for several times."""
+        key = (of, shift.shape, shift.tobytes())
         if key not in self._products:
+            self._products[key] = compute()
+        return self._products[key]
+
+    def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
+        """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64."""
+
+        def compute() -> Array:
             matrix = self.constant(weight)
             size = matrix.shape[-2] if from_left else matrix.shape[-1]
             full = np.broadcast_to(shift, (*shift.shape[:-2], *((1, size) if from_left else (size, 1))))
-            self._products[key] = full @ matrix if from_left else matrix @ full
-        return self._products[key]
+            found: Array = full @ matrix if from_left else matrix @ full
+            return found
+
+        # A square weight may stand on either side.
+        return self.product(weight, shift if from_left else shift[None], compute)
 
     def size(self, value: Value) -> int:
         """Elements of `value` at size 1 of every dynamic axis."""

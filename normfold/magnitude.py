@@ -25,11 +25,16 @@ _DEPTH = 4
 def fits(graph: Graph, value: Value, shift: Array) -> bool:
     """Whether `value` can carry `shift` without losing more than a few digits. Unknown sizes do not fit."""
     size = _size(graph, value, _DEPTH)
-    return size is not None and bool(np.all(np.abs(shift) <= LARGEST_SHIFT * size))
+    if size is None:
+        return False
+    # One shift serves all positions of a channel, so their sizes count together: position embeddings differ by them.
+    shared = tuple(axis for axis in range(size.ndim) if shift.shape[axis] == 1)
+    size = np.sqrt(np.square(size).mean(axis=shared, keepdims=True))
+    return bool(np.all(np.abs(shift) <= LARGEST_SHIFT * size))
 
 
 def _size(graph: Graph, value: Value, depth: int) -> Array | None:
-    """The size of each channel, of the rank of `value`."""
+    """The size of each channel, of the rank of `value`; of each element where constants tell it."""
     op = graph.producer.get(value)
     if op is None or depth < 0:
         return None
@@ -39,6 +44,8 @@ def _size(graph: Graph, value: Value, depth: int) -> Array | None:
         return np.abs(frame.shift) if source is None else np.hypot(frame.scale * source, frame.shift)
     if op.type in ("Add", "Sub"):
         return _of_sum(graph, op, depth)
+    if op.type == "Concat":
+        return _of_parts(graph, op, depth)
     if op.type in ("MatMul", "Gemm", "Conv"):
         return _of_weight(graph, op)
     rule = TABLE.get(op.type)
@@ -58,6 +65,34 @@ def _of_sum(graph: Graph, op: Op, depth: int) -> Array | None:
         return None
     size = sizes[0] if len(sizes) == 1 else np.hypot(*sizes)
     return to_rank_of(graph, op.output, size)
+
+
+def _of_parts(graph: Graph, op: Op, depth: int) -> Array | None:
+    """The parts' sizes side by side; where a part's length is not known, all count alike."""
+    dims = graph.dims(op.output)
+    parts = [value for value in op.inputs if value is not None]
+    found = [_of_constant(graph, v) if graph.is_constant(v) else _size(graph, v, depth - 1) for v in parts]
+    sizes = [size for size in found if size is not None]
+    if dims is None or len(sizes) < len(parts) or not sizes:
+        return None
+    axis = op.integer("axis", 0) % len(dims)
+    lengths = [graph.dims(value) for value in parts]
+    if all(length is not None and length[axis].static for length in lengths):
+        spread = [1 if length is None else length[axis].size for length in lengths]
+    elif all(size.shape[axis] == 1 for size in sizes):
+        spread = [1] * len(sizes)
+    else:
+        return None
+    common = np.broadcast_shapes(*((*size.shape[:axis], 1, *size.shape[axis + 1 :]) for size in sizes))
+    full = [
+        np.broadcast_to(size, (*common[:axis], length, *common[axis + 1 :]))
+        for size, length in zip(sizes, spread, strict=True)
+    ]
+    joined: Array = np.concatenate(full, axis=axis)
+    if dims[axis].static:
+        return joined
+    pooled: Array = np.sqrt(np.square(joined).mean(axis=axis, keepdims=True))
+    return pooled
 
 
 def _of_weight(graph: Graph, op: Op) -> Array | None:
@@ -83,12 +118,12 @@ def _carried(graph: Graph, op: Op, rule: CarryRule, depth: int) -> Array | None:
     mapped = rule.axis_map(graph, op)
     if isinstance(mapped, Refuse):
         return None
-    size = _of_constant(graph, op, source) if graph.is_constant(source) else _size(graph, source, depth)
+    size = _of_constant(graph, source) if graph.is_constant(source) else _size(graph, source, depth)
     carried = None if size is None else mapped.forward(size)
     return None if isinstance(carried, Refuse) else carried
 
 
-def _of_constant(graph: Graph, op: Op, source: Value) -> Array:
+def _of_constant(graph: Graph, source: Value) -> Array:
     """The size of each channel of a table (an embedding): over all but its last axis."""
     table = graph.constant(source)
     size: Array = np.sqrt(np.square(table).mean(axis=tuple(range(table.ndim - 1)), keepdims=True))

@@ -58,8 +58,9 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     """A copy of `source.module`, in eval mode, folded as `plan` says; it computes what `folded` computes.
 
     graph: what `plan` was made from; folded: what it was rewritten to. Norms become `nn.Identity`, or a `ChannelMap`
-    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it. Raises
-    NotExpressibleError where the parameters of the module cannot say what the graph says.
+    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and a Conv with a
+    bias for each position becomes an `nn.Sequential` of itself and that `ChannelMap`. Raises NotExpressibleError where
+    the parameters of the module cannot say what the graph says.
     """
     if source.module is None or source.format == "pt2":
         raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
@@ -114,6 +115,7 @@ class _Draft:
         self.ops = {str(value.name): op for op in self.view.ops for value in op.outputs}
         self.new: dict[Slot, _New] = {}
         self.replaced: dict[str, nn.Module] = {}
+        self.behind: dict[str, Array] = {}
         self.attributes: dict[Slot, float] = {}
 
     def node(self, output: str) -> Node:
@@ -135,6 +137,10 @@ class _Draft:
 
     def give_bias(self, node: Node, add: Array) -> None:
         path, owner = self._owner(node)
+        if isinstance(owner, nn.modules.conv._ConvNd) and max(add.shape[2:], default=1) > 1:
+            if not np.array_equal(self.behind.setdefault(path, add), add):
+                raise NotExpressibleError(f"{path} is called at two places, which need different biases")
+            return
         size = 0
         if isinstance(owner, nn.Linear):
             size = owner.out_features
@@ -271,6 +277,11 @@ class _Draft:
                 setattr(owner, leaf, nn.Parameter(tensor, requires_grad=like.requires_grad))
         for (path, leaf), value in self.attributes.items():
             setattr(result.get_submodule(path), leaf, value)
+        for path, add in self.behind.items():
+            convolution = result.get_submodule(path)
+            dtype = next(convolution.parameters()).dtype
+            shift = ChannelMap(None, torch.from_numpy(add.copy()).to(dtype))
+            result.set_submodule(path, nn.Sequential(convolution, shift))
         for path, left in self.replaced.items():
             dtype = next((tensor.dtype for tensor in self.modules[path].parameters()), torch.float32)
             result.set_submodule(path, left.to(dtype))

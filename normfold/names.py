@@ -13,7 +13,7 @@ from typing import Protocol
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Node, Op, classes, scopes
-from normfold.plan import Site, Status
+from normfold.plan import ShiftPlace, Site, Status
 
 _CLASSES = {
     "UN1d": "UN",
@@ -58,6 +58,8 @@ class Named:
     refused: Refuse | None
     into: tuple[str, ...]
     channels: int
+    shift: ShiftPlace | None = None
+    shift_elements: int = 0
 
 
 def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
@@ -96,9 +98,8 @@ def _site(outcome: Named, modules: dict[str, NormModule]) -> Site:
     if status == "folded" and (kind in ("LayerNorm", "RMSNorm") or (module is not None and module.group_scaling)):
         status, code = "partial", "statistic"
         reason = "its weight and bias are folded; the statistic that it computes for every token stays"
-    return Site(
-        name, kind, outcome.channels, status, code, reason, tuple(item for item in outcome.into if item != name)
-    )
+    into = tuple(item for item in outcome.into if item != name)
+    return Site(name, kind, outcome.channels, status, code, reason, into, outcome.shift, outcome.shift_elements)
 
 
 def _nodes(op: Op) -> tuple[Node, ...]:

@@ -68,6 +68,7 @@ def fold(
     allow_unfinished: bool = False,
     norm_affine: bool = False,
     only: Collection[str] | None = None,
+    keep_tied: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -81,8 +82,9 @@ def fold(
     raise DifferenceError instead of leaving one that differs. report: where to write R.json (also when `strict` or
     the verification fails). emit_torch: where to write the folded torch module (`Report.to_torch`), pickled, beside the
     output. norm_affine: fold the weight and bias of LayerNorm and RMSNorm too. only: names of the
-    norms to fold (Report.sites), by default all. force: replace files that exist. progress: called with a sentence at
-    the start of every stage.
+    norms to fold (Report.sites), by default all. keep_tied: fold nothing that would need a second copy of a weight that
+    several operators read, such as a tied embedding. force: replace files that exist. progress: called with a sentence
+    at the start of every stage.
 
     Raises a NormfoldError for every kind of bad input; then nothing has been written.
     """
@@ -92,7 +94,9 @@ def fold(
     check_places(Path(source), (*outputs, *filter(None, [torch_place])), report_place, force=force)
     clock = Clock(progress or (lambda _: None))
     load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    planned = _plan(Path(source), load, task, opset=opset, norm_affine=norm_affine, only=only, clock=clock)
+    planned = _plan(
+        Path(source), load, task, opset=opset, norm_affine=norm_affine, only=only, keep_tied=keep_tied, clock=clock
+    )
     result = planned.report
     refused = strict and bool(result.unfolded)
     if not dry_run and not refused:
@@ -123,13 +127,14 @@ def inspect(
     trust: bool = False,
     allow_unfinished: bool = False,
     norm_affine: bool = False,
+    keep_tied: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
     check_task(task)
     clock = Clock(progress or (lambda _: None))
     load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    planned = _plan(Path(source), load, task, opset=opset, norm_affine=norm_affine, clock=clock)
+    planned = _plan(Path(source), load, task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied, clock=clock)
     return replace(planned.report, seconds=dict(clock.seconds))
 
 
@@ -141,6 +146,7 @@ def _plan(
     opset: int | None,
     norm_affine: bool,
     only: Collection[str] | None = None,
+    keep_tied: bool = False,
     clock: Clock,
 ) -> Planned:
     with clock.stage("load", f"reading {path.name}"):
@@ -149,7 +155,8 @@ def _plan(
     if opset is not None and source.format == "onnx":
         raise UsageError(f"{path} is an ONNX file and keeps its opset; --opset is for checkpoints that are exported")
     graphs = tuple(
-        _fold(name, part, opset=opset, norm_affine=norm_affine, only=only, clock=clock) for name, part in parts.items()
+        _fold(name, part, opset=opset, norm_affine=norm_affine, only=only, keep_tied=keep_tied, clock=clock)
+        for name, part in parts.items()
     )
     report = Report(
         normfold=__version__,
@@ -167,7 +174,14 @@ def _plan(
 
 
 def _fold(
-    name: str, source: Source, *, opset: int | None, norm_affine: bool, only: Collection[str] | None, clock: Clock
+    name: str,
+    source: Source,
+    *,
+    opset: int | None,
+    norm_affine: bool,
+    only: Collection[str] | None,
+    keep_tied: bool,
+    clock: Clock,
 ) -> Folded:
     """One graph of the task, folded and not yet written."""
     of_graph = f" of the {name}" if name else ""
@@ -175,16 +189,15 @@ def _fold(
         original = export(source, opset=opset)
     with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
         graph = prepare(original)
-        plan = analyse(graph, norms=source.norms, norm_affine=norm_affine, only=only)
+        plan = analyse(graph, norms=source.norms, norm_affine=norm_affine, only=only, keep_tied=keep_tied)
     with clock.stage("rewrite", "folding"):
         # With nothing to fold the graph is left exactly as it is.
         folded = original if plan.is_empty else rewrite(graph, plan)
         before = op_counts(graph)
         after = before if plan.is_empty else op_counts(folded)
     inputs = tuple(str(spec) for spec in source.inputs)
-    report = GraphReport(
-        name, inputs, plan.sites, before, after, module=partial(folded_module, source, graph, plan, folded)
-    )
+    module = partial(folded_module, source, graph, plan, folded)
+    report = GraphReport(name, inputs, plan.sites, before, after, untied=plan.untied, merged=plan.merges, module=module)
     return Folded(source, original, folded, report)
 
 

@@ -30,6 +30,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     if report.sites:
         yield _norms(report)
         yield from (Text(f"{code}: {reason}.") for reason, code in _repeated(report).items())
+    yield from _besides(report)
     yield from (_nodes(graph) for graph in report.graphs)
     if report.edges:
         yield _verification(report)
@@ -58,6 +59,8 @@ def _norms(report: Report) -> Table:
         channels = str(site.channels) if site.channels else "?"
         reason = site.code if site.reason in repeated else f"{site.code}: {site.reason}" if site.code else site.reason
         text = ", ".join(site.into) if site.status == "folded" else ". ".join(filter(None, [_into(site.into), reason]))
+        if site.shift_elements > 0:
+            text += f"; its shift costs {site.shift_elements} elements"
         table.add_row(Text(site.name), site.kind, channels, status, Text(text or "removed"))
     return table
 
@@ -66,6 +69,16 @@ def _repeated(report: Report) -> dict[str, str]:
     """Reasons that several norms share, with their codes: they are said once, below the table."""
     counts = Counter(site.reason for site in report.sites if site.reason)
     return {site.reason: site.code or "" for site in report.sites if site.reason and counts[site.reason] > 1}
+
+
+def _besides(report: Report) -> Iterator[Text]:
+    """What the fold did to other operators than norms."""
+    for graph in report.graphs:
+        for merge in graph.merged:
+            yield Text(f"merged: {', '.join(merge.parts)} are one Conv ({merge.name})")
+        if graph.untied:
+            names = ", ".join(weight.name for weight in graph.untied)
+            yield Text(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
 
 
 def _into(names: tuple[str, ...]) -> str:

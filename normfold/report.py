@@ -17,7 +17,7 @@ from normfold.errors import NotExpressibleError
 if TYPE_CHECKING:
     from torch import nn
 
-    from normfold.plan import Site
+    from normfold.plan import Merge, Site, Untied
     from normfold.verify import Edge
 
 SCHEMA = 1
@@ -56,6 +56,7 @@ class GraphReport:
     nodes_before, nodes_after: number of nodes per operator in the main graph.
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
+    untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
     module: makes the folded torch module (modules.py).
     """
 
@@ -66,6 +67,8 @@ class GraphReport:
     nodes_after: Mapping[str, int]
     output: OutputInfo | None = None
     edges: tuple[Edge, ...] = ()
+    untied: tuple[Untied, ...] = ()
+    merged: tuple[Merge, ...] = ()
     module: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -153,6 +156,8 @@ class Report:
             "output": _output(self.output),
             "graphs": [_graph(graph) for graph in self.graphs],
             "sites": [site_entry(site, graph) for graph in self.graphs for site in graph.sites],
+            "untied": [_untied(weight, graph) for graph in self.graphs for weight in graph.untied],
+            "merged": [_merge(merge, graph) for graph in self.graphs for merge in graph.merged],
             "nodes": _nodes(self),
             "verification": {"edges": [_edge(edge, graph) for graph in self.graphs for edge in graph.edges]},
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
@@ -175,6 +180,8 @@ def site_entry(site: Site, graph: GraphReport) -> dict[str, Any]:
         "code": site.code,
         "reason": site.reason,
         "into": list(site.into),
+        "shift": site.shift,
+        "shift_elements": site.shift_elements,
     }
 
 
@@ -239,6 +246,14 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
         "output": _output(graph.output),
         "nodes": _nodes(graph),
     }
+
+
+def _untied(weight: Untied, graph: GraphReport) -> dict[str, Any]:
+    return {"graph": graph.name or None, "name": weight.name, "bytes": weight.bytes}
+
+
+def _merge(merge: Merge, graph: GraphReport) -> dict[str, Any]:
+    return {"graph": graph.name or None, "into": merge.name, "branches": list(merge.parts)}
 
 
 def _edge(edge: Edge, graph: GraphReport) -> dict[str, Any]:

@@ -8,7 +8,7 @@ in memory at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from normfold.errors import InternalError
 from normfold.frame import Array
 from normfold.graph import Graph, Model, Node, Value, operators, scopes
-from normfold.plan import Map, Plan
+from normfold.plan import Branch, Map, Merge, Plan
 from normfold.rules.base import NewAdd, NewAttribute, NewConstant
 
 # Smaller constants are computed once and kept; larger ones every time they are written.
 _KEPT_BYTES = 1 << 20
+
+_Content = Callable[[], NDArray[Any]]
 
 
 def rewrite(model: Model, plan: Plan) -> Model:
@@ -41,6 +43,8 @@ def rewrite(model: Model, plan: Plan) -> Model:
             copy.add_after(edit)
     for written in plan.maps:
         copy.write_map(written)
+    for merge in plan.merges:
+        copy.merge(merge)
     copy.finish()
     return copy.model
 
@@ -56,6 +60,8 @@ class _Copy:
         self.values = {v.name: v for v in _values(graph)}
         self.stands_for: dict[Value, Value] = {}
         self.made: dict[tuple[object, ...], Value] = {}
+        # New constants in float64: what is made from one is not to be rounded twice.
+        self.exact: dict[Value, _Content] = {}
         # Subgraphs see the names of the graph around them: a new one must not be another tensor's in there.
         parts = (graph, *graph.subgraphs())
         self.names = {value.name for part in parts for value in _values(part)}
@@ -111,6 +117,7 @@ class _Copy:
         lazy = ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=small, name=name)
         value = Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
         self.model.graph.register_initializer(value)
+        self.exact[value] = compute
         return value
 
     def _unused(self, base: str) -> str:
@@ -150,6 +157,55 @@ class _Copy:
                     # A bias of one axis, as exporters write it: runtimes fuse no other with the activation behind it.
                     source = self._emit(op_type, source, target, last, [_without_leading_ones(array)])
         self._replace(target, source, last)
+
+    def merge(self, merge: Merge) -> None:
+        """One Conv in the place of a sum of branches, its kernel and bias the sums of theirs."""
+        target, base = self.values[merge.output], self.node(merge.base)
+        last = self.node(merge.output)
+        kernel = base.inputs[1]
+        assert kernel is not None and kernel.shape is not None
+        shape, dtype = tuple(kernel.shape.numpy()), _dtype(target, base)
+
+        parts = [(branch, *self._contents(branch)) for branch in merge.branches]
+        every = tuple(range(size) for size in shape[:2])
+
+        def summed() -> Array:
+            total = np.zeros(shape)
+            for branch, weight, _ in parts:
+                scale = np.broadcast_to(branch.scale, shape[:1]).reshape(-1, *(1,) * (len(shape) - 1))
+                total[np.ix_(*every, *branch.taps)] += (_diagonal(shape) if weight is None else weight()) * scale
+            return total
+
+        def bias() -> Array:
+            total = np.zeros(shape[0])
+            for branch, _, own in parts:
+                total += branch.shift if own is None else own() * branch.scale + branch.shift
+            return total
+
+        stem = _path(base)
+        constants = [
+            self._initializer(f"{stem}.weight.merged", summed, dtype, shape),
+            self._initializer(f"{stem}.bias.merged", bias, dtype, shape[:1]),
+        ]
+        result = self._like(target, self._unused(f"{target.name}.merged"))
+        node = self._operator("Conv", [self.now(merge.input), *constants], result, base)
+        node.attributes.update(base.attributes)
+        self.model.graph.insert_before(last, node)
+        self._replace(target, result, last)
+
+    def _contents(self, branch: Branch) -> tuple[_Content | None, _Content | None]:
+        """Weight and bias of a branch's Conv in float64, as they are now: later its node is gone."""
+        if branch.conv is None:
+            return None, None
+        _, weight, *bias = self.node(branch.conv).inputs
+        assert weight is not None
+        return self._exactly(weight), self._exactly(bias[0]) if bias and bias[0] is not None else None
+
+    def _exactly(self, value: Value) -> _Content:
+        if value in self.exact:
+            return self.exact[value]
+        original = self.original[str(value.name)]
+        return lambda: self.source.constant(original)
 
     def _emit(self, op_type: str, source: Value, target: Value, last: Node, arrays: list[Array]) -> Value:
         dtype = _dtype(target, last)
@@ -199,6 +255,12 @@ class _Copy:
 
     def finish(self) -> None:
         passes.RemoveUnusedNodesPass()(self.model)
+
+
+def _diagonal(shape: tuple[int, ...]) -> Array:
+    """The kernel, of one tap, that leaves its input as it is; group g of channels begins at g * shape[1]."""
+    outputs, inputs = shape[:2]
+    return np.tile(np.eye(inputs), (outputs // inputs, 1)).reshape(outputs, inputs, *(1,) * (len(shape) - 2))
 
 
 def _values(graph: ir.Graph) -> list[Value]:

@@ -74,6 +74,12 @@ UnfinishedOption = Annotated[
 AffineOption = Annotated[
     bool, typer.Option("--norm-affine", help="Fold the weight and bias of LayerNorm and RMSNorm too.")
 ]
+TiedOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-tied", help="Fold nothing that would need a second copy of a weight, such as a tied embedding."
+    ),
+]
 
 
 def json_object(text: str | None) -> dict[str, Any] | None:

@@ -460,5 +460,5 @@ def test_folding_twice_changes_nothing() -> None:
         partial("shift-meets-padding"),
         a=(4, 1),
         b=(4, 1),
-        w=(3, 4, 3),
+        w=(4, 4, 3),
     )

@@ -63,10 +63,14 @@ FOLDER = {
     "normfold.magnitude",
     "normfold.names",
     "normfold.norms",
+    "normfold.parallel",
+    "normfold.placement",
     "normfold.plan",
     "normfold.rewrite",
     "normfold.shapes",
     "normfold.sites",
+    "normfold.stored",
+    "normfold.tied",
 }
 # What has to start quickly, or has no business with tensors of torch.
 WITHOUT_TORCH = FOLDER | {"normfold", "normfold.__main__", "normfold.cli", "normfold.errors", "normfold.inputs"}

@@ -100,7 +100,8 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     words += " --ema --opset 20 --dry-run --strict --no-verify --report r.json --trust-checkpoint --allow-unfinished"
     words += " --emit-torch f.pt"
     result = RUN.invoke(
-        app, [*words.split(), "--task", "decoder-with-cache", "--norm-affine", "--only", "a.norm", "--force"]
+        app,
+        [*words.split(), "--task", "decoder-with-cache", "--norm-affine", "--keep-tied", "--only", "a.norm", "--force"],
     )
     assert result.exit_code == 0, result.output
     del called["progress"]
@@ -120,6 +121,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "trust": True,
         "allow_unfinished": True,
         "norm_affine": True,
+        "keep_tied": True,
         "only": ["a.norm"],
         "emit_torch": Path("f.pt"),
         "force": True,

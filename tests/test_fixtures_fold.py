@@ -74,9 +74,9 @@ def test_every_norm_folds(name: str) -> None:
     assert [site.name for site in result.plan.sites] == [norm.name for norm in result.source.norms]
     assert [site.kind for site in result.plan.sites] == [norm.kind for norm in result.source.norms]
     for site, norm in zip(result.plan.sites, result.source.norms, strict=True):
-        # Between a ReLU and zero padding a shift can go nowhere: it stays as one Add.
-        expected = "partial" if (name, site.name) == ("convnet_bn", "padded_norm") else "folded"
-        assert (site.status, site.channels) == (expected, norm.channels)
+        assert (site.status, site.channels) == ("folded", norm.channels)
+        # Between a ReLU and zero padding a shift can go nowhere but behind the convolution, position by position.
+        assert (site.shift == "map") == ((name, site.name) == ("convnet_bn", "padded_norm"))
         assert site.into
 
 
@@ -84,7 +84,7 @@ def test_every_norm_folds(name: str) -> None:
 def test_no_operator_more_than_without_norms(name: str) -> None:
     counts, bare = Counter(op_counts(folded(name).after)), without_norms(name)
     extra = counts - bare
-    # The biases that shifts need where the architecture has none: the convolution between ReLU and padding, the
+    # The biases that shifts need where the architecture has none: the convolution that pads behind a ReLU, the
     # bias-less decoder.
     allowed = {"convnet_bn": 1, "char_lm_prepbn": 6}.get(name, 0)
     assert set(extra) <= {"Add"} and extra["Add"] <= allowed

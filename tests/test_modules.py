@@ -99,9 +99,36 @@ def test_a_linear_without_bias_gets_one() -> None:
 
 
 def test_a_partial_fold_leaves_its_shift_where_the_norm_stood() -> None:
-    source = loaded("convnet_bn")
-    left = fold_module(source).get_submodule("padded_norm")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
+    left = fold_module(source_of(net, "x:float32[B,3,6,5]"))[2]
     assert isinstance(left, ChannelMap) and left.scale is None and left.shift is not None
+
+
+def test_a_map_of_biases_stands_behind_its_convolution() -> None:
+    folded = fold_module(loaded("convnet_bn"))
+    assert isinstance(folded.get_submodule("padded_norm"), nn.Identity)
+    convolution, behind = folded.get_submodule("padded").children()
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(behind, ChannelMap) and behind.shift is not None and behind.shift.shape == (1, 64, 7, 7)
+
+
+class Stem(nn.Module):
+    """One convolution behind two norms, whose shifts meet its padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.shared = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.tanh(self.shared(self.first(torch.relu(x))))
+        return first + torch.tanh(self.shared(self.second(torch.sigmoid(x))))
+
+
+def test_a_convolution_called_twice_has_one_bias() -> None:
+    with pytest.raises(NotExpressibleError, match="two places"):
+        fold_module(source_of(Stem(), "x:float32[B,4,6,5]"))
 
 
 class Tied(nn.Module):

@@ -105,9 +105,16 @@ CASES = {
     ),
     "shift-meets-padding": Case(
         graph(NORM + "y = Conv<pads = [1, 1]>(n, w, c)", "double[B,4,5] x"),
-        ROWS,
+        {**ROWS, "w": (4, 4, 3), "c": (4,)},
         ("<pads = [1, 1]>", ""),
         status="partial",
+    ),
+    "shared-weight": Case(
+        graph("e = MatMul(x, w)\nh = Tanh(e)\nn = Mul(h, a)\ny = MatMul(n, w)", "double[B,1024] x"),
+        {"a": (1024,), "w": draw("w", 1024) + draw("v", 1024, 1)},
+        ("(n, w)", "(n, v)"),
+        {"v": draw("v", 1024) + draw("w", 1024, 1)},
+        run=False,
     ),
     "fill-value": Case(
         graph(f"{SCALE}o = Pad(n, p, v)\ny = Conv(o, w, c)", "double[B,4,5] x"),

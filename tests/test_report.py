@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from normfold.plan import Site
+from normfold.plan import Merge, Site, Untied
 from normfold.report import GraphReport, OutputInfo, Report, SourceInfo, manifest
 from normfold.verify import Edge
 
@@ -18,8 +18,10 @@ SOURCE = SourceInfo(
     "some/where/vit.pt", "ab" * 32, "torch", "vit", {"depth": 2}, ("x:float32[B,1,8,8]",), trusted=False
 )
 SITES = (
-    Site("blocks.0.norm1", "UN", 64, "folded", into=("blocks.0.attn.qkv",)),
-    Site("stem.norm", "BatchNorm", 8, "partial", "shift-meets-padding", "conv: padded with zeros", ("stem.conv",)),
+    Site("blocks.0.norm1", "UN", 64, "folded", into=("blocks.0.attn.qkv",), shift="reader", shift_elements=192),
+    Site(
+        "stem.norm", "BatchNorm", 8, "partial", "shift-meets-padding", "conv: padded with zeros", ("stem.conv",), "add"
+    ),
     Site("head.norm", "LayerNorm", 64, "kept", "token-statistics", "its statistics are not stored"),
 )
 GRAPH = GraphReport(
@@ -30,6 +32,8 @@ GRAPH = GraphReport(
     nodes_after={"MatMul": 3},
     output=OutputInfo("vit.onnx", 1000, "cd" * 32, 1200),
     edges=(Edge("original -> folded", 1e-6, 2e-6, 3e-6, True, "fine"),),
+    untied=(Untied("table", 4096),),
+    merged=(Merge("add", "x", "conv", (), "stem.conv", ("stem.conv", "stem.point", "identity")),),
 )
 FULL = Report("0.1.0", SOURCE, (GRAPH,), seconds={"load": 0.123456}, warnings=("careful",))
 # Their keys are operators and stages and the architecture's own, not fields.
@@ -70,7 +74,11 @@ def test_the_json_is_what_the_report_says() -> None:
         "code": "shift-meets-padding",
         "reason": "conv: padded with zeros",
         "into": ["stem.conv"],
+        "shift": "add",
+        "shift_elements": 0,
     }
+    assert data["untied"] == [{"graph": None, "name": "table", "bytes": 4096}]
+    assert data["merged"] == [{"graph": None, "into": "stem.conv", "branches": ["stem.conv", "stem.point", "identity"]}]
     assert data["nodes"] == {"before": {"Add": 4, "MatMul": 3}, "after": {"MatMul": 3}}
     assert data["verification"]["edges"][0]["bound"] == 3e-6
     assert data["seconds"] == {"load": 0.1235}

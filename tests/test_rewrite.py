@@ -207,7 +207,7 @@ def test_a_norm_of_which_only_a_part_folds_is_written_anew() -> None:
         "y = Conv<pads = [1, 1]>(n, w)\n}"
     )
     statistics = {name: draw(name, 4, positive=name == "var") for name in ("gamma", "beta", "mean", "var")}
-    after, _ = check(text.replace("Conv(x, v)", "Tanh(x)"), partial("shift-meets-padding"), w=(3, 4, 3), **statistics)
+    after, _ = check(text.replace("Conv(x, v)", "Tanh(x)"), partial("shift-meets-padding"), w=(4, 4, 3), **statistics)
     assert op_types(after) == ["Tanh", "Add", "Conv"]
     # Towards the producer nothing is in the way.
     after, _ = check(text, FOLDED, v=(4, 4, 1), w=(3, 4, 3), **statistics)

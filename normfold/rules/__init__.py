@@ -11,7 +11,7 @@ from normfold.frame import Refuse
 from normfold.graph import Graph, Op
 from normfold.rules.base import Rule
 from normfold.rules.join import JoinRule
-from normfold.rules.layout import AxisMap, CarryRule, expand, gather, pad, reshape, same, slices, transpose
+from normfold.rules.layout import AxisMap, CarryRule, PadRule, expand, gather, pad, reshape, same, slices, transpose
 from normfold.rules.linear import ConvRule, GemmRule, MatMulRule
 from normfold.rules.normalize import NormalizeRule
 from normfold.rules.pointwise import AffineRule, SumRule
@@ -74,7 +74,7 @@ TABLE: dict[str, Rule] = {
     "Unsqueeze": CarryRule(reshape, attributes=["axes"]),
     "Expand": CarryRule(expand),
     "Slice": CarryRule(slices),
-    "Pad": CarryRule(pad, attributes=["mode"], scale=_fills_with_a_number, shift=_fills_with_zeros),
+    "Pad": PadRule(pad, attributes=["mode"], scale=_fills_with_a_number, shift=_fills_with_zeros),
     "Concat": JoinRule(whole=-1),
     "Split": JoinRule(whole=0),
     "Relu": CarryRule(same, positive=True, shift=_zero_stays_zero),

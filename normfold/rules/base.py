@@ -86,7 +86,8 @@ class Ports:
     known: the ports it has reached, float64 of the rank of each tensor. before: the same half of a port it has not
     reached. fixed: for an affine map, whether it has been folded away, or is the one being folded (folding). costs:
     what a shift would cost around it. writer_limit: how many elements a bias may touch that takes a shift at once,
-    where another tensor could carry it on.
+    where another tensor could carry it on. map_limit: how many elements an Add may touch whose bias differs from
+    position to position, for the flood to be worth it.
     """
 
     graph: Graph
@@ -96,6 +97,7 @@ class Ports:
     fixed: bool
     costs: Costs
     writer_limit: float = 0.0
+    map_limit: float = 0.0
     folding: bool = False
 
     def get(self, port: int) -> Array:

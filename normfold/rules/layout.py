@@ -311,3 +311,27 @@ class CarryRule(Rule):
         scale, shift = mapped.backward(frame(op.output).scale), mapped.backward(frame(op.output).shift)
         assert not isinstance(scale, Refuse) and not isinstance(shift, Refuse)
         yield rescaled_constant(op, 0, Frame(scale, shift))
+
+
+class PadRule(CarryRule):
+    """Pad. Its zeros do not receive a shift: behind it every position has its own, which only a Conv can take."""
+
+    def shift(self, at: Ports) -> Demands:
+        array = at.known.get(0)
+        amounts = at.op.inputs[1] if len(at.op.inputs) > 1 else None
+        takers = all(op.type == "Conv" for op in at.graph.readers(at.value(OUT)))
+        if array is None or not np.any(array) or amounts is None or not takers or self._blocked(at) is None:
+            return super().shift(at)
+        source, mapped = at.graph.dims(at.value(0)), self.axis_map(at.graph, at.op)
+        if source is None or isinstance(mapped, Refuse):
+            return super().shift(at)
+        values = [int(amount) for amount in at.graph.constant(amounts)]
+        ends = list(zip(values[: len(source)], values[len(source) :], strict=True))
+        padded = [axis for axis, pair in enumerate(ends) if any(pair)]
+        if min(values) < 0 or not all(source[axis].static for axis in padded):
+            return super().shift(at)
+        full = [source[axis].size if axis in padded else size for axis, size in enumerate(array.shape)]
+        return {OUT: np.pad(np.broadcast_to(array, full), ends)}
+
+    def _blocked(self, at: Ports) -> Refuse | None:
+        return None if self.shift_stops is None else self.shift_stops(at.graph, at.op)

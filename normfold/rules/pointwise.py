@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from normfold.frame import Array, Refuse, total
-from normfold.graph import Graph, Op
+from normfold.frame import Array, Refuse, compress, total, varying_axes
+from normfold.graph import Graph, Op, Value
 from normfold.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
+from normfold.rules.windows import map_elements
 
 
 class AffineRule(Rule):
@@ -65,6 +67,17 @@ class AffineRule(Rule):
                 return source
             demands[0] = source
         return demands
+
+    def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
+        affine = op.affine
+        assert affine is not None
+        left = total(affine.frame.scale * shift(value_at(op, 0)), affine.frame.shift, -shift(op.output))
+        left = compress(left, tuple(range(left.ndim)))
+        if len(varying_axes(left)) <= max(len(varying_axes(affine.frame.shift)), 1):
+            return 0
+        # The map is read as well; and a BatchNormalization has no place for one, its two halves are written apart.
+        split = any(node.op_type == "BatchNormalization" for node in affine.nodes)
+        return map_elements(graph, op.output) - (0 if split else graph.size(op.output))
 
 
 class SumRule(Rule):

@@ -70,7 +70,7 @@ CARRY = {
     "Expand": Sandwich("o = Expand(i, s)", source="B,1,4", target="B,3,4", constants={"s": ints(1, 3, 1)}),
     "Expand adds axes": Sandwich("o = Expand(i, s)", source="3,4", target="2,3,4", constants={"s": ints(2, 1, 4)}),
     "Pad zero": Sandwich(
-        "o = Pad(i, p)", source="B,4,3", target="B,4,4", axis=1, constants={"p": ints(0, 0, 0, 0, 0, 0)}
+        "o = Pad(i, p)", source="B,4,3", target="B,4,4", axis=1, constants={"p": ints(0, 0, 1, 0, 0, 0)}
     ),
     "Pad edge": Sandwich(
         'o = Pad<mode = "edge">(i, p)', source="B,4,3", target="B,4,6", axis=1, constants={"p": ints(0, 0, 1, 0, 0, 2)}

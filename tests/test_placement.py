@@ -1,0 +1,162 @@
+"""Which direction a norm takes: the one in which fewer operators change, and the report says which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from normfold.analysis import analyse
+from normfold.export import export
+from normfold.graph import Model, op_counts, prepare
+from normfold.models import create
+from normfold.plan import Plan
+from normfold.rewrite import rewrite
+from tests.graphs import FOLDED, check, op_types, run_float32
+from tests.models.test_vision import IMAGE, SMALL, pictures
+from tests.test_export import source_of
+
+# float32 rounding over a few layers, on outputs of order 1.
+FLOAT32 = 2e-5
+
+PATCHES = """g (double[B,3,4,4] x) => (double y) {
+    p = Conv<strides = [2, 2]>(x, w, c)
+    r = Reshape(p, shape)
+    t = Transpose<perm = [0, 2, 1]>(r)
+    m = Mul(t, a)
+    n = Add(m, b)
+    f0 = MatMul(n, u)
+    f1 = Tanh(f0)
+    f2 = MatMul(f1, v)
+    f = Add(f2, d)
+    s = Add(n, f)
+    k0 = MatMul(s, o)
+    k = Add(k0, e)
+    y = Tanh(k)
+}"""
+PATCH_SHAPES = {
+    "w": (4, 3, 2, 2),
+    "c": (4,),
+    "a": (4,),
+    "b": (4,),
+    "u": (4, 6),
+    "v": (6, 4),
+    "d": (4,),
+    "o": (4, 2),
+    "e": (2,),
+}
+
+
+def test_a_norm_behind_a_patch_embedding_folds_into_it() -> None:
+    """Forward it would change three MatMuls and a bias; the convolution takes all of it."""
+    after, plan = check(PATCHES, FOLDED, shape=np.array([0, 4, -1]), **PATCH_SHAPES)
+    assert plan.sites[0].into == ("p",) and plan.sites[0].shift == "writer"
+    assert {tensor.name for tensor in after.graph.initializer} >= {"w.folded", "c.folded", "u", "v", "o", "d", "e"}
+
+
+def test_at_a_tie_a_norm_folds_forward() -> None:
+    text = "g (double[B,4] x) => (double y) {\nh = Gemm(x, v)\nn = Mul(h, a)\ny = Gemm(n, w)\n}"
+    _, plan = check(text, FOLDED, v=(4, 4), a=(4,), w=(4, 3))
+    assert plan.sites[0].into == ("y",)
+
+
+def test_a_scale_of_zero_cannot_go_to_the_producer() -> None:
+    text = """g (double[B,4] x) => (double y) {
+        h = Gemm(x, v)
+        n = Mul(h, a)
+        k = Gemm(n, u)
+        z = Gemm(n, w)
+        y = Sum(k, z)
+    }"""
+    after, plan = check(text, FOLDED, v=(4, 4), a=np.array([1.0, 0.0, 2.0, -1.0]), w=(4, 3), u=(4, 3))
+    assert set(plan.sites[0].into) == {"k", "z"} and "Mul" not in op_types(after)
+    _, plan = check(text, FOLDED, v=(4, 4), a=(4,), w=(4, 3), u=(4, 3))
+    assert plan.sites[0].into == ("h",)
+
+
+def test_every_place_of_a_shift_is_told() -> None:
+    forward = "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nm = Mul(h, a)\nn = Add(m, b)\ny = Gemm(n, w, c)\n}"
+    shapes = {"a": (4,), "b": (4,), "w": (4, 3), "c": (3,)}
+    assert _only(check(forward, FOLDED, **shapes)[1]) == ("reader", 0)
+    assert _only(check(forward.replace("n = Add(m, b)", "n = Identity(m)"), FOLDED, **shapes)[1]) == ("none", 0)
+    bare = forward.replace("Gemm(n, w, c)", "MatMul(n, w)")
+    assert _only(check(bare, FOLDED, **shapes)[1]) == ("reader", 3)
+    backward = "g (double[B,4] x) => (double y) {\nh = Gemm(x, v, b)\nn = Mul(h, a)\nm = Add(n, d)\ny = Tanh(m)\n}"
+    assert _only(check(backward, FOLDED, v=(4, 4), a=(4,), b=(4,), d=(4,))[1]) == ("writer", 0)
+
+
+def _only(plan: Plan) -> tuple[str | None, int]:
+    (site,) = plan.sites
+    return site.shift, site.shift_elements
+
+
+@cache
+def vision(name: str, **options: int) -> tuple[Model, Model, Plan]:
+    """A small network of the papers, with norms that are not fresh, as exported and folded."""
+    torch.manual_seed(0)
+    sizes = {**SMALL[name], **options} if options.get("image_size") is None else options
+    model = create(name, **{"image_size": IMAGE, "classes": 10, **sizes})
+    for key, tensor in model.state_dict().items():
+        if key.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.3, 3.0)
+        elif key.endswith("running_mean"):
+            nn.init.normal_(tensor, std=0.3)
+        elif "norm" in key and key.endswith("weight"):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        elif "norm" in key and key.endswith("bias"):
+            nn.init.normal_(tensor, std=0.2)
+    source = source_of(model.eval(), f"x:float32[B,3,{IMAGE},{IMAGE}]")
+    graph = prepare(export(source))
+    plan = analyse(graph, norms=source.norms)
+    return graph, rewrite(graph, plan), plan
+
+
+def holds(before: Model, after: Model) -> None:
+    feeds = {before.graph.inputs[0].name or "": pictures(2).numpy()}
+    truth, result = (run_float32(ir.to_proto(model), feeds)[0] for model in (before, after))
+    assert np.abs(truth - result).max() <= FLOAT32 * max(float(np.abs(truth).max()), 1.0)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_bn", "slab_swin_tiny", "pvt_tiny_prepbn"])
+def test_the_norm_of_a_patch_embedding_folds_into_its_convolution(name: str) -> None:
+    before, after, plan = vision(name)
+    for site in (one for one in plan.sites if one.name.startswith("patch_embed")):
+        convolution = site.name.removesuffix("norm") + "proj"
+        assert (site.status, site.into, site.shift) == ("folded", (convolution,), "writer")
+    assert any(site.name.startswith("patch_embed") for site in plan.sites)
+    assert all(one.status == "folded" for one in plan.sites)
+    holds(before, after)
+
+
+# Nodes of the folded graphs when every norm was sent to its consumers first.
+NODES = {
+    "cswin_tiny_un": 185,
+    "deit_tiny_prepbn": 29,
+    "pvt_tiny_prepbn": 63,
+    "slab_cswin_tiny": 91,
+    "slab_deit_tiny": 45,
+    "slab_pvt_tiny": 94,
+    "slab_swin_tiny": 122,
+    "swin_tiny_bn": 157,
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_no_direction_costs_an_operator(name: str) -> None:
+    before, after, plan = vision(name)
+    assert all(site.status == "folded" for site in plan.sites)
+    assert sum(op_counts(after).values()) <= NODES[name]
+    holds(before, after)
+
+
+def test_every_norm_of_a_t2t_network_folds() -> None:
+    """The residual stream, a class token and a picture with positions, carries the shift of the first norm."""
+    before, after, plan = vision("t2t_vit_14_un", depth=2)
+    assert Counter(site.status for site in plan.sites) == {"folded": 9}
+    assert next(site for site in plan.sites if site.name == "blocks.0.norm1").shift == "writer"
+    holds(before, after)
