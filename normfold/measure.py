@@ -13,7 +13,7 @@ from normfold.cases import Array
 from normfold.errors import GraphError
 from normfold.figures import FAILED, Figures, figures
 from normfold.reference import float_weights, rounded_anew
-from normfold.runtime import Runtime, check_memory, one_line, open_session
+from normfold.runtime import Runtime, check_memory, one_line, open_session, ort_values
 from normfold.truth import Tick, Truth, nothing
 
 # Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
@@ -107,7 +107,7 @@ def measure(
             ulps = [_ulp(value) for value in values]
         samples.append(rows[0])
         own.append(rows)
-    return Measured(names, tuple(ulps), tuple(samples), _largest(own), failures)
+    return Measured(names, tuple(ulps), tuple(samples), _largest(own, len(names)), failures)
 
 
 def thrown(truth: Truth, path: Path, runtime: Runtime, *, throws: int, tick: Tick = nothing) -> Own:
@@ -119,21 +119,24 @@ def thrown(truth: Truth, path: Path, runtime: Runtime, *, throws: int, tick: Tic
     weights = float_weights(path)
     rows: list[list[tuple[Figures, ...]]] = [[] for _ in truth.cases]
     for number in range(1, throws + 1):
-        session = open_session(path, runtime, rounded_anew(weights, seed=number))
+        initializers = ort_values(rounded_anew(weights, seed=number))
+        session = open_session(path, runtime, initializers)
         feed_names = [feed.name for feed in session.get_inputs()]
         for kept, case, expected in zip(rows, truth.cases, truth.outputs, strict=True):
             values = session.run(None, case.moved(number).fed_to(feed_names))
-            kept.append(tuple(figures(value, true) for value, true in zip(values, expected, strict=True)))
+            row = tuple(figures(value, true) for value, true in zip(values, expected, strict=True))
+            if all(math.isfinite(found.max_abs) for found in row):  # no bound is to be infinite
+                kept.append(row)
             tick()
-    return _largest(rows)
+    return _largest(rows, len(truth.outputs[0]))
 
 
-def _largest(rows: Sequence[Sequence[Sequence[Figures]]]) -> Own:
-    """Of the figures of rows[case][run][output]."""
-    outputs = range(len(rows[0][0]))
+def _largest(rows: Sequence[Sequence[Sequence[Figures]]], outputs: int) -> Own:
+    """Of the figures of rows[case][run][output]; 0 where there are none."""
+    each = range(outputs)
     return Own(
-        tuple(max(run[output].max_abs for runs in rows for run in runs) for output in outputs),
-        tuple(tuple(max(run[output].rms for run in runs) for output in outputs) for runs in rows),
+        tuple(max((run[output].max_abs for runs in rows for run in runs), default=0.0) for output in each),
+        tuple(tuple(max((run[output].rms for run in runs), default=0.0) for output in each) for runs in rows),
     )
 
 

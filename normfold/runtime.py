@@ -71,16 +71,23 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def open_session(path: Path, runtime: Runtime, weights: Mapping[str, Array] | None = None) -> Any:
-    """A quiet session, where asked with other contents for some of the graph's initializers.
+def ort_values(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Arrays as onnxruntime holds them, copied."""
+    import onnxruntime as ort
 
-    Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there.
+    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
+
+def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] | None = None) -> Any:
+    """A quiet session. Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there.
+
+    initializers: `ort_values` to take the place of the graph's own; the session reads them as long as it lives, and does
+    not keep them alive.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    held = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
-    for name, value in held.items():  # which has to live until the session has read it
+    for name, value in (initializers or {}).items():
         options.add_initializer(name, value)
     options.log_severity_level = 3
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)

@@ -441,7 +441,8 @@ def test_a_network_that_reads_tokens_is_thrown_again_by_its_weights(tmp_path: Pa
     single = measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN, moved=8)
     several = measure.thrown(truth, tmp_path / "a.onnx", verify.PLAIN, throws=8)
     assert single.own == measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN).own
-    assert all(more > one for (more,), (one,) in zip(several.samples, single.own.samples, strict=True))
+    # Weights that onnxruntime reads after they were freed would be anything.
+    assert all(one < more < 10 * one for (more,), (one,) in zip(several.samples, single.own.samples, strict=True))
 
 
 def test_a_fault_does_not_hide_behind_one_sample_that_amplifies(tmp_path: Path) -> None:
