@@ -173,7 +173,7 @@ class Graph:
                     self.consumers.setdefault(value, []).append(op)
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constants = Constants(model, self.dims, opset(model))
-        self._products: dict[tuple[Value, bool, tuple[int, ...], bytes], Array] = {}
+        self._products: dict[tuple[object, ...], Array] = {}
 
     def readers(self, value: Value) -> list[Op]:
         """The operators that read `value`."""
@@ -229,17 +229,23 @@ class Graph:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
 
-    def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
-        """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64.
+    def contract(
+        self, weight: Value, shift: Array, axes: tuple[str, ...], source: tuple[str, ...], output: tuple[str, ...]
+    ) -> Array:
+        """`shift`, with `source` naming its axes, contracted with the weight, whose axes are `axes`; float64.
 
-        Kept: an analysis asks for the same product several times, and each reads the whole weight.
+        The shift is spread over the axes that the weight has too. Kept: an analysis asks for the same product several
+        times, and each reads the whole weight.
         """
-        key = (weight, from_left, shift.shape, shift.tobytes())
+        key = (weight, axes, source, output, shift.shape, shift.tobytes())
         if key not in self._products:
             matrix = self.constant(weight)
-            size = matrix.shape[-2] if from_left else matrix.shape[-1]
-            full = np.broadcast_to(shift, (*shift.shape[:-2], *((1, size) if from_left else (size, 1))))
-            self._products[key] = full @ matrix if from_left else matrix @ full
+            sizes = dict(zip(axes, matrix.shape, strict=True))
+            spread = [max(size, sizes.get(axis, 1)) for size, axis in zip(shift.shape, source, strict=True)]
+            letter = {axis: chr(ord("a") + index) for index, axis in enumerate(dict.fromkeys((*source, *axes)))}
+            left, right, out = ("".join(letter[axis] for axis in row) for row in (source, axes, output))
+            full = np.broadcast_to(shift, spread)
+            self._products[key] = np.einsum(f"{left},{right}->{out}", full, matrix, optimize=True)
         return self._products[key]
 
     def size(self, value: Value) -> int:
