@@ -1,0 +1,22 @@
+"""Quantised graphs: their weights are integers under fixed steps, and a change of frame would be rounded anew."""
+
+from __future__ import annotations
+
+import re
+
+from normfold.frame import Refuse
+from normfold.graph import Graph
+
+# The standard operators, and those that runtimes add for integers (com.microsoft and others name theirs alike).
+_INTEGERS = re.compile(
+    r"(^|\.)(QuantizeLinear|DequantizeLinear|DynamicQuantize\w+|QLinear\w+|QGemm|QAttention|QMoE|QEmbed\w+|QOrdered\w+"
+    r"|\w+Integer(ToFloat)?|Quantize(BFP|WithOrder)|Dequantize(BFP|WithOrder)|\w+NBits|\w+Bnb4|\w+FpQ4|\w+Quantized)$"
+)
+
+
+def quantised(graph: Graph) -> Refuse | None:
+    """Why nothing of a quantised graph is folded; None for any other graph."""
+    found = next((op for op in graph.ops if _INTEGERS.search(op.type)), None)
+    if found is None:
+        return None
+    return Refuse("quantised", f"{found.label}: the graph is quantised; fold before quantising")
