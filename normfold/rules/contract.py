@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normfold.frame import Array, Refuse, total
+from normfold.frame import Array, Refuse, agree_each, compress, total
 from normfold.graph import Graph, Op, Value
 from normfold.rules.base import (
     OUT,
@@ -103,30 +103,29 @@ class ContractionRule(Rule):
 
     def _two_tensors(self, at: Ports, labels: Labels) -> Demands:
         contracted = [set(axes) - set(labels.output) for axes in labels.operands]
-        for port, array in at.known.items():
-            if port != OUT and any(
+        operands = [port for port in self.ports(at.graph, at.op) if port != OUT]
+        missing = [port for port in operands if port not in at.known]
+        # A scale that is the same for all channels counts as one, which passes.
+        scales = {port: compress(at.get(port), tuple(range(at.get(port).ndim))) for port in operands}
+        for port, array in scales.items():
+            if any(
                 size != 1 and axis in contracted[port] for axis, size in zip(labels.at(port), array.shape, strict=True)
             ):
                 return at.refuse("two-tensors", "contracts the channels of the norm with another computed tensor")
-        operands = [port for port in self.ports(at.graph, at.op) if port != OUT]
-        missing = [port for port in operands if port not in at.known]
-        if OUT not in at.known or not missing:
-            whole = np.ones((1,) * len(labels.output))
-            for port in operands:
-                part = placed(at.get(port), labels.at(port), labels.output)
-                assert part is not None, "what is contracted was refused"
-                whole = whole * part
+        parts = [placed(scales[port], labels.at(port), labels.output) for port in operands]
+        whole = math.prod((part for part in parts if part is not None), start=np.ones((1,) * len(labels.output)))
+        if OUT not in at.known or not missing or agree_each(at.known[OUT], whole):
             return {OUT: whole}
-        return self._to_operand(at, labels, missing)
+        return self._to_operand(at, labels, missing, whole)
 
-    def _to_operand(self, at: Ports, labels: Labels, missing: list[int]) -> Demands:
-        """A scale that arrives on the output goes to the operand that has its axes, and whose writer can take it."""
-        rest = at.known[OUT]
-        for port in (port for port in self.ports(at.graph, at.op) if port != OUT):
-            known = placed(at.get(port), labels.at(port), labels.output)
-            if known is None or np.any(known == 0.0):
-                return at.refuse("zero-scale", "a channel with scale 0 cannot be divided by")
-            rest = rest / known
+    def _to_operand(self, at: Ports, labels: Labels, missing: list[int], whole: Array) -> Demands:
+        """A scale that arrives on the output goes to the operand that has its axes, and whose writer can take it.
+
+        whole: the output's scale as the operands have theirs now.
+        """
+        if np.any(whole == 0.0):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be divided by")
+        rest = compress(at.known[OUT] / whole, tuple(range(len(labels.output))))
         found = {port: placed(rest, labels.output, labels.at(port)) for port in missing}
         fitting = {
             port: part

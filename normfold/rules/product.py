@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normfold.frame import Array, Refuse
+from normfold.frame import Array, Refuse, agree_each
 from normfold.graph import Graph, Op
 from normfold.rules.base import OUT, Demands, Ports, Rule, to_port
 
@@ -25,6 +25,8 @@ class ProductRule(Rule):
         return (*(port for port in (0, 1) if (v := op.inputs[port]) is not None and not graph.is_constant(v)), OUT)
 
     def scale(self, at: Ports) -> Demands:
+        if OUT in at.known and agree_each(at.known[OUT], self._solve(at, OUT)):
+            return {}
         taker = self._taker(at)
         others = [port for port in self.ports(at.graph, at.op) if port != taker]
         divided_by = others if taker != OUT else [port for port in others if port == 1 and self.power < 0]

@@ -33,11 +33,24 @@ def test_prelu_with_the_norm_on_its_slope_refuses() -> None:
     check(text.replace("PRelu(k, n)", "PRelu(n, n)"), kept("wall"), a=(4,))
 
 
-def test_other_activations_are_walls() -> None:
-    for name in ("Tanh", "Sigmoid", "Gelu", "Elu", "Clip", "Softmax", "Abs", "Exp", "HardSwish", "Softplus"):
-        norms: tuple[Norm, ...] = ("affine", "positive scale")
-        for norm in norms:
-            Sandwich(f"o = {name}(i)").fold(kept("wall"), "forward", norm)
+WALLS = {
+    **{name: f"o = {name}(i)" for name in ("Tanh", "Sigmoid", "Gelu", "Elu", "Selu", "Mish", "Softmax")},
+    **{name: f"o = {name}(i)" for name in ("LogSoftmax", "Hardmax", "Exp", "Erf", "Sign", "Sin", "Floor")},
+    **{name: f"o = {name}(i)" for name in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu")},
+    "Gelu by tanh": 'o = Gelu<approximate = "tanh">(i)',
+    "Pow": "o = Pow(i, two)",
+    "CumSum": "o = CumSum(i, one)",
+    "LpNormalization": "o = LpNormalization(i)",
+    "Greater": "p = Greater(i, two)\no = Cast<to = 11>(p)",
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_walls(name: str) -> None:
+    constants = {"two": np.array(2.0), "one": np.array(1)}
+    case = Sandwich(WALLS[name], "B,4,3", axis=1, constants=constants)
+    for norm in ("affine", "scale", "positive scale"):
+        case.fold(kept("wall"), "forward", norm)
 
 
 def test_other_domains_are_walls() -> None:
