@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ def parse(text: str, **constants: NDArray[np.generic]) -> onnx.ModelProto:
     return model
 
 
-def fold(model: onnx.ModelProto, **options: bool) -> tuple[onnx.ModelProto, Plan]:
+def fold(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, Plan]:
     graph = prepare(ir.from_proto(model))
     plan = analyse(graph, **options)
     return ir.to_proto(rewrite(graph, plan)), plan
