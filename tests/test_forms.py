@@ -40,7 +40,10 @@ def test_parameters_in_constant_nodes() -> None:
 
 @pytest.mark.parametrize("written", ["value_floats = [0.5, -1.5, 2.0, 0.25]", "value_float = 0.5"])
 def test_numbers_in_constant_nodes(written: str) -> None:
-    text = f"g (float[B,4] x) => (float y) {{\nh = Tanh(x)\nk = Constant<{written}>()\nn = Mul(h, k)\nm = Mul(n, a)\ny = MatMul(m, w)\n}}"
+    text = (
+        f"g (float[B,4] x) => (float y) {{\nh = Tanh(x)\nk = Constant<{written}>()\n"
+        f"n = Mul(h, k)\nm = Mul(n, a)\ny = MatMul(m, w)\n}}"
+    )
     model = build(text, a=draw("a", 4).astype(np.float32), w=draw("w", 4, 3).astype(np.float32))
     after, plan = fold(model)
     assert outcomes(plan) == [FOLDED] and op_types(after) == ["Tanh", "MatMul"]
@@ -129,7 +132,9 @@ g (float[B,4] x) => (float[B,3] y) <float[B,3] z> {{
 INTEGERS = {
     "activations": "q = QuantizeLinear(n, step, zero)\nf = DequantizeLinear(q, step, zero)\nz = MatMul(f, w)",
     "weights": "f = DequantizeLinear(wq, step, zero)\nz = MatMul(n, f)",
-    "dynamic": "q, s, p = DynamicQuantizeLinear(n)\nk = MatMulInteger(q, wq, p, zero)\nf = Cast<to = 1>(k)\nz = Mul(f, s)",
+    "dynamic": (
+        "q, s, p = DynamicQuantizeLinear(n)\nk = MatMulInteger(q, wq, p, zero)\nf = Cast<to = 1>(k)\nz = Mul(f, s)"
+    ),
     "QLinear": "q = QuantizeLinear(n, step, zero)\nk = QLinearMatMul(q, step, zero, wq, step, zero, step, zero)\n"
     "z = DequantizeLinear(k, step, zero)",
     "runtime's": "z = com.microsoft.DynamicQuantizeMatMul(n, wq, step, zero)",

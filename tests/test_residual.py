@@ -122,7 +122,7 @@ NORMS = {
     "InstanceNorm": "InstanceNormalization<epsilon = 0.0078125>(z, g3, b3)",
     "batch norm": "BatchNormalization(z, g3, b3, m3, v3)",
 }
-CONSTANTS: dict[str, Any] = {name: (4, 4) for name in ("w", "v", "u")} | {name: (4,) for name in ("c", "g", "b")}
+CONSTANTS: dict[str, Any] = dict.fromkeys(("w", "v", "u"), (4, 4)) | dict.fromkeys(("c", "g", "b"), (4,))
 CONSTANTS |= {"g3": (3,), "b3": (3,), "m3": (3,), "v3": draw("v3", 3, positive=True)}
 CONSTANTS |= {"alpha": np.array(4.0), "minus": np.array(-2.0), "scale": np.array([0.5]), "none": np.array(0.0)}
 PLAIN = "r = Mul(h, alpha)\nz = Add(r, f)"

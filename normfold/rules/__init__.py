@@ -9,6 +9,7 @@ import numpy as np
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op
+from normfold.rules.attention import AttentionRule
 from normfold.rules.base import Rule
 from normfold.rules.contract import EinsumRule, MatMulRule
 from normfold.rules.join import JoinRule
@@ -90,6 +91,7 @@ TABLE: dict[str, Rule] = {
     "Clip": ClipRule(),
     "MatMul": MatMulRule(),
     "Einsum": EinsumRule(),
+    "Attention": AttentionRule(),
     "Gemm": GemmRule(),
     "Conv": ConvRule(),
     "ConvTranspose": ConvTransposeRule(),

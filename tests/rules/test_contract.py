@@ -94,7 +94,10 @@ def test_an_einsum_that_broadcasts_an_index_refuses() -> None:
 
 def test_an_einsum_of_one_or_three_tensors_refuses() -> None:
     for equation, operands in (("bij->bji", "n"), ("bij,jk,kl->bil", "n, w, w")):
-        text = f'g (double[B,4,4] x) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = Einsum<equation = "{equation}">({operands})\n}}'
+        text = (
+            f"g (double[B,4,4] x) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\n"
+            f'y = Einsum<equation = "{equation}">({operands})\n}}'
+        )
         check(text, kept("not-contracted"), a=(4,), w=(4, 4))
 
 
@@ -177,7 +180,10 @@ def test_both_operands_scaled() -> None:
 
 
 def test_a_broadcast_operand_gets_no_frame_of_an_axis_that_it_lacks() -> None:
-    text = "g (double[2,3,4] x, double[4,5] z) => (double y) {\nv = MatMul(z, u)\np = Softmax(x)\no = MatMul(p, v)\nn = Mul(o, a)\ny = Tanh(n)\n}"
+    text = (
+        "g (double[2,3,4] x, double[4,5] z) => (double y) {\nv = MatMul(z, u)\n"
+        "p = Softmax(x)\no = MatMul(p, v)\nn = Mul(o, a)\ny = Tanh(n)\n}"
+    )
     check(text, kept("wall"), a=(2, 1, 1), u=(5, 5))
     check(text, FOLDED, a=(5,), u=(5, 5))
 
@@ -228,3 +234,72 @@ def test_attention_folds_norms_of_its_values() -> None:
     ints = {"heads": np.array([0, 0, 2, 2]), "flat": np.array([0, 0, 4])}
     after, _ = check(text, FOLDED, FOLDED, a=(4,), d=(4,), **constants, **ints)
     assert "Mul" not in op_types(after)
+
+
+# The Attention operator, which exporters write since opset 23.
+
+ATTENTION = """<ir_version: 11, opset_import: ["" : 23]>
+g (double[B,{heads},3,4] q, double[B,2,5,4] k, double[B,2,5,6] z{more}) => ({outputs}) {{
+    h = Tanh(z)
+    v = Mul(h, a)
+    {attention}
+    y = MatMul(o, w)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("heads", "attention", "a", "outcome"),
+    [
+        (2, "o = Attention(q, k, v)", (6,), FOLDED),
+        (2, "o = Attention<is_causal = 1, scale = 0.3>(q, k, v)", (6,), FOLDED),
+        (2, "o = Attention(q, k, v)", (2, 1, 1), FOLDED),
+        (2, "o = Attention(q, k, v)", (2, 1, 6), FOLDED),
+        (2, "o = Attention(q, k, v)", (5, 1), kept("two-tensors")),
+        (2, "n = Mul(k, c)\no = Attention(q, n, h)", None, kept("wall")),
+        (4, "o = Attention(q, k, v)", (6,), FOLDED),
+        (4, "o = Attention(q, k, v)", (2, 1, 1), kept("two-tensors")),
+    ],
+)
+def test_attention_passes_the_scale_of_its_values(
+    heads: int, attention: str, a: tuple[int, ...] | None, outcome: Outcome
+) -> None:
+    text = ATTENTION.format(heads=heads, more="", outputs="double y", attention=attention)
+    check(text, outcome, a=a or (6,), c=(4,), w=(heads, 6, 3))
+    if outcome is FOLDED and a == (6,):
+        check(
+            text.replace("v = Mul(h, a)", "u = Mul(h, a)\nv = Add(u, b)"),
+            partial("two-tensors"),
+            a=a,
+            b=a,
+            w=(heads, 6, 3),
+        )
+        behind = text.replace("v = Mul(h, a)", "v = MatMul(z, u)").replace("MatMul(o, w)", "Mul(o, a)")
+        model, _ = check(behind.replace("y = Mul(o, a)", "p = Mul(o, a)\ny = Tanh(p)"), FOLDED, a=a, u=(6, 6))
+        assert op_types(model) == ["MatMul", "Attention", "Tanh"]
+
+
+def test_attention_of_three_axes_has_its_heads_within_the_channels() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    g (double[B,3,{width}] q, double[B,5,8] k, double[B,5,6] z) => (double y) {{
+        h = Tanh(z)
+        v = Mul(h, a)
+        o = Attention<q_num_heads = {heads}, kv_num_heads = 2>(q, k, v)
+        y = MatMul(o, w)
+    }}"""
+    check(text.format(width=8, heads=2), FOLDED, a=(6,), w=(6, 3))
+    check(text.format(width=16, heads=4), kept("two-tensors"), a=(6,), w=(12, 3))
+
+
+def test_attention_with_a_cache_keeps_its_values() -> None:
+    """Those of the past would be in another frame; those that come out are for the next run."""
+    past = ", double[B,2,2,4] pk, double[B,2,2,6] pv"
+    cases = [
+        (past, "double y", "o = Attention(q, k, v, , pk, pv)", kept("two-tensors")),
+        (past, "double y, double f", "o, e, f = Attention(q, k, v, , pk, pv)", kept("two-tensors")),
+        ("", "double y, double[B,2,7,6] f", "o, e, f = Attention(q, k, v)", kept("two-tensors")),
+        ("", "double y", "o = Attention(q, k, v)", FOLDED),
+    ]
+    for more, outputs, attention, outcome in cases:
+        text = ATTENTION.format(heads=2, more=more, outputs=outputs, attention=attention)
+        _, plan = fold(build(text, a=(6,), w=(2, 6, 3)))
+        assert outcomes(plan) == [outcome]

@@ -27,7 +27,7 @@ def model(name: str, before: str, after: str) -> tuple[str, dict[str, tuple[int,
 
 
 def check(text: str, expected: Outcome, **constants: np.ndarray | tuple[int, ...]) -> onnx.ModelProto:
-    """As `tests.graphs.check`, but for the checker of onnx, which calls the GroupNormalization of opset 18 deprecated."""
+    """As `tests.graphs.check`, without onnx's checker, to which the GroupNormalization of opset 18 is deprecated."""
     model = build(text, **constants)
     after, plan = fold(model)
     assert outcomes(plan) == [expected], plan.sites

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes, partial, same_function
-from tests.rules.sandwich import DIRECTIONS, Direction, Norm, Sandwich
+from tests.rules.sandwich import DIRECTIONS, Direction, Sandwich
 
 ACTIVATIONS = {
     "Relu": "o = Relu(i)",

@@ -93,7 +93,10 @@ def test_a_scale_of_zero_passes_and_is_never_divided_by(product: str, outcome: O
 
 
 def test_a_scale_of_zero_with_a_shift_stays() -> None:
-    text = "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\nm = Add(n, b)\nk = Exp(x)\no = Mul(m, k)\ny = MatMul(o, w)\n}"
+    text = (
+        "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\n"
+        "m = Add(n, b)\nk = Exp(x)\no = Mul(m, k)\ny = MatMul(o, w)\n}"
+    )
     check(text, kept("two-tensors"), a=ZERO, b=(4,), w=(4, 3))
     check(text, partial("two-tensors"), a=(4,), b=(4,), w=(4, 3))
 

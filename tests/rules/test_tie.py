@@ -9,7 +9,10 @@ from tests.graphs import FOLDED, Outcome, as_float32, build, check, draw, fold, 
 from tests.rules.sandwich import Sandwich
 
 # i (B, 3, 4) is normed along its last axis; p is a condition, k another tensor that a weight writes.
-HEAD = "s = Sigmoid(x)\nhalf = Constant<value_float = 0.5>()\nd = Cast<to = 11>(half)\np = Greater(s, d)\nk = MatMul(x, v)\n"
+HEAD = (
+    "s = Sigmoid(x)\nhalf = Constant<value_float = 0.5>()\n"
+    "d = Cast<to = 11>(half)\np = Greater(s, d)\nk = MatMul(x, v)\n"
+)
 CONSTANTS = {
     "one": np.array(0.7),
     "channels": draw("channels", 4),
@@ -74,14 +77,20 @@ def test_backwards(text: str) -> None:
 
 
 def test_a_zero_scale_cannot_hold_a_constant() -> None:
-    text = f"g (double[B,3,4] x) => (double y) {{\n{HEAD}h = Tanh(x)\ni = Mul(h, a)\no = Where(p, i, one)\ny = MatMul(o, w)\n}}"
+    text = (
+        f"g (double[B,3,4] x) => (double y) {{\n{HEAD}h = Tanh(x)\n"
+        f"i = Mul(h, a)\no = Where(p, i, one)\ny = MatMul(o, w)\n}}"
+    )
     check(text, kept("zero-scale"), a=np.array([1.0, 0.0, 2.0, -1.0]), w=(4, 3), **CONSTANTS)
     check(text, FOLDED, a=(4,), w=(4, 3), **CONSTANTS)
 
 
 def test_a_mask_must_stay_within_its_type() -> None:
     """-3.4e38 divided by a small scale would become infinite."""
-    text = "g (float[B,4] x, bool[B,4] p) => (float y) {\nh = Tanh(x)\ni = Mul(h, a)\no = Where(p, i, low)\ny = MatMul(o, w)\n}"
+    text = (
+        "g (float[B,4] x, bool[B,4] p) => (float y) {\nh = Tanh(x)\n"
+        "i = Mul(h, a)\no = Where(p, i, low)\ny = MatMul(o, w)\n}"
+    )
     low = np.array(np.finfo(np.float32).min)
     for size, outcome in ((0.25, kept("scale-range")), (4.0, FOLDED)):
         given = {"a": np.full(4, size) * [1, -1, 1, 1.5], "low": low, "w": draw("w", 4, 3)}
