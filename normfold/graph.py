@@ -175,6 +175,10 @@ class Graph:
         self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[object, ...], Array] = {}
 
+    def nodes(self) -> Iterator[Node]:
+        """Every operator of the model as it is written, those of subgraphs included."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
+
     def readers(self, value: Value) -> list[Op]:
         """The operators that read `value`."""
         return self.consumers.get(value, [])

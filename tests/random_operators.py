@@ -235,7 +235,7 @@ class Chain:
     def more(self, x: str) -> str:
         shape = self.shapes[x]
         kind = self.upto(6)
-        if kind == 0:
+        if kind == 0 and shape:
             name = self.pick("ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
             return self.op(name, x, self.ints(self.upto(len(shape))), keepdims=self.upto(2))
         if kind == 1:

@@ -138,6 +138,9 @@ INTEGERS = {
     "QLinear": "q = QuantizeLinear(n, step, zero)\nk = QLinearMatMul(q, step, zero, wq, step, zero, step, zero)\n"
     "z = DequantizeLinear(k, step, zero)",
     "runtime's": "z = com.microsoft.DynamicQuantizeMatMul(n, wq, step, zero)",
+    "in a subgraph": "yes = Constant<value = bool {1}>()\nz0 = MatMul(n, w)\nz = If(yes) <\n"
+    "then_branch = t () => (float[B,3] v) { v0 = QuantizeLinear(z0, step, zero)\n"
+    "v = DequantizeLinear(v0, step, zero) },\nelse_branch = e () => (float[B,3] u) { u = Identity(z0) }>",
     "blocks": "z = com.microsoft.MatMulNBits<K = 4, N = 3>(n, wq, step)",
 }
 
