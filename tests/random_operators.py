@@ -62,7 +62,7 @@ class Chain:
             result = ReferenceEvaluator(node, opsets={"": OPSET}, new_ops=[ConvTranspose]).run(None, feeds)[0]
         except ValueError as error:  # a pooling window that holds padding alone
             raise Drawn from error
-        if result.size > LARGEST or result.ndim > 5 or result.size == 0:
+        if result.size > LARGEST or not 0 < result.ndim <= 5 or result.size == 0:
             raise Drawn
         self.nodes.append(node)
         self.shapes[output] = result.shape

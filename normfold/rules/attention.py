@@ -14,7 +14,7 @@ class AttentionRule(Rule):
     """`Y = softmax(scale * Q K^T + mask) V`: a scale on the channels of V is one on those of Y; no shift passes.
 
     Queries and keys meet in a product of two tensors and a softmax, and keep the identity. Values are (N, heads, S, C)
-    or (N, S, heads * C); they have as many heads as the queries, or each head the same frame. A cache of values holds
+    or (N, S, heads * C); where queries share them, Y is wider there, and a frame that differs between heads does not fit. A cache of values holds
     what other runs have written: then nothing passes.
     """
 
@@ -45,13 +45,9 @@ class AttentionRule(Rule):
         array = at.known[port]
         if array.shape[-2] != 1:
             return at.refuse("two-tensors", "contracts the channels of the norm with its probabilities")
-        if to_rank_of(at.graph, at.value(other), array) is None or (self._shares_heads(op) and array.shape[-1] != 1):
+        if to_rank_of(at.graph, at.value(other), array) is None:
             return at.refuse("two-tensors", "shares heads of its values among queries")
         return {other: array}
-
-    def _shares_heads(self, op: Op) -> bool:
-        """Whether the heads of 3-D values, which lie within their channels, are fewer than those of the queries."""
-        return op.integer("q_num_heads", 0) != op.integer("kv_num_heads", 0)
 
     def shift(self, at: Ports) -> Demands:
         if any(np.any(array != 0.0) for array in at.known.values()):

@@ -82,6 +82,17 @@ def test_einsum_takes_a_norm_behind_it(
     assert ("Mul" in op_types(model)) == (outcome is not FOLDED)
 
 
+@pytest.mark.parametrize(("equation", "weight"), [("bijk,kjn->bin", (5, 4, 6)), ("bijk,nkij->bn", (6, 5, 3, 4))])
+def test_a_frame_on_two_axes_lies_on_the_weight_as_its_letters_do(equation: str, weight: tuple[int, ...]) -> None:
+    text = f"""g (double[B,3,4,5] x) => (double y) {{
+        h = Tanh(x)
+        n = Mul(h, a)
+        z = Einsum<equation = "{equation}">(n, w)
+        y = Tanh(z)
+    }}"""
+    check(text, FOLDED, a=(4, 5), w=weight)
+
+
 def test_an_einsum_that_broadcasts_an_index_refuses() -> None:
     """numpy repeats an index of size 1: there is then no weight for each of its values."""
     text = (

@@ -115,6 +115,21 @@ def test_two_scales_meet_in_a_product() -> None:
         assert op_types(after).count("Mul") == int(product.startswith("Mul"))
 
 
+@pytest.mark.parametrize("product", ["Mul(h, n)", "Mul(n, h)", "Div(h, n)", "Div(n, h)"])
+def test_a_scale_behind_a_product_that_has_one_already(product: str) -> None:
+    """The operand that takes it takes it beside the scale of the other one."""
+    text = f"""g (double[B,4] x) => (double y) {{
+        h = MatMul(x, w)
+        k = Exp(x)
+        n = Mul(k, a)
+        o = {product}
+        m = Mul(o, b)
+        y = Tanh(m)
+    }}"""
+    after, _ = check(text, FOLDED, FOLDED, a=(4,), b=(4,), w=(4, 4))
+    assert op_types(after).count("Mul") == int(product.startswith("Mul"))
+
+
 def test_a_wider_constant_keeps_its_values() -> None:
     text = "g (double[1,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\no = Mul(n, rows)\ny = MatMul(o, w)\n}"
     check(text, FOLDED, a=(4,), rows=(3, 4), w=(4, 3), sizes=(1,))
