@@ -14,8 +14,8 @@ class AttentionRule(Rule):
     """`Y = softmax(scale * Q K^T + mask) V`: a scale on the channels of V is one on those of Y; no shift passes.
 
     Queries and keys meet in a product of two tensors and a softmax, and keep the identity. Values are (N, heads, S, C)
-    or (N, S, heads * C); where queries share them, Y is wider there, and a frame that differs between heads does not fit. A cache of values holds
-    what other runs have written: then nothing passes.
+    or (N, S, heads * C); where queries share them, Y is wider there, and a frame that differs between heads does not
+    fit. A cache of values holds what other runs have written: then nothing passes.
     """
 
     attributes = frozenset(

@@ -190,6 +190,19 @@ def test_both_operands_scaled() -> None:
     check(text, FOLDED, FOLDED, a=(2, 1, 5), d=(2, 1, 1), w=(2, 5, 6))
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_scale_behind_joins_the_one_that_its_operand_has(product: str) -> None:
+    text = TWO.format(
+        p="Softmax(x)",
+        v="MatMul(z, u)",
+        norm="p = Identity(p0)\nv = Mul(v0, a)",
+        product=PRODUCTS[product],
+        last="n = Mul(o, d)\ny = Tanh(n)",
+    )
+    after, _ = check(text, FOLDED, FOLDED, a=(5,), d=(5,), u=(5, 5))
+    assert "Mul" not in op_types(after)
+
+
 def test_a_broadcast_operand_gets_no_frame_of_an_axis_that_it_lacks() -> None:
     text = (
         "g (double[2,3,4] x, double[4,5] z) => (double y) {\nv = MatMul(z, u)\n"
