@@ -20,9 +20,11 @@ from normfold.names import Named, NormModule, name_sites, site_name
 from normfold.parallel import Merged, merges
 from normfold.placement import place_scale, place_shift
 from normfold.plan import Plan, ShiftPlace, Status
+from normfold.residual import residual_scales
 from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of
 from normfold.rules.normalize import NormalizeRule
+from normfold.rules.quantised import quantised
 from normfold.sites import collapse
 from normfold.stored import written_map
 from normfold.tied import Sharing
@@ -51,7 +53,7 @@ def analyse(
     only: Collection[str] | None = None,
     keep_tied: bool = False,
 ) -> Plan:
-    """Plan the folding of every norm in `model` (see `graph.prepare`), which is not changed.
+    """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
@@ -72,11 +74,18 @@ def analyse(
     graph = collapse(Graph(model, operators(model)))
     state = State(graph)
     sharing = Sharing(state, keep=keep_tied)
-    found = [(op, op.affine.frame) for op in graph.ops if op.affine is not None and op.affine.is_norm]
+    scales = residual_scales(graph)
+    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
+    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
     if norm_affine:
         found += [(op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
+    whole = quantised(graph)
     attempts = [
-        _fold(state, sharing, op, frame) if only is None or site_name(op, norms) in only else _left(op, frame)
+        _left(op, frame, whole)
+        if whole is not None
+        else _fold(state, sharing, op, frame)
+        if only is None or site_name(op, norms, scales.get(op)) in only
+        else _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
         for op, frame in found
     ]
     # A norm that stayed because of its cost may cost less now that the norms behind it have moved their shifts.
@@ -88,7 +97,7 @@ def analyse(
         written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
     )
     return Plan(
-        sites=name_sites(graph, [_outcome(state, attempt) for attempt in attempts], norms),
+        sites=name_sites(graph, [_outcome(state, attempt, scales.get(attempt.op)) for attempt in attempts], norms),
         frames={name_of(value): state.frame(value) for value in _moved(state)},
         maps=maps,
         edits=tuple(_edits(state)),
@@ -122,8 +131,8 @@ def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
     return attempt
 
 
-def _left(op: Op, frame: Frame) -> _Attempt:
-    return _Attempt(op, frame, {"scale": Refuse("not-asked", "other norms were asked for (--only)")})
+def _left(op: Op, frame: Frame, refused: Refuse) -> _Attempt:
+    return _Attempt(op, frame, {"scale": refused})
 
 
 def _stayed_for_cost(attempt: _Attempt) -> bool:
@@ -157,13 +166,13 @@ def _own_frame(graph: Graph, op: Op) -> Frame | None:
     return rule.own_frame(graph, op, len(dims))
 
 
-def _outcome(state: State, attempt: _Attempt) -> Named:
+def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
     refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
     status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
     into = [op.name for op in dict.fromkeys(attempt.reached) if op is not attempt.op and _takes(state, op)]
     into = list(dict.fromkeys(into))
     channels = _channels(attempt.frame)
-    return Named(attempt.op, status, refused, tuple(into), channels, attempt.shift, attempt.shift_elements)
+    return Named(attempt.op, status, refused, tuple(into), channels, attempt.shift, attempt.shift_elements, behind)
 
 
 def _takes(state: State, op: Op) -> bool:

@@ -175,6 +175,10 @@ class Graph:
         self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[Hashable, ...], Array] = {}
 
+    def nodes(self) -> Iterator[Node]:
+        """Every operator of the model as it is written, those of subgraphs included."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
+
     def readers(self, value: Value) -> list[Op]:
         """The operators that read `value`."""
         return self.consumers.get(value, [])
@@ -229,25 +233,31 @@ class Graph:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
 
-    def product(self, of: Value, shift: Array, compute: Callable[[], Array]) -> Array:
+    def product(self, of: Hashable, shift: Array, compute: Callable[[], Array]) -> Array:
         """What `compute` makes of a shift for `of`; kept: it reads a whole weight and is asked for several times."""
         key = (of, shift.shape, shift.tobytes())
         if key not in self._products:
             self._products[key] = compute()
         return self._products[key]
 
-    def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
-        """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64."""
+    def contract(
+        self, weight: Value, shift: Array, axes: tuple[str, ...], source: tuple[str, ...], output: tuple[str, ...]
+    ) -> Array:
+        """`shift`, with `source` naming its axes, contracted with the weight, whose axes are `axes`; float64.
+
+        The shift is spread over the axes that the weight has too.
+        """
 
         def compute() -> Array:
             matrix = self.constant(weight)
-            size = matrix.shape[-2] if from_left else matrix.shape[-1]
-            full = np.broadcast_to(shift, (*shift.shape[:-2], *((1, size) if from_left else (size, 1))))
-            found: Array = full @ matrix if from_left else matrix @ full
+            sizes = dict(zip(axes, matrix.shape, strict=True))
+            spread = [max(size, sizes.get(axis, 1)) for size, axis in zip(shift.shape, source, strict=True)]
+            letter = {axis: chr(ord("a") + index) for index, axis in enumerate(dict.fromkeys((*source, *axes)))}
+            left, right, out = ("".join(letter[axis] for axis in row) for row in (source, axes, output))
+            found: Array = np.einsum(f"{left},{right}->{out}", np.broadcast_to(shift, spread), matrix, optimize=True)
             return found
 
-        # A square weight may stand on either side.
-        return self.product(weight, shift if from_left else shift[None], compute)
+        return self.product((weight, axes, source, output), shift, compute)
 
     def size(self, value: Value) -> int:
         """Elements of `value` at size 1 of every dynamic axis."""

@@ -51,7 +51,10 @@ class NormModule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The outcome of folding one operator, before it has a norm's name."""
+    """The outcome of folding one operator, before it has a norm's name.
+
+    behind: the norm in front of which it scales a residual stream, where it is no norm itself (DeepNorm).
+    """
 
     op: Op
     status: Status
@@ -60,6 +63,7 @@ class Named:
     channels: int
     shift: ShiftPlace | None = None
     shift_elements: int = 0
+    behind: Op | None = None
 
 
 def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
@@ -69,7 +73,7 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     seen: set[str] = set()
     attempted = {outcome.op for outcome in outcomes}
     for outcome in outcomes:
-        site = _site(outcome, modules)
+        site = _site(outcome, norms)
         seen.add(site.name)
         sites.append((outcome.op.index, site))
     for op in graph.ops:
@@ -82,15 +86,19 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     return tuple(site for _, site in sites) + tuple(_unseen(graph, norm) for norm in norms if norm.name not in seen)
 
 
-def site_name(op: Op, norms: Sequence[NormModule]) -> str:
-    """The name that `name_sites` gives to the site of `op`."""
+def site_name(op: Op, norms: Sequence[NormModule], behind: Op | None = None) -> str:
+    """The name that `name_sites` gives to the site of `op`; behind: see `Named`."""
+    if behind is not None:
+        return f"{site_name(behind, norms)}.alpha"
     owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
     return op.name if owner is None else owner[0]
 
 
-def _site(outcome: Named, modules: dict[str, NormModule]) -> Site:
-    nodes = _nodes(outcome.op)
+def _site(outcome: Named, norms: Sequence[NormModule]) -> Site:
+    nodes, modules = _nodes(outcome.op), {norm.name: norm for norm in norms}
     name, kind = _owner(nodes, modules) or (outcome.op.name, _kind(nodes))
+    if outcome.behind is not None:
+        name, kind = site_name(outcome.op, norms, outcome.behind), "DeepNorm"
     status, code, reason = outcome.status, None, None
     if outcome.refused is not None:
         code, reason = outcome.refused.code, outcome.refused.reason

@@ -81,8 +81,8 @@ def ort_values(arrays: Mapping[str, Array]) -> dict[str, Any]:
 def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] | None = None) -> Any:
     """A quiet session. Raises GraphError when the graph is refused, CannotJudgeError when the provider is not there.
 
-    initializers: `ort_values` to take the place of the graph's own; the session reads them as long as it lives, and does
-    not keep them alive.
+    initializers: `ort_values` to take the place of the graph's own; the session reads them as long as it lives, and
+    does not keep them alive.
     """
     import onnxruntime as ort
 

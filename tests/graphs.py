@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from normfold.analysis import analyse
 from normfold.graph import prepare
@@ -28,15 +30,38 @@ def parse(text: str, **constants: NDArray[np.generic]) -> onnx.ModelProto:
     return model
 
 
-def fold(model: onnx.ModelProto, **options: bool) -> tuple[onnx.ModelProto, Plan]:
+def fold(model: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, Plan]:
     graph = prepare(ir.from_proto(model))
     plan = analyse(graph, **options)
     return ir.to_proto(rewrite(graph, plan)), plan
 
 
+class ConvTranspose(OpRun):  # type: ignore[misc]
+    """The definition, tap by tap: the reference implementation of onnx 1.22 does not know groups."""
+
+    op_domain = ""
+
+    def _run(self, x, w, bias=None, **given):  # type: ignore[no-untyped-def]
+        rank, groups = x.ndim - 2, given.get("group") or 1
+        strides, dilations = (given.get(name) or [1] * rank for name in ("strides", "dilations"))
+        pads, extra = given.get("pads") or [0] * 2 * rank, given.get("output_padding") or [0] * rank
+        assert given.get("auto_pad") in (None, "NOTSET", "VALID") and given.get("output_shape") is None
+        sizes = zip(x.shape[2:], w.shape[2:], strides, dilations, extra, strict=True)
+        out = np.zeros((len(x), groups, w.shape[1], *((n - 1) * s + (k - 1) * d + 1 + e for n, k, s, d, e in sizes)))
+        apart = x.reshape(len(x), groups, -1, *x.shape[2:])
+        weight = w.reshape(groups, -1, *w.shape[1:])
+        for taps in np.ndindex(*w.shape[2:]):
+            places = zip(taps, x.shape[2:], strides, dilations, strict=True)
+            at = tuple(slice(k * d, k * d + (n - 1) * s + 1, s) for k, n, s, d in places)
+            out[(..., *at)] += np.einsum("ngi...,gio->ngo...", apart, weight[(..., *taps)])
+        out = out.reshape(len(x), -1, *out.shape[3:])
+        out = out[(..., *(slice(pads[k], out.shape[2 + k] - pads[k + rank]) for k in range(rank)))]
+        return ((out if bias is None else out + bias.reshape(-1, *[1] * rank)).astype(x.dtype),)
+
+
 def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     """Outputs by the onnx project's reference implementation, in the model's own precision."""
-    return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, dict(feeds))]
+    return [np.asarray(a) for a in ReferenceEvaluator(model, new_ops=[ConvTranspose]).run(None, dict(feeds))]
 
 
 def session(model: Path | bytes) -> ort.InferenceSession:

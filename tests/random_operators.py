@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from tests.graphs import ConvTranspose
+
 OPSET = 20
 LARGEST = 400  # elements
 
@@ -55,12 +57,12 @@ class Chain:
         """Append an operator; its output's shape is found by running it."""
         output = f"{op_type.lower()}_{len(self.nodes)}"
         node = helper.make_node(op_type, list(inputs), [output], **attributes)
-        feeds = {n: self.constants.get(n, np.zeros(self.shapes.get(n, ()))) for n in dict.fromkeys(inputs)}
+        feeds = {n: self.constants.get(n, np.ones(self.shapes.get(n, ()))) for n in dict.fromkeys(inputs)}
         try:
-            result = ReferenceEvaluator(node, opsets={"": OPSET}).run(None, feeds)[0]
+            result = ReferenceEvaluator(node, opsets={"": OPSET}, new_ops=[ConvTranspose]).run(None, feeds)[0]
         except ValueError as error:  # a pooling window that holds padding alone
             raise Drawn from error
-        if result.size > LARGEST or result.ndim > 5 or result.size == 0:
+        if result.size > LARGEST or not 0 < result.ndim <= 5 or result.size == 0:
             raise Drawn
         self.nodes.append(node)
         self.shapes[output] = result.shape
@@ -197,6 +199,61 @@ class Chain:
             return self.op("LayerNormalization", x, self.normal(shape[-1]), *bias, epsilon=2.0**-7)
         return self.op("Tanh", x)
 
+    def product(self, x: str) -> str:
+        """A contraction or a product with a computed tensor, or an Einsum with a weight."""
+        shape = self.shapes[x]
+        kind = self.upto(4)
+        if kind == 0 and len(shape) >= 2:
+            gate = self.op("Exp", self.op("Tanh", x))
+            return self.op(self.pick("Mul", "Div"), x, gate)
+        if kind == 1 and len(shape) >= 2:
+            probabilities = self.op("Softmax", self.normal(*shape[:-2], 4, shape[-2]))
+            mixed = self.op("Add", probabilities, self.op("ReduceMean", self.op("Tanh", x), keepdims=1))
+            return self.op("MatMul", mixed, x)
+        if kind == 2 and 2 <= len(shape) <= 4:
+            axes, out = "abcd"[: len(shape)], self.upto(len(shape))
+            equation = f"{axes},{axes[out]}e->{axes.replace(axes[out], '')}e"
+            return self.op("Einsum", x, self.normal(shape[out], 4), equation=equation)
+        y = self.op("Tanh", x)
+        return self.op("Mul", *((x, y) if self.chance(0.5) else (y, x)))
+
+    def tie(self, x: str) -> str:
+        kind = self.upto(5)
+        other = self.op("Tanh", x) if self.chance(0.3) else x
+        if kind == 0:
+            constant = self.normal(*[1, self.shapes[x][-1]][: self.upto(3)][-1:])
+            return self.op(self.pick("Max", "Min"), *((x, constant) if self.chance(0.5) else (constant, x)))
+        if kind == 1:
+            condition = self.constant(self.rng.random(self.shapes[x]) < 0.5)
+            return self.op("Where", condition, x, self.normal() if self.chance(0.5) else other)
+        if kind == 2:
+            return self.op("Clip", x, self.constant(0.0 if self.chance(0.5) else -0.5))
+        if kind == 3:
+            return self.op(self.pick("Sum", "Mean"), x, other, x)
+        return self.op(self.pick("Max", "Min"), x, other)
+
+    def more(self, x: str) -> str:
+        shape = self.shapes[x]
+        kind = self.upto(6)
+        if kind == 0 and shape:
+            name = self.pick("ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
+            return self.op(name, x, self.ints(self.upto(len(shape))), keepdims=self.upto(2))
+        if kind == 1:
+            return self.op("Tile", x, self.ints(*(1 + self.upto(2) for _ in shape)))
+        if kind == 2 and len(shape) >= 3:
+            taps, groups = [1 + self.upto(2) for _ in shape[2:]], shape[1] if self.chance(0.4) else 1
+            attributes = {"strides": [1 + self.upto(2) for _ in taps], "group": groups}
+            return self.op("ConvTranspose", x, self.normal(shape[1], 2, *taps), **attributes)
+        if kind == 3 and len(shape) >= 3 and shape[1] > 1:
+            weights = self.normal(shape[1]), self.normal(shape[1])
+            return self.op("InstanceNormalization", x, *weights, epsilon=2.0**-7)
+        if kind == 4 and len(shape) == 4:
+            name = self.pick("DepthToSpace", "SpaceToDepth")
+            if (name == "DepthToSpace" and shape[1] % 4) or (name == "SpaceToDepth" and (shape[2] % 2 or shape[3] % 2)):
+                raise Drawn
+            return self.op(name, x, blocksize=2)
+        return self.op("Abs", x)
+
     def join(self, x: str) -> str:
         names = list(self.shapes)
         y = names[self.upto(len(names))]
@@ -208,9 +265,12 @@ class Chain:
 
     def grow(self, steps: int) -> str:
         x = "x"
-        kinds: Sequence[Callable[[str], str]] = (self.norm, self.linear, self.layout, self.join, self.other)
+        kinds: Sequence[Callable[[str], str]] = (
+            *(self.norm, self.linear, self.layout, self.join, self.other),
+            *(self.product, self.tie, self.more),
+        )
         for _ in range(steps):
-            kind = kinds[int(self.rng.choice(len(kinds), p=[0.3, 0.22, 0.24, 0.12, 0.12]))]
+            kind = kinds[int(self.rng.choice(len(kinds), p=[0.28, 0.18, 0.18, 0.08, 0.08, 0.07, 0.06, 0.07]))]
             try:
                 x = kind(x)
             except Drawn:

@@ -116,6 +116,26 @@ CASES = {
         {"v": draw("v", 1024) + draw("w", 1024, 1)},
         run=False,
     ),
+    "uneven-taps": Case(
+        graph(NORM + "y = ConvTranspose<strides = [2]>(n, w, c)", "double[B,4,5] x"),
+        {**ROWS, "w": (4, 3, 2)},
+        ("strides = [2]", "strides = [1]"),
+        {"w": (4, 3, 1)},
+        status="partial",
+    ),
+    "one-bound": Case(
+        graph(f"{SCALE}o = Clip(n, low)\n{READ}"),
+        {**POSITIVE, "low": np.array(0.3)},
+        twin_constants={"low": np.array(0.0)},
+    ),
+    "quantised": Case(
+        graph(
+            f"{SCALE}k = MatMul(n, w)\nq = {{0}}\ny = Mul(q, c)".replace("{0}", "DequantizeLinear(p, s)"),
+            "double[B,4] x, uint8[B,3] p",
+        ).replace("y = Mul(q, c)", "r = Cast<to = 11>(q)\ny = Add(k, r)"),
+        {**A, "s": np.array(0.5, np.float32)},
+        ("DequantizeLinear(p, s)", "Cast<to = 1>(p)"),
+    ),
     "fill-value": Case(
         graph(f"{SCALE}o = Pad(n, p, v)\ny = Conv(o, w, c)", "double[B,4,5] x"),
         {**ROWS, "p": ints(0, 0, 1, 0, 0, 1), "v": np.array(3.0)},

@@ -9,13 +9,19 @@ import numpy as np
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op
+from normfold.rules.attention import AttentionRule
 from normfold.rules.base import Rule
+from normfold.rules.contract import EinsumRule, MatMulRule
 from normfold.rules.join import JoinRule
 from normfold.rules.layout import AxisMap, CarryRule, PadRule, expand, gather, pad, reshape, same, slices, transpose
-from normfold.rules.linear import ConvRule, GemmRule, MatMulRule
-from normfold.rules.normalize import NormalizeRule
+from normfold.rules.linear import ConvRule, GemmRule
+from normfold.rules.normalize import ChannelNormalizeRule, NormalizeRule
 from normfold.rules.pointwise import AffineRule, SumRule
-from normfold.rules.reduce import averaged, counts_padding, pooled, pooled_to_one
+from normfold.rules.product import ProductRule
+from normfold.rules.reduce import averaged, counts_padding, pooled, pooled_to_one, summed
+from normfold.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
+from normfold.rules.tie import ClipRule, TieRule
+from normfold.rules.transposed import ConvTransposeRule
 
 
 def _between_float_types(graph: Graph, op: Op) -> Refuse | None:
@@ -52,18 +58,48 @@ def _zero_stays_zero(graph: Graph, op: Op) -> Refuse | None:
     return Refuse("shift-meets-activation", f"{op.label}: a shift moves the point where it bends")
 
 
-_POOL = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "storage_order", "strides")
+def _powers_mix(graph: Graph, op: Op) -> Refuse | None:
+    return Refuse("shift-meets-activation", f"{op.label}: works on the sizes of its elements, which a shift changes")
+
+
+_RESIZE = (
+    "antialias",
+    "axes",
+    "coordinate_transformation_mode",
+    "cubic_coeff_a",
+    "exclude_outside",
+    "extrapolation_value",
+    "keep_aspect_ratio_policy",
+    "mode",
+    "nearest_mode",
+)
+_REDUCE = ("axes", "keepdims", "noop_with_empty_axes")
+_WINDOW = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
+_POOL = (*_WINDOW, "storage_order")
 
 TABLE: dict[str, Rule] = {
     "Affine": AffineRule(),
     "Add": SumRule(+1.0),
     "Sub": SumRule(-1.0),
+    "Sum": SumRule(),
+    "Mean": SumRule(mean=True),
+    "Mul": ProductRule(+1.0),
+    "Div": ProductRule(-1.0),
+    "Where": TieRule(first=1, positive=False),
+    "Min": TieRule(first=0, positive=True),
+    "Max": TieRule(first=0, positive=True),
+    "Clip": ClipRule(),
     "MatMul": MatMulRule(),
+    "Einsum": EinsumRule(),
+    "Attention": AttentionRule(),
     "Gemm": GemmRule(),
     "Conv": ConvRule(),
+    "ConvTranspose": ConvTransposeRule(),
     "Gather": CarryRule(gather, attributes=["axis"]),
     "LayerNormalization": NormalizeRule(centred=True),
     "RMSNormalization": NormalizeRule(centred=False),
+    "InstanceNormalization": ChannelNormalizeRule(grouped=False),
+    "GroupNormalization": ChannelNormalizeRule(grouped=True),
     "Identity": CarryRule(same),
     "Dropout": CarryRule(_inactive, attributes=["seed", "ratio"]),
     "Cast": CarryRule(same, attributes=["to", "saturate", "round_mode"], scale=_between_float_types),
@@ -84,7 +120,19 @@ TABLE: dict[str, Rule] = {
     "GlobalMaxPool": CarryRule(pooled_to_one, positive=True),
     "AveragePool": CarryRule(pooled, attributes=[*_POOL, "count_include_pad"], shift=counts_padding),
     "GlobalAveragePool": CarryRule(pooled_to_one),
-    "ReduceMean": CarryRule(averaged, attributes=["axes", "keepdims", "noop_with_empty_axes"]),
+    "LpPool": CarryRule(pooled, attributes=[*_WINDOW, "p"], absolute=True, shift=_powers_mix),
+    "GlobalLpPool": CarryRule(pooled_to_one, attributes=["p"], absolute=True, shift=_powers_mix),
+    "Abs": CarryRule(same, absolute=True, shift=_powers_mix),
+    "ReduceMean": CarryRule(averaged, attributes=_REDUCE),
+    "ReduceSum": CarryRule(averaged, attributes=_REDUCE, times=summed),
+    "ReduceMax": CarryRule(averaged, attributes=_REDUCE, positive=True),
+    "ReduceMin": CarryRule(averaged, attributes=_REDUCE, positive=True),
+    "ReduceL1": CarryRule(averaged, attributes=_REDUCE, absolute=True, shift=_powers_mix),
+    "ReduceL2": CarryRule(averaged, attributes=_REDUCE, absolute=True, shift=_powers_mix),
+    "Tile": CarryRule(tiled),
+    "Resize": CarryRule(resized, attributes=_RESIZE, shift=weighs_unevenly),
+    "DepthToSpace": CarryRule(depth_to_space, attributes=["blocksize", "mode"]),
+    "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
 }
 
 # They read a tensor's shape, never its content.

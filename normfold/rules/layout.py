@@ -248,7 +248,8 @@ def pad(graph: Graph, op: Op) -> AxisMap | Refuse:
 class CarryRule(Rule):
     """Carries a frame along an `AxisMap`. On a constant input it is the constant that changes.
 
-    positive: only scales above 0 pass. shift: why a shift does not pass on, or None.
+    positive: only scales above 0 pass. absolute: of a scale its size passes. shift: why a shift does not pass on, or
+    None. times: by what a shift is multiplied on its way.
     """
 
     def __init__(
@@ -257,24 +258,33 @@ class CarryRule(Rule):
         *,
         attributes: Iterable[str] = (),
         positive: bool = False,
+        absolute: bool = False,
         scale: Callable[[Graph, Op], Refuse | None] | None = None,
         shift: Callable[[Graph, Op], Refuse | None] | None = None,
+        times: Callable[[Graph, Op], float | Refuse] | None = None,
     ) -> None:
         self.axis_map = axis_map
         self.attributes = frozenset(attributes)
         self.positive = positive
+        self.absolute = absolute
         self.scale_stops = scale
         self.shift_stops = shift
+        self.shift_times = times
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         if 0 not in self.ports(costs.graph, op):
             return 0.0
-        blocked = self.shift_stops is not None and self.shift_stops(costs.graph, op) is not None
+        blocked = isinstance(self._multiple(costs.graph, op), Refuse)
         return math.inf if blocked else costs.writer_cost(value_at(op, 0))
 
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
-        blocked = self.shift_stops is not None and self.shift_stops(costs.graph, op) is not None
-        return not blocked and costs.absorbs_shift(op.output)
+        return not isinstance(self._multiple(costs.graph, op), Refuse) and costs.absorbs_shift(op.output)
+
+    def _multiple(self, graph: Graph, op: Op) -> float | Refuse:
+        """By what a shift is multiplied on its way, or why none passes."""
+        if self.shift_stops is not None and (stopped := self.shift_stops(graph, op)):
+            return stopped
+        return 1.0 if self.shift_times is None else self.shift_times(graph, op)
 
     def scale(self, at: Ports) -> Demands:
         if self.scale_stops is not None and (stopped := self.scale_stops(at.graph, at.op)):
@@ -284,13 +294,21 @@ class CarryRule(Rule):
                 return at.refuse("negative-scale", "a negative or zero scale does not pass through it")
             if 0 not in self.ports(at.graph, at.op) and np.any(array == 0.0):
                 return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
-        return self._carry(at)
+        if not self.absolute:
+            return self._carry(at)
+        if 0 not in at.known and np.any(at.known[OUT] <= 0.0):
+            return at.refuse("negative-scale", "what it writes is never negative")
+        carried = self._carry(at)
+        return carried if isinstance(carried, Refuse) else {port: np.abs(array) for port, array in carried.items()}
 
     def shift(self, at: Ports) -> Demands:
-        moved = any(np.any(array != 0.0) for array in at.known.values())
-        if moved and self.shift_stops is not None and (stopped := self.shift_stops(at.graph, at.op)):
-            return stopped
-        return self._carry(at)
+        multiple = self._multiple(at.graph, at.op)
+        if isinstance(multiple, Refuse):
+            return multiple if any(np.any(array != 0.0) for array in at.known.values()) else self._carry(at)
+        carried = self._carry(at)
+        if isinstance(carried, Refuse):
+            return carried
+        return {port: array * multiple if port == OUT else array / multiple for port, array in carried.items()}
 
     def _carry(self, at: Ports) -> Demands:
         mapped = self.axis_map(at.graph, at.op)
@@ -309,7 +327,9 @@ class CarryRule(Rule):
         mapped = self.axis_map(graph, op)
         assert not isinstance(mapped, Refuse)
         scale, shift = mapped.backward(frame(op.output).scale), mapped.backward(frame(op.output).shift)
+        multiple = self._multiple(graph, op)
         assert not isinstance(scale, Refuse) and not isinstance(shift, Refuse)
+        shift = shift if isinstance(multiple, Refuse) else shift / multiple
         yield rescaled_constant(op, 0, Frame(scale, shift))
 
 

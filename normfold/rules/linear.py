@@ -1,4 +1,4 @@
-"""Operators with a constant weight: they absorb any frame.
+"""Gemm and Conv, with a constant weight: they absorb any frame.
 
 `out = x W + b` with `x = s_in * x' + t_in` and `out = s_out * out' + t_out` is `out' = x' W' + b'` for
 `W' = diag(s_in) W diag(1 / s_out)` and `b' = (b + t_in W - t_out) / s_out`. No s_out may be 0; s_in may.
@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from normfold.errors import InternalError
-from normfold.frame import Array, Refuse, compress, to_rank, total
+from normfold.frame import Array, Refuse, compress, total
 from normfold.graph import Graph, Op, Value
 from normfold.rules.base import (
     OUT,
@@ -31,100 +30,6 @@ from normfold.rules.base import (
     value_at,
 )
 from normfold.rules.windows import convolve, map_elements, spatial, window
-
-
-class MatMulRule(Rule):
-    """MatMul with one constant operand. It has no bias: a shift passes on to a bias behind it, or costs an Add."""
-
-    def _weight(self, graph: Graph, op: Op) -> int | None:
-        """The input that holds the weight."""
-        constant = [k for k in (0, 1) if (v := op.inputs[k]) is not None and graph.is_constant(v)]
-        return constant[0] if len(constant) == 1 else None
-
-    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
-        weight = self._weight(graph, op)
-        return (0, 1, OUT) if weight is None else (1 - weight, OUT)
-
-    def _factor(self, at: Ports, port: int, array: Array) -> Array | Refuse:
-        """What `array` on a port multiplies the weight by: rows for the contracted channels, columns for the others."""
-        weight = self._weight(at.graph, at.op)
-        if weight is None:
-            return at.refuse("two-tensors", "multiplies two tensors, neither of them constant")
-        value = at.op.inputs[weight]
-        assert value is not None
-        dims = at.graph.dims(value)
-        other = at.graph.dims(at.value(1 - weight))
-        if dims is None or other is None or min(len(dims), len(other)) < 2:
-            return at.refuse("unknown-shape", "an operand is a vector, or of unknown rank")
-        if array.shape[-2 if weight == 1 else -1] != 1:
-            return at.refuse("not-contracted", "does not contract the channels of the norm")
-        factor = to_rank(np.swapaxes(array, -1, -2) if port != OUT else array, len(dims))
-        if factor is None or any(size not in (1, dim.size) for size, dim in zip(factor.shape, dims, strict=True)):
-            return at.refuse("not-contracted", "uses one weight for tensors that would need different ones")
-        return factor
-
-    def scale(self, at: Ports) -> Demands:
-        for port, array in at.known.items():
-            factor = self._factor(at, port, array)
-            if isinstance(factor, Refuse):
-                return factor
-            if port == OUT and np.any(array == 0.0):
-                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
-
-    def shift(self, at: Ports) -> Demands:
-        for port, array in at.known.items():
-            factor = self._factor(at, port, array)
-            if isinstance(factor, Refuse):
-                return factor
-        source = next(port for port in self.ports(at.graph, at.op) if port != OUT)
-        if source in at.known and OUT not in at.known and at.costs.absorbs_shift(at.op.output):
-            return {OUT: self._through(at.graph, at.op, at.known[source])}
-        return {}
-
-    def _through(self, graph: Graph, op: Op, shift: Array) -> Array:
-        """What a shift of the input adds to the output: t W, of the output's rank."""
-        weight = self._weight(graph, op)
-        assert weight is not None
-        return graph.contract(value_at(op, weight), shift, from_left=weight == 1)
-
-    def _bias(self, graph: Graph, op: Op, incoming: Array, outgoing: Array) -> Array | None:
-        """What the output lacks once both shifts are in place; None when they cancel."""
-        if not np.any(incoming) and not np.any(outgoing):
-            return None
-        rest = total(self._through(graph, op, incoming), -outgoing)
-        return rest if np.any(rest) else None
-
-    def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
-        weight = self._weight(graph, op)
-        source = None if weight is None else op.inputs[1 - weight]
-        if source is None:
-            return 0
-        return 0 if self._bias(graph, op, shift(source), shift(op.output)) is None else graph.size(op.output)
-
-    def writer_cost(self, costs: Costs, op: Op) -> float:
-        if self._weight(costs.graph, op) is None:
-            return math.inf
-        return 0.0 if self.added_elements(costs.graph, op, costs.shift) else float(costs.graph.size(op.output))
-
-    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
-        return self._weight(costs.graph, op) is not None and costs.absorbs_shift(op.output)
-
-    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight = self._weight(graph, op)
-        if weight is None:
-            return
-        source, matrix = op.inputs[1 - weight], op.inputs[weight]
-        assert source is not None and matrix is not None
-        incoming, outgoing = frame(source), frame(op.output)
-        rank = len(graph.dims(matrix) or ())
-        rows, columns = to_rank(np.swapaxes(incoming.scale, -1, -2), rank), to_rank(outgoing.scale, rank)
-        assert rows is not None and columns is not None
-        if np.any(rows != 1.0) or np.any(columns != 1.0):
-            yield NewConstant(name_of(op.output), weight, name_of(matrix), times=rows, over=columns)
-        bias = self._bias(graph, op, incoming.shift, outgoing.shift)
-        if bias is not None:
-            yield NewAdd(name_of(op.output), bias / outgoing.scale)
 
 
 class GemmRule(Rule):

@@ -1,4 +1,4 @@
-"""LayerNormalization and RMSNormalization: their statistic stays, their weight and bias absorb."""
+"""Normalizations by a statistic of the input: the statistic stays, their weight and bias absorb."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from normfold.frame import Array, Frame, Refuse
-from normfold.graph import Graph, Op, Value
+from normfold.graph import Graph, Op, Value, opset
 from normfold.rules.base import (
     OUT,
     Costs,
@@ -20,6 +20,7 @@ from normfold.rules.base import (
     Ports,
     Rule,
     name_of,
+    only_along,
 )
 
 # Defaults of the ONNX specification.
@@ -104,6 +105,83 @@ class NormalizeRule(Rule):
         if np.any(shift != 0.0) or (bias is not None and np.any(scale != 1.0)):
             source = None if bias is None else name_of(bias)
             yield NewConstant(name_of(op.output), 2, source, over=scale, add=-shift / scale)
+
+
+class ChannelNormalizeRule(Rule):
+    """`w * (x - mean) / sqrt(var + eps) + b` over a group of channels, or each channel (Instance-).
+
+    Input: one scale s > 0, `eps' = eps / s^2`; the mean takes one shift for all channels of a group with it. Output:
+    any, along the channels; before opset 21 GroupNormalization has one w and b for each group only.
+    """
+
+    def __init__(self, *, grouped: bool) -> None:
+        self.grouped = grouped
+        self.attributes = frozenset({"epsilon", "num_groups", "stash_type"} if grouped else {"epsilon"})
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        return 0.0
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return not self.grouped
+
+    def _fits(self, at: Ports) -> Refuse | None:
+        weight, bias = parameters(at.op)
+        if any(value is None or not at.graph.is_constant(value) for value in (weight, bias)):
+            return at.refuse("two-tensors", "its weight or its bias is not a constant")
+        if not all(only_along(array, (1,)) for array in at.known.values()):
+            return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
+        if OUT in at.known and self._by_group(at.graph, at.op) and not _same_within(at.known[OUT], _groups(at.op)):
+            return at.refuse("statistic", "has one weight for channels in different frames")
+        return None
+
+    def _by_group(self, graph: Graph, op: Op) -> bool:
+        return self.grouped and opset(graph.model) < 21
+
+    def scale(self, at: Ports) -> Demands:
+        if refused := self._fits(at):
+            return refused
+        if 0 in at.known and not np.all(at.known[0] == at.known[0].flat[0]):
+            return at.refuse("statistic", "adds one epsilon to the variances of channels in different frames")
+        if 0 in at.known and np.any(at.known[0] <= 0.0):
+            return at.refuse("negative-scale", "a negative or zero scale does not pass through its statistic")
+        if OUT in at.known and np.any(at.known[OUT] == 0.0):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        return {}
+
+    def shift(self, at: Ports) -> Demands:
+        if refused := self._fits(at):
+            return refused
+        if 0 in at.known and self.grouped and not _same_within(at.known[0], _groups(at.op)):
+            return at.refuse("statistic", "computes its statistic over channels in different frames")
+        return {}
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        weight, bias = parameters(op)
+        assert weight is not None and bias is not None and op.inputs[0] is not None
+        size, outgoing = float(frame(op.inputs[0]).scale.flat[0]), frame(op.output)
+        if size != 1.0:
+            yield NewAttribute(name_of(op.output), "epsilon", op.number("epsilon", EPSILON) / size**2)
+        scale, shift = (half.reshape(-1) for half in (outgoing.scale, outgoing.shift))
+        if self._by_group(graph, op):
+            scale, shift = (half if half.size == 1 else half.reshape(_groups(op), -1)[:, 0] for half in (scale, shift))
+        if np.any(scale != 1.0):
+            yield NewConstant(name_of(op.output), 1, name_of(weight), over=scale)
+        if np.any(shift != 0.0) or np.any(scale != 1.0):
+            yield NewConstant(name_of(op.output), 2, name_of(bias), over=scale, add=-shift / scale)
+
+
+def _groups(op: Op) -> int:
+    return op.integer("num_groups", 1)
+
+
+def _same_within(array: Array, groups: int) -> bool:
+    """Whether an array along the channels is the same within each group."""
+    if array.size == 1:
+        return True
+    if array.size % groups:
+        return False
+    parts = array.reshape(groups, -1)
+    return bool(np.all(parts == parts[:, :1]))
 
 
 def parameters(op: Op) -> tuple[Value | None, Value | None]:

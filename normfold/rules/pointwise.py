@@ -81,29 +81,38 @@ class AffineRule(Rule):
 
 
 class SumRule(Rule):
-    """`z = x + sign * y` of two tensors ties them: one scale for all three, and t_z = t_x + sign * t_y.
+    """`z = sum of w_k x_k` of several tensors ties them: one scale for all, and t_z = sum of w_k t_k.
 
-    The shifts leave a choice. One that arrives on x goes no further when y's writer has a bias to take it; otherwise z
-    carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
+    The shifts leave a choice. One that arrives on x_k goes no further when another operand's writer has a bias to take
+    it; otherwise z carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
+    sign: of all operands but the first. mean: the sum is divided by the number of operands.
     """
 
     late = True
 
-    def __init__(self, sign: float) -> None:
+    def __init__(self, sign: float = 1.0, *, mean: bool = False) -> None:
         self.sign = sign
+        self.mean = mean
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
-        return (0, 1, OUT)
+        return (*self._operands(op), OUT)
+
+    def _operands(self, op: Op) -> tuple[int, ...]:
+        return tuple(range(len(op.inputs)))
+
+    def _weight(self, op: Op, port: int) -> float:
+        sign = self.sign if port else 1.0
+        return sign / len(op.inputs) if self.mean else sign
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
-        return min(costs.writer_cost(value_at(op, port)) for port in (0, 1))
+        return min(costs.writer_cost(value_at(op, port)) for port in self._operands(op))
 
     def scale(self, at: Ports) -> Demands:
         if constant := _constant_operand(at):
             return constant
         demands: dict[int, Array] = {}
         for array in at.known.values():
-            for port in (0, 1, OUT):
+            for port in self.ports(at.graph, at.op):
                 shaped = to_port(at, array, port)
                 if isinstance(shaped, Refuse):
                     return shaped
@@ -121,26 +130,26 @@ class SumRule(Rule):
 
     def _taker(self, at: Ports) -> int | Refuse:
         """The port that makes up for the others."""
-        missing = [port for port in (OUT, 0, 1) if port not in at.known]
+        missing = [port for port in (OUT, *self._operands(at.op)) if port not in at.known]
         if len(missing) <= 1:
             return missing[0] if missing else OUT
         costs = {port: at.costs.writer_cost(at.value(port)) for port in missing if port != OUT}
-        cheapest = min(costs, key=costs.__getitem__)
+        cheapest = min(costs, key=lambda port: costs[port])
         if OUT in missing:
             return cheapest if costs[cheapest] <= at.writer_limit else OUT
         if math.isinf(costs[cheapest]):
-            return at.refuse("no-bias", "neither operand is written by an operator that could take the shift")
+            return at.refuse("no-bias", "no operand is written by an operator that could take the shift")
         return cheapest
 
-    def _solve(self, at: Ports, port: int) -> Array | Refuse:
-        if port == OUT:
-            return to_port(at, total(at.get(0), self.sign * at.get(1)), OUT)
-        if port == 0:
-            return to_port(at, total(at.get(OUT), -self.sign * at.get(1)), 0)
-        return to_port(at, self.sign * total(at.get(OUT), -at.get(0)), 1)
+    def _solve(self, at: Ports, taker: int) -> Array | Refuse:
+        terms = [self._weight(at.op, port) * at.get(port) for port in self._operands(at.op) if port != taker]
+        if taker == OUT:
+            return to_port(at, total(*terms), OUT)
+        rest = total(at.get(OUT), *(-term for term in terms))
+        return to_port(at, rest / self._weight(at.op, taker), taker)
 
 
 def _constant_operand(at: Ports) -> Refuse | None:
-    if any(value is not None and at.graph.is_constant(value) for value in at.op.inputs):
+    if any(value is None or at.graph.is_constant(value) for value in at.op.inputs):
         return at.refuse("broadcast", "adds a constant that is larger than the tensor")
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op
 from normfold.rules.layout import AxisMap, Dropped, Windowed
@@ -25,7 +27,7 @@ def pooled_to_one(graph: Graph, op: Op) -> AxisMap | Refuse:
 
 
 def averaged(graph: Graph, op: Op) -> AxisMap | Refuse:
-    """ReduceMean: its axes are an attribute before opset 18, an input since."""
+    """ReduceMean and the other reductions: the axes are an attribute in older opsets, an input in newer ones."""
     source = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
     if source is None:
         return Refuse("unknown-shape", f"{op.label}: the rank of its input is not known")
@@ -45,3 +47,14 @@ def counts_padding(graph: Graph, op: Op) -> Refuse | None:
     if op.integer("count_include_pad", 0) and (pads_with_zeros(op) or op.integer("ceil_mode", 0)):
         return Refuse("shift-meets-padding", f"{op.label}: counts padding, which would not receive the shift")
     return None
+
+
+def summed(graph: Graph, op: Op) -> float | Refuse:
+    """How many elements a ReduceSum adds up: so often its input's shift is in its output."""
+    mapped = averaged(graph, op)
+    dims = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
+    if isinstance(mapped, Refuse):
+        return mapped
+    if dims is None or not isinstance(mapped, Dropped) or not all(dims[axis].static for axis in mapped.axes):
+        return Refuse("unknown-shape", f"{op.label}: adds up an axis whose size is not known, and with it the shift")
+    return float(math.prod(dims[axis].size for axis in mapped.axes))

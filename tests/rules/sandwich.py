@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from normfold.plan import Plan
-from tests.graphs import Outcome, check, draw
+from tests.graphs import EXACT, Outcome, check, draw
 
 Direction = Literal["forward", "backward"]
 Norm = Literal["affine", "scale", "positive", "positive scale"]
@@ -34,6 +34,7 @@ class Sandwich:
     out_axis: int | None = None
     opset: int = 20
     constants: dict[str, Constant] = field(default_factory=dict)
+    tolerance: float = EXACT
 
     def fold(self, expected: Outcome, direction: Direction, norm: Norm = "affine") -> tuple[onnx.ModelProto, Plan]:
         before, after = self.source, self.target or self.source
@@ -47,7 +48,7 @@ class Sandwich:
             constants = {**_norm_constants(after, out_axis, norm), **_weight_constants(before, axis, square=True)}
         header = f'<ir_version: 10, opset_import: ["" : {self.opset}]>\n'
         model = f"{header}g (double[{self.source}] x) => (double y) {{\n{text}\n}}"
-        return check(model, expected, **{**constants, **self.constants})
+        return check(model, expected, tolerance=self.tolerance, **{**constants, **self.constants})
 
 
 def _channels(dims: str, axis: int) -> int:

@@ -139,11 +139,6 @@ def test_conv_refuses_a_norm_along_another_axis() -> None:
     check(text, FOLDED, a=(4, 1), w=(4, 4, 1))
 
 
-def test_transposed_conv_is_a_wall() -> None:
-    text = "g (double[B,4,5] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\ny = ConvTranspose(n, w)\n}"
-    check(text, kept("wall"), a=(4, 1), w=(4, 3, 2))
-
-
 # Gemm.
 
 GEMM = """g (double[{x}] x) => (double y) {{
@@ -292,14 +287,6 @@ def test_matmul_takes_a_norm_behind_it(
     model, _ = check(BEHIND.format(x=x, operands=operands), outcome, a=a, b=a, w=w)
     assert ("Mul" in op_types(model)) == (outcome is not FOLDED)
     check(BEHIND.format(x=x, operands=operands).replace("Add(n0, b)", "Identity(n0)"), outcome, a=a, w=w)
-
-
-def test_matmul_of_two_tensors_refuses() -> None:
-    for operands in ("n, z", "z, n", "n, n"):
-        text = (
-            f"g (double[4,4] x, double[4,4] z) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\ny = MatMul({operands})\n}}"
-        )
-        check(text, kept("two-tensors"), a=(4,))
 
 
 def test_the_same_weight_on_both_sides() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes, partial, same_function
-from tests.rules.sandwich import DIRECTIONS, Direction, Norm, Sandwich
+from tests.rules.sandwich import DIRECTIONS, Direction, Sandwich
 
 ACTIVATIONS = {
     "Relu": "o = Relu(i)",
@@ -33,11 +33,24 @@ def test_prelu_with_the_norm_on_its_slope_refuses() -> None:
     check(text.replace("PRelu(k, n)", "PRelu(n, n)"), kept("wall"), a=(4,))
 
 
-def test_other_activations_are_walls() -> None:
-    for name in ("Tanh", "Sigmoid", "Gelu", "Elu", "Clip", "Softmax", "Abs", "Exp", "HardSwish", "Softplus"):
-        norms: tuple[Norm, ...] = ("affine", "positive scale")
-        for norm in norms:
-            Sandwich(f"o = {name}(i)").fold(kept("wall"), "forward", norm)
+WALLS = {
+    **{name: f"o = {name}(i)" for name in ("Tanh", "Sigmoid", "Gelu", "Elu", "Selu", "Mish", "Softmax")},
+    **{name: f"o = {name}(i)" for name in ("LogSoftmax", "Hardmax", "Exp", "Erf", "Sign", "Sin", "Floor")},
+    **{name: f"o = {name}(i)" for name in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu")},
+    "Gelu by tanh": 'o = Gelu<approximate = "tanh">(i)',
+    "Pow": "o = Pow(i, two)",
+    "CumSum": "o = CumSum(i, one)",
+    "LpNormalization": "o = LpNormalization(i)",
+    "Greater": "p = Greater(i, two)\no = Cast<to = 11>(p)",
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_walls(name: str) -> None:
+    constants = {"two": np.array(2.0), "one": np.array(1)}
+    case = Sandwich(WALLS[name], "B,4,3", axis=1, constants=constants)
+    for norm in ("affine", "scale", "positive scale"):
+        case.fold(kept("wall"), "forward", norm)
 
 
 def test_other_domains_are_walls() -> None:
@@ -329,3 +342,59 @@ def test_a_shift_behind_a_channel_with_scale_zero_stays_possible() -> None:
         after, plan = fold(whole)
         assert outcomes(plan)[0] == FOLDED
         same_function(whole, after)
+
+
+# Sums and means of several tensors.
+
+SEVERAL = """g (double[B,3,4] x) => (double y) {{
+    h = Tanh(x)
+    n0 = Mul(h, a)
+    n = Add(n0, b)
+    p = MatMul(x, v)
+    k0 = MatMul(x, u)
+    k = Add(k0, d)
+    {more}
+    s = {sum}
+    y = MatMul(s, w)
+}}"""
+
+
+@pytest.mark.parametrize("operator", ["Sum", "Mean"])
+@pytest.mark.parametrize(
+    ("more", "operands", "outcome"),
+    [
+        ("", "n", FOLDED),
+        ("", "n, k", FOLDED),
+        ("", "k, n, p", FOLDED),
+        ("", "n, n, k", FOLDED),
+        ("m = Mul(h, d)", "k, n, m", FOLDED),
+        ("q = Sigmoid(x)", "k, n, q", kept("wall")),
+        ("", "n, k, rows", kept("broadcast")),
+        ("q = MatMul(k, e)", "n, q", kept("broadcast")),
+    ],
+)
+def test_several_summands_share_a_scale_and_divide_a_shift(
+    operator: str, more: str, operands: str, outcome: Outcome
+) -> None:
+    """The shift goes into the bias that one of them has, as often as they are counted; else z carries it on."""
+    text = SEVERAL.format(more=more, sum=f"{operator}({operands})")
+    constants = {"a": (4,), "b": (4,), "d": (4,), "u": (4, 4), "v": (4, 4), "w": (4, 3), "rows": (3, 4), "e": (4, 1)}
+    model = build(text, **constants)
+    after, plan = fold(model)
+    assert outcome in outcomes(plan)
+    same_function(model, after)
+
+
+@pytest.mark.parametrize("operator", ["Sum", "Mean"])
+def test_a_norm_behind_several_summands(operator: str) -> None:
+    text = f"""g (double[B,4] x) => (double y) {{
+        h = MatMul(x, v)
+        k = Gemm(x, u, d)
+        p = MatMul(x, w)
+        s = {operator}(h, k, p)
+        n0 = Mul(s, a)
+        n = Add(n0, b)
+        y = Tanh(n)
+    }}"""
+    after, _ = check(text, FOLDED, a=(4,), b=(4,), v=(4, 4), u=(4, 4), w=(4, 4), d=(4,))
+    assert sorted(op_types(after)) == sorted(["MatMul", "Gemm", "MatMul", operator, "Tanh"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.graphs import FOLDED, build, check, draw, fold, kept, outcomes, partial
+from tests.graphs import FOLDED, as_float32, build, check, draw, fold, kept, outcomes, partial, run_float32
 from tests.rules.sandwich import DIRECTIONS, Direction, Sandwich
 
 IMAGE = "B,4,5,6"
@@ -142,10 +142,89 @@ def test_means_over_axes_known_at_run_time_only_refuse() -> None:
     assert outcomes(plan) == [kept("dynamic-axes")]
 
 
+REDUCTIONS = {
+    "attribute": ("<axes = [1], keepdims = 0>(i)", "B,4", 11, None),
+    "input": ("(i, axes)", "B,1,4", 20, [1]),
+    "input dropped": ("<keepdims = 0>(i, axes)", "B,4", 20, [-2]),
+    "two axes": ("(i, axes)", "1,1,4", 20, [1, 0]),
+    "none": ("<noop_with_empty_axes = 1>(i)", "B,3,4", 20, None),
+}
+
+
+def reduction(operator: str, name: str) -> Sandwich:
+    text, target, opset, axes = REDUCTIONS[name]
+    constants = {} if axes is None else {"axes": np.array(axes, dtype=np.int64)}
+    # The count of an axis has to be known.
+    source = "5,3,4" if name == "two axes" else "B,3,4"
+    return Sandwich(f"o = {operator}{text}", source, target, opset=opset, constants=constants)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_sums_multiply_the_shift(name: str, direction: Direction) -> None:
+    reduction("ReduceSum", name).fold(FOLDED, direction)
+    reduction("ReduceSum", name).fold(FOLDED, direction, "scale")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_sums_over_an_axis_of_unknown_size_take_no_shift(direction: Direction) -> None:
+    case = Sandwich("o = ReduceSum(i, axes)", "B,L,4", "B,1,4", constants={"axes": np.array([1])})
+    case.fold(partial("unknown-shape") if direction == "forward" else partial("wall"), direction)
+    case.fold(FOLDED, direction, "scale")
+
+
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("name", [name for name in REDUCTIONS if name not in ("attribute", "none")])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_extremes_pass_positive_scales_and_any_shift(operator: str, name: str, direction: Direction) -> None:
+    reduction(operator, name).fold(FOLDED, direction, "positive")
+    reduction(operator, name).fold(kept("negative-scale" if direction == "forward" else "wall"), direction)
+
+
+SIZES = {
+    "ReduceL1": ("o = ReduceL1(i, axes)", "B,4,5,6", "B,4,1,1"),
+    "ReduceL2": ("o = ReduceL2(i, axes)", "B,4,5,6", "B,4,1,1"),
+    "Abs": ("o = Abs(i)", "B,4,5,6", "B,4,5,6"),
+    "LpPool": ("o = LpPool<kernel_shape = [2, 2]>(i)", "B,4,5,6", "B,4,4,5"),
+    "LpPool of p": ("o = LpPool<kernel_shape = [2, 3], p = 3, strides = [2, 1]>(i)", "B,4,5,6", "B,4,2,4"),
+    "LpPool that pads": ("o = LpPool<kernel_shape = [2, 2], pads = [1, 1, 1, 1]>(i)", "B,4,5,6", "B,4,6,7"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_sizes_pass_the_size_of_a_scale(name: str, direction: Direction) -> None:
+    """|s x| = |s| |x|: what comes out has a positive scale, whatever went in."""
+    text, source, target = SIZES[name]
+    case = Sandwich(text, source, target, axis=1, constants={"axes": np.array([2, 3])})
+    case.fold(FOLDED, direction, "positive scale")
+    case.fold(FOLDED if direction == "forward" else kept("wall"), direction, "scale")
+    case.fold(partial("shift-meets-activation" if direction == "forward" else "wall"), direction, "positive")
+
+
+def test_a_scale_below_zero_does_not_go_back_through_a_size() -> None:
+    text = "g (double[B,4] x) => (double y) {\nh = MatMul(x, w)\no = Abs(h)\nn = Mul(o, a)\ny = Tanh(n)\n}"
+    check(text, kept("wall"), a=(4,), w=(4, 4))
+    check(text, FOLDED, a=draw("a", 4, positive=True), w=(4, 4))
+
+
+def test_the_global_size_of_a_channel() -> None:
+    """The reference implementation of onnx does not have GlobalLpPool."""
+    text = "g (double[B,4,5,6] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\n"
+    text += "o = GlobalLpPool<p = {p}>(n)\ny = Conv(o, w)\n}"
+    for power in (1, 2, 3):
+        model = as_float32(build(text.replace("{p}", str(power)), a=(4, 1, 1), w=(3, 4, 1, 1)))
+        after, plan = fold(model)
+        assert outcomes(plan) == [FOLDED]
+        feeds = {"x": np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)}
+        truth, found = (run_float32(each, feeds)[0] for each in (model, after))
+        assert np.abs(truth - found).max() < 1e-5 * np.abs(truth).max()
+
+
 def test_other_reductions_are_walls() -> None:
-    for name in ("ReduceSum", "ReduceMax", "ReduceL2", "ReduceProd", "ReduceMin"):
+    for name in ("ReduceProd", "ReduceLogSumExp", "ReduceSumSquare"):
         text = (
             f"g (double[B,3,4] x) => (double y) {{\nh = Tanh(x)\ni = Mul(h, a)\n"
             f"o = {name}(i, axes)\ny = MatMul(o, w)\n}}"
         )
-        check(text, kept("wall"), a=(4,), axes=np.array([1]), w=(4, 5))
+        check(text, kept("wall"), a=draw("a", 4, positive=True), axes=np.array([1]), w=(4, 5))
