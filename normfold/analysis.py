@@ -18,8 +18,9 @@ from normfold.frame import Frame, Refuse, varying_axes
 from normfold.graph import Graph, Model, Op, Value, operators, opset
 from normfold.names import Named, NormModule, name_sites, site_name
 from normfold.parallel import Merged, merges
-from normfold.placement import place_scale, place_shift
+from normfold.placement import leaves_range, place_scale, place_shift
 from normfold.plan import Plan, ShiftPlace, Status
+from normfold.precision import Ranges, holds_half
 from normfold.residual import residual_scales
 from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of
@@ -52,12 +53,14 @@ def analyse(
     norm_affine: bool = False,
     only: Collection[str] | None = None,
     keep_tied: bool = False,
+    ranges: Ranges | None = None,
 ) -> Plan:
     """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
-    keep_tied: fold nothing that would need a second copy of a weight that several operators read.
+    keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
+    tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
     Raises GraphError, NormStateError.
     """
     names = [value.name for node in model.graph for value in node.outputs]
@@ -72,7 +75,7 @@ def analyse(
             "constants broadcast as in numpy. onnx.version_converter can raise it."
         )
     graph = collapse(Graph(model, operators(model)))
-    state = State(graph)
+    state = State(graph, Ranges({}) if ranges is None and holds_half(model) else ranges)
     sharing = Sharing(state, keep=keep_tied)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
@@ -116,6 +119,9 @@ def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
     shift = place_shift(state, sharing, op, frame, scale=scale, whole=whole)
     if isinstance(shift, Refuse) and whole:
         attempt.refusals["scale"] = shift
+        return attempt
+    if isinstance(shift, Refuse) and (refused := leaves_range(state, scale, None)):
+        attempt.refusals["scale"] = refused
         return attempt
     state.commit("scale", op, scale.decided)
     sharing.settle(scale.reached)

@@ -44,6 +44,12 @@ class Case:
             return {name: self.feeds[name] for name in names}
         return dict(zip(names, self.feeds.values(), strict=False))
 
+    def typed(self, specs: Sequence[InputSpec]) -> Case:
+        """The same inputs, floats in the types that these specifications name."""
+        types = {spec.name: np.dtype(spec.dtype) for spec in specs}
+        floats = {name: value.astype(types[name]) for name, value in self.feeds.items() if value.dtype.kind == "f"}
+        return replace(self, feeds={**self.feeds, **floats})
+
     def moved(self, number: int) -> Case:
         """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are."""
         if number == 0:

@@ -17,6 +17,8 @@ from normfold.errors import NormfoldError
 from normfold.terminal import (
     AffineOption,
     ArchOption,
+    CenterOption,
+    DtypeOption,
     EmaOption,
     InputOption,
     ModelArgsOption,
@@ -76,6 +78,7 @@ def fold(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    dtype: DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
     strict: Annotated[
         bool,
@@ -93,6 +96,7 @@ def fold(
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
+    center: CenterOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -121,6 +125,7 @@ def fold(
             task=task,
             ema=ema,
             opset=opset,
+            dtype=dtype,
             dry_run=dry_run,
             strict=strict,
             verify=not no_verify,
@@ -129,6 +134,7 @@ def fold(
             allow_unfinished=allow_unfinished,
             norm_affine=norm_affine,
             keep_tied=keep_tied,
+            center=center,
             only=only or None,
             emit_torch=emit_torch,
             force=force,

@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 from normfold.errors import OutputError
 
+# Under this key the `meta` of a constant that was computed in float64 holds the function that computes it.
+EXACT = "normfold.exact"
+
 # A protobuf message cannot be larger than 2 GiB; the rest of the file needs room too.
 _EXTERNAL_BYTES = 1_900_000_000
 

@@ -14,23 +14,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from normfold.errors import InternalError
 from normfold.frame import Array, Frame, Refuse, agree, agree_each, varying_axes
 from normfold.graph import Graph, Op, Value
+from normfold.precision import Ranges, scale_in_range
 from normfold.rules import INDIFFERENT, TABLE
 from normfold.rules.base import Ports, value_at
 
 Half = Literal["scale", "shift"]
-
-# A stored tensor is v / s: beyond these sizes of s it would leave the range, or the precision, of its type.
-LARGEST_SCALE = {
-    ir.DataType.FLOAT16: 2.0**6,
-    ir.DataType.BFLOAT16: 2.0**60,
-    ir.DataType.FLOAT: 2.0**60,
-    ir.DataType.DOUBLE: 2.0**500,
-}
 
 # A flood of this many operators is short: two of them cost a deep network nothing beside one that runs along it.
 _NEARBY = 32
@@ -38,9 +30,13 @@ _NEARBY = 32
 
 @dataclass(slots=True)
 class State:
-    """Frames decided so far, by tensor (absent: the identity), and the affine maps already folded, by half."""
+    """Frames decided so far, by tensor (absent: the identity), and the affine maps already folded, by half.
+
+    ranges: what tensors hold, where some of them are stored in float16.
+    """
 
     graph: Graph
+    ranges: Ranges | None = None
     frames: dict[Half, dict[Value, Array]] = field(default_factory=lambda: {"scale": {}, "shift": {}})
     fixed: dict[Half, set[Op]] = field(default_factory=lambda: {"scale": set(), "shift": set()})
 
@@ -184,7 +180,7 @@ class _Flood:
         if refused := _without_shape(self.graph, value, array):
             return refused
         array = _checked(self.graph, value, array)
-        if self.half == "scale" and (refused := _out_of_range(value, array)):
+        if self.half == "scale" and (refused := scale_in_range(self.state.ranges, value, array)):
             return refused
         before = self.state.half(self.half, value)
         if same(before, array):
@@ -271,11 +267,3 @@ def _checked(graph: Graph, value: Value, array: Array) -> Array:
     ):
         raise InternalError(f"{value.name}: a frame of shape {array.shape} for dimensions {dims}")
     return array
-
-
-def _out_of_range(value: Value, array: Array) -> Refuse | None:
-    largest = LARGEST_SCALE.get(value.dtype or ir.DataType.FLOAT, LARGEST_SCALE[ir.DataType.FLOAT])
-    sizes = np.abs(array[array != 0.0])
-    if sizes.size and (sizes.max() > largest or sizes.min() < 1.0 / largest):
-        return Refuse("scale-range", f"{value.name}: the scales gathered on it would leave the range of its type")
-    return None

@@ -7,7 +7,7 @@ against it (verify.py). With no source at hand it holds the model against the ou
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ from normfold.clock import Clock
 from normfold.errors import CannotJudgeError, GraphError, UsageError
 from normfold.export import export
 from normfold.files import save
+from normfold.half import HALF, half_specs, single_specs
+from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec, axis_sizes
 from normfold.localise import localise
 from normfold.measure import moved_runs
@@ -27,9 +29,11 @@ from normfold.origin import Load, Manifest, common_inputs, find_source, load_sou
 from normfold.runtime import UNOPTIMISED, Runtime, levels, open_session, version
 from normfold.truth import establish
 from normfold.verdict import Verdict
-from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance, Yardstick
+from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
 
 SAMPLES = 32
+
+CONVERTED = "The model is float16 and its source is not: it is held to the error of the source converted to float16."
 
 # What is being done, how many steps of it are done, and how many there are (0: nobody knows).
 Progress = Callable[[str, int, int], None]
@@ -63,7 +67,7 @@ def judge(
     with meter.stage("load", f"reading {model.name}"):
         candidate = load_checkpoint(model)
         # Said now, and not after minutes of work on the source.
-        outputs = [output.name for output in open_session(model, PLAIN).get_outputs()]
+        outputs = {output.name: str(output.type) for output in open_session(model, PLAIN).get_outputs()}
         manifest = None if candidate.graph is None else read_manifest(candidate.graph, model)
         place = against if against is not None else _named_source(model, manifest)
     ways = [Runtime(provider, level) for provider in providers for level in levels()]
@@ -133,9 +137,9 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
     sketch = manifest.sketch
     assert sketch is not None
     with meter.stage("verify", "comparing with the recorded outputs", (1 + len(asked.runtimes)) * len(sketch.cases)):
-        edges = [sketch.compare(model, manifest.inputs, PLAIN, meter.tick)]
+        edges = [sketch.compare(model, manifest.specs, PLAIN, meter.tick)]
         if edges[0].passed:
-            edges += [sketch.compare(model, manifest.inputs, way, meter.tick) for way in asked.runtimes]
+            edges += [sketch.compare(model, manifest.specs, way, meter.tick) for way in asked.runtimes]
     note = f"The source, {manifest.name}, is not there: the model was held against the outputs recorded in it alone."
     return Verdict(
         normfold=__version__,
@@ -144,7 +148,7 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
         sha256=candidate.sha256,
         source=None,
         method="recorded outputs",
-        cases=tuple(str(case) for case in sketch.draw(manifest.inputs)),
+        cases=tuple(str(case) for case in sketch.draw(manifest.specs)),
         edges=tuple(edges),
         notes=(note,),
         seconds=dict(meter.clock.seconds),
@@ -154,7 +158,7 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
 def _against_source(
     model: Path,
     candidate: Source,
-    outputs: Sequence[str],
+    outputs: Mapping[str, str],
     manifest: Manifest | None,
     place: Path,
     load: Load,
@@ -162,9 +166,11 @@ def _against_source(
     meter: _Meter,
 ) -> Verdict:
     with meter.stage("load", f"reading {place.name}"):
-        source = load_source(place, load, manifest, candidate.inputs)
-        specs = common_inputs(source, candidate)
-        cases = _cases(specs, asked)
+        # A source that does not say what it takes is a checkpoint, and runs in float32.
+        source = load_source(place, load, manifest, single_specs(candidate.inputs))
+        half = _is_converted(source, outputs, manifest)
+        specs = common_inputs(source, candidate, half=half)
+        cases = _cases(specs, asked, half=half)
     with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
         original = place
         if source.module is not None:
@@ -175,9 +181,9 @@ def _against_source(
             truth = establish(source.module, original, specs, cases=cases, tick=meter.tick)
         runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
         with meter.stage("verify", "comparing", runs):
-            yardstick = Yardstick.lay(truth, original, tolerance=asked.tolerance, tick=meter.tick)
-            _check_outputs(outputs, model, yardstick.original.names, place)
-            edges = yardstick.export_edges()
+            converted = Path(folder) / "original.float16.onnx" if half else None
+            yardstick, edges = lay(truth, original, specs, half=converted, tolerance=asked.tolerance, tick=meter.tick)
+            _check_outputs(list(outputs), model, yardstick.original.names, place)
             if all(edge.passed for edge in edges):
                 edges += tuple(yardstick.compare(model, asked.runtimes))
         fault = None
@@ -185,7 +191,9 @@ def _against_source(
         wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and _is_wrong(edge)), None)
         if wrong is not None:
             with meter.stage("localise", "looking for the fault"):
-                fault = localise(yardstick, model, wrong, manifest.sites if manifest is not None else (), Path(folder))
+                sites, center = ((), False) if manifest is None else (manifest.sites, manifest.center)
+                options = [*(["--dtype", HALF] if half else []), *(["--center"] if center else [])]
+                fault = localise(yardstick, model, wrong, sites, Path(folder), original, options)
     return Verdict(
         normfold=__version__,
         onnxruntime=version(),
@@ -196,9 +204,17 @@ def _against_source(
         cases=tuple(str(case) for case in cases),
         edges=edges,
         fault=fault,
-        notes=source.warnings,
+        notes=(*source.warnings, *([CONVERTED] if half else [])),
         seconds=dict(meter.clock.seconds),
     )
+
+
+def _is_converted(source: Source, outputs: Mapping[str, str], manifest: Manifest | None) -> bool:
+    """Whether the model was made float16 out of a float32 source: its manifest says so, or its outputs do."""
+    if manifest is not None:
+        return manifest.dtype == HALF
+    theirs = [] if source.graph is None else [str(value.type) for value in source.graph.graph.outputs]
+    return "tensor(float16)" in outputs.values() and not any("FLOAT16" in kind for kind in theirs)
 
 
 def _is_wrong(edge: Edge) -> bool:
@@ -218,8 +234,13 @@ def _check_outputs(names: Sequence[str], model: Path, others: Sequence[str], pla
         )
 
 
-def _cases(specs: Sequence[InputSpec], asked: _Asked) -> tuple[Case, ...]:
-    """Real inputs first, then drawn ones up to the number asked for, at every size of a dynamic axis in any case."""
+def _cases(specs: Sequence[InputSpec], asked: _Asked, *, half: bool) -> tuple[Case, ...]:
+    """Real inputs first, then drawn ones up to the number asked for, at every size of a dynamic axis in any case.
+
+    half: of numbers that float16 has.
+    """
     real = read_cases(asked.inputs, specs, count=asked.samples)
     sizes = min(asked.samples, len(axis_sizes(specs)) + len(SCALES))
-    return (*real, *draw_cases(specs, seed=asked.seed, count=max(asked.samples - len(real), sizes)))
+    drawn = draw_cases(specs, seed=asked.seed, count=max(asked.samples - len(real), sizes))
+    cases = (*real, *drawn)
+    return tuple(case.typed(half_specs(specs)).typed(specs) for case in cases) if half else cases

@@ -43,10 +43,19 @@ _FEWEST = 4
 _LARGEST = 1_900_000_000
 
 
-def localise(yardstick: Yardstick, model: Path, edge: Edge, sites: Sequence[str], folder: Path) -> Fault:
+def localise(
+    yardstick: Yardstick,
+    model: Path,
+    edge: Edge,
+    sites: Sequence[str],
+    folder: Path,
+    source: Path | None = None,
+    options: Sequence[str] = (),
+) -> Fault:
     """Find out where `model` begins to be wrong; `edge`, its comparison with the original, failed.
 
-    sites: the norms that were folded, in order, by name. folder: for what has to be written on the way.
+    sites: the norms that were folded, in order, by name. folder: for what has to be written on the way. source: the
+    graph to fold again, where it is not that of the yardstick, and options to fold it with.
     """
     worst = max(edge.outputs, key=lambda output: output.excess)
     tolerance = max(worst.relative)
@@ -55,7 +64,7 @@ def localise(yardstick: Yardstick, model: Path, edge: Edge, sites: Sequence[str]
     # The more numbers a channel has, the fewer differences a map of the channel explains.
     largest = max(failed, key=lambda case: sum(value.size for value in case.feeds.values()))
     fault = first_tensor(yardstick, model, largest, tolerance, folder)
-    site, note = first_site(yardstick, model, sites, folder) if sites else (None, "")
+    site, note = first_site(yardstick, model, sites, folder, source, options) if sites else (None, "")
     return Fault(tolerance, fault.tensor, fault.after, fault.relative, fault.bound, site, note)
 
 
@@ -63,7 +72,7 @@ def first_tensor(yardstick: Yardstick, model: Path, case: Case, tolerance: float
     """The first tensor, in the order of the original, that `model` has too and that is past its bound at `case`."""
     names = _shared(yardstick.path, model)
     try:
-        truth = reference_tensors(yardstick.path, case)
+        truth = next(reference_tensors(yardstick.path, [case]))
         runs = [_tensors(yardstick.path, names, case.moved(run), folder) for run in range(_MOVED + 1)]
         ours = _tensors(model, names, case, folder)
     except (NormfoldError, RuntimeError, MemoryError, ValueError):
@@ -86,15 +95,25 @@ def first_tensor(yardstick: Yardstick, model: Path, case: Case, tolerance: float
     return Fault(tolerance, after=after)
 
 
-def first_site(yardstick: Yardstick, model: Path, sites: Sequence[str], folder: Path) -> tuple[str | None, str]:
+def first_site(
+    yardstick: Yardstick,
+    model: Path,
+    sites: Sequence[str],
+    folder: Path,
+    source: Path | None = None,
+    options: Sequence[str] = (),
+) -> tuple[str | None, str]:
     """The first norm whose folding, with all before it, is past the bound; and what to say if there is none."""
 
+    def folded(count: int) -> Path:
+        return refold(source or yardstick.path, sites[:count], folder, options)
+
     def fails(count: int) -> bool:
-        return not yardstick.fold_edge(yardstick.measure(refold(yardstick.path, sites[:count], folder))).passed
+        return not yardstick.fold_edge(yardstick.measure(folded(count))).passed
 
     try:
         if not fails(len(sites)):
-            return None, _changed(refold(yardstick.path, sites, folder), model)
+            return None, _changed(folded(len(sites)), model)
         # The least count that fails: fewer pass, as far as was looked.
         low, high = 0, len(sites)
         while high - low > 1:
@@ -105,12 +124,12 @@ def first_site(yardstick: Yardstick, model: Path, sites: Sequence[str], folder: 
     return sites[high - 1], ""
 
 
-def refold(original: Path, sites: Sequence[str], folder: Path) -> Path:
+def refold(original: Path, sites: Sequence[str], folder: Path, options: Sequence[str] = ()) -> Path:
     """`original` with these norms folded and no other, by another process. Raises SubprocessError."""
     place = folder / f"first-{len(sites)}.onnx"
     if not place.exists():
         only = [word for site in sites for word in ("--only", site)]
-        command = [*FOLDER, str(original), "--output", str(place), "--no-verify", "--force", *only]
+        command = [*FOLDER, str(original), "--output", str(place), "--no-verify", "--force", *options, *only]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
             raise subprocess.SubprocessError(done.stderr.strip() or f"exit code {done.returncode}")

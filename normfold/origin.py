@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from normfold.archive import format_of, sha256_of
 from normfold.checkpoint import Source, load_checkpoint
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError, InputSpecError
-from normfold.inputs import InputSpec
+from normfold.half import HALF, half_specs
+from normfold.inputs import InputSpec, parse_specs
 from normfold.parts import split
 from normfold.sketch import Sketch
 from normfold.tasks import GRAPHS, Task
@@ -53,8 +54,9 @@ class Manifest:
     """What `fold` wrote into the model (docs/report.md).
 
     path: the source relative to the model's folder, None where it has no relative path. arch, arch_args, inputs, ema,
-    allow_unfinished: how the source was loaded. task, graph: what was exported of it (tasks.py). sites: the norms that
-    were folded, in part or whole. sketch: the recorded outputs, None where the fold was not verified.
+    allow_unfinished: how the source was loaded. task, graph: what was exported of it (tasks.py). dtype: what that was
+    converted to, None where it kept its types. center: whether its LayerNorms were to become RMSNorms. sites: the norms
+    that were folded, in part or whole. sketch: the recorded outputs, None where the fold was not verified.
     """
 
     version: str
@@ -68,8 +70,16 @@ class Manifest:
     allow_unfinished: bool = False
     task: Task = "forward"
     graph: str = ""
+    dtype: str | None = None
+    center: bool = False
     sites: tuple[str, ...] = ()
     sketch: Sketch | None = None
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """What the model takes; `inputs` is what its source takes."""
+        specs = parse_specs(self.inputs)
+        return half_specs(specs) if self.dtype == HALF else specs
 
 
 def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
@@ -95,6 +105,8 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
             allow_unfinished=bool(load.get("allow_unfinished", False)),
             task=task,
             graph=graph,
+            dtype=content.get("dtype"),
+            center=bool(content.get("center", False)),
             sites=tuple(site["name"] for site in content["sites"] if site["status"] != "kept"),
             sketch=Sketch.from_json(content["outputs"]) if content.get("outputs") else None,
         )
@@ -165,9 +177,18 @@ def _as_folded(place: Path, load: Load, manifest: Manifest) -> Load:
     return replace(load, arch=manifest.arch, model_args=load.model_args or manifest.arch_args)
 
 
-def common_inputs(source: Source, model: Source) -> tuple[InputSpec, ...]:
-    """What the source takes, axes fixed where the model takes one size. Raises InputSpecError on contradictions."""
+def common_inputs(source: Source, model: Source, *, half: bool = False) -> tuple[InputSpec, ...]:
+    """What the source takes, axes fixed where the model takes one size. Raises InputSpecError on contradictions.
+
+    half: the model was converted to float16, and takes that where the source takes float32.
+    """
     ours, theirs = ({spec.name: spec for spec in side.inputs} for side in (model, source))
+    if half:
+        converted = {name: wide.dtype for name, wide in theirs.items() if half_specs([wide])[0].dtype == HALF}
+        ours = {
+            name: replace(spec, dtype=converted[name]) if name in converted and spec.dtype == HALF else spec
+            for name, spec in ours.items()
+        }
     fixed: dict[str, int] = {}
     fits = ours.keys() == theirs.keys()
     for name, spec in theirs.items() if fits else ():

@@ -14,15 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normfold.cases import Case, draw_cases
 from normfold.checkpoint import Source
 from normfold.clock import Clock
 from normfold.errors import OutputError
 from normfold.files import check_place, save
+from normfold.half import HALF, half_specs
+from normfold.half_yardstick import lay
+from normfold.inputs import InputSpec
 from normfold.origin import MANIFEST_KEY, Load
 from normfold.report import GraphReport, OutputInfo, Report, manifest
 from normfold.sketch import Sketch
 from normfold.truth import establish
-from normfold.verify import Yardstick
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,6 +41,7 @@ class Folded:
     original: ir.Model
     model: ir.Model
     report: GraphReport
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,11 @@ def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: 
                 with clock.stage("save", "writing the unfolded graph"):
                     save(graph.original, unfolded)
             with clock.stage("verify", "running the source in float64"):
-                truth = establish(graph.source.module, unfolded, graph.source.inputs)
-                yardstick = Yardstick.lay(truth, unfolded)
-                report = replace(report, edges=yardstick.export_edges())
+                inputs = graph.source.inputs
+                half = Path(elsewhere) / "unfolded.float16.onnx" if planned.report.dtype == HALF else None
+                truth = establish(graph.source.module, unfolded, inputs, cases=_cases(inputs, half=half is not None))
+                yardstick, edges = lay(truth, unfolded, inputs, half=half)
+                report = replace(report, edges=edges)
                 if report.failed:
                     return report
                 record = Sketch.record(yardstick)
@@ -98,8 +104,18 @@ def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: 
         if verify:
             with clock.stage("verify", "verifying against float64"):
                 report = replace(report, edges=(*report.edges, *yardstick.compare(draft)))
-        unfolded_bytes = _size(unfolded) if verify or graph.source.format == "onnx" else None
+        # The yardstick's own graph: of the type that the output has.
+        unfolded = yardstick.path if verify else unfolded
+        measured = verify or (graph.source.format == "onnx" and planned.report.dtype is None)
+        unfolded_bytes = _size(unfolded) if measured else None
         return replace(report, output=OutputInfo(str(place), _size(draft), _sha256(draft), unfolded_bytes))
+
+
+def _cases(specs: Sequence[InputSpec], *, half: bool) -> tuple[Case, ...]:
+    """Drawn inputs of the source; numbers that float16 has, where the model is going to take float16."""
+    if not half:
+        return draw_cases(specs)
+    return tuple(case.typed(specs) for case in draw_cases(half_specs(specs)))
 
 
 def _manifest(planned: Planned, graph: Folded, place: Path, record: Sketch | None) -> str:
@@ -112,6 +128,7 @@ def _manifest(planned: Planned, graph: Folded, place: Path, record: Sketch | Non
         planned.report,
         graph.report,
         path=relative,
+        dtype=planned.report.dtype,
         load={"ema": load.ema, "allow_unfinished": load.allow_unfinished},
         outputs=None if record is None else record.to_json(),
     )

@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normfold import __version__
 from normfold.analysis import analyse
+from normfold.calibration import calibrate
+from normfold.centre import Centring, centre, plan_centring
 from normfold.checkpoint import Source
 from normfold.clock import Clock, Progress
-from normfold.errors import NormfoldError, UsageError, VerificationError
+from normfold.errors import CannotJudgeError, GraphError, NormfoldError, UsageError, VerificationError
 from normfold.export import export
 from normfold.files import write_text
 from normfold.graph import op_counts, prepare
+from normfold.half import HALF, check_dtype, to_half
 from normfold.modules import folded_module, save_module
 from normfold.origin import Load
 from normfold.outputs import Folded, Planned, check_places, write
 from normfold.parts import split
+from normfold.plan import Plan
+from normfold.precision import Ranges, holds_half
 from normfold.report import GraphReport, Report, SourceInfo
 from normfold.rewrite import rewrite
 from normfold.tasks import Task, check_task, places
-from normfold.verify import EXPORT_EDGE, RUNTIME_EDGE
+from normfold.verify import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 AnyPath = str | os.PathLike[str]
 
@@ -59,6 +67,7 @@ def fold(
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
+    dtype: str | None = None,
     dry_run: bool = False,
     strict: bool = False,
     verify: bool = True,
@@ -67,6 +76,7 @@ def fold(
     trust: bool = False,
     allow_unfinished: bool = False,
     norm_affine: bool = False,
+    center: bool = False,
     only: Collection[str] | None = None,
     keep_tied: bool = False,
     force: bool = False,
@@ -77,26 +87,30 @@ def fold(
     arch, model, model_args, inputs, ema, trust, allow_unfinished: see `load_checkpoint`. task: what to export: the
     model's forward, a decoder with its key-value cache, or an encoder-decoder as two files named after `output`
     (OUT.onnx: OUT.encoder.onnx, OUT.decoder.onnx); see `parts.py`. opset: default the newest that the installed
-    onnxruntime accepts. dry_run: plan only, write nothing. strict: write nothing, and raise
+    onnxruntime accepts. dtype: float16 converts the folded graph at the end, inputs and outputs too (half.py); the
+    default keeps the types of the source. dry_run: plan only, write nothing. strict: write nothing, and raise
     NotFoldedError, unless every norm with stored statistics folds. verify: compare the result with the source, and
     raise DifferenceError instead of leaving one that differs. report: where to write R.json (also when `strict` or
     the verification fails). emit_torch: where to write the folded torch module (`Report.to_torch`), pickled, beside the
-    output. norm_affine: fold the weight and bias of LayerNorm and RMSNorm too. only: names of the
-    norms to fold (Report.sites), by default all. keep_tied: fold nothing that would need a second copy of a weight that
-    several operators read, such as a tied embedding. force: replace files that exist. progress: called with a sentence
-    at the start of every stage.
+    output. norm_affine: fold the weight and bias of LayerNorm and RMSNorm too. center: that, and make RMSNorm out of
+    LayerNorm wherever its stream can do without the mean (centre.py). only: names of the norms to fold
+    (Report.sites), by default all. keep_tied: fold nothing that would need a second copy of a weight that several
+    operators read, such as a tied embedding. force: replace files that exist. progress: called with a sentence at the
+    start of every stage.
 
     Raises a NormfoldError for every kind of bad input; then nothing has been written.
     """
     check_task(task)
+    dtype = check_dtype(dtype)
+    if dtype is not None and emit_torch is not None:
+        raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {dtype}")
     outputs, report_place = places(Path(output), task), None if report is None else Path(report)
     torch_place = None if emit_torch is None else Path(emit_torch)
     check_places(Path(source), (*outputs, *filter(None, [torch_place])), report_place, force=force)
     clock = Clock(progress or (lambda _: None))
     load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    planned = _plan(
-        Path(source), load, task, opset=opset, norm_affine=norm_affine, only=only, keep_tied=keep_tied, clock=clock
-    )
+    asked = _Asked(opset, norm_affine or center, keep_tied, center, dtype == HALF, only)
+    planned = _plan(Path(source), load, task, asked, clock)
     result = planned.report
     refused = strict and bool(result.unfolded)
     if not dry_run and not refused:
@@ -134,38 +148,39 @@ def inspect(
     check_task(task)
     clock = Clock(progress or (lambda _: None))
     load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    planned = _plan(Path(source), load, task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied, clock=clock)
+    planned = _plan(Path(source), load, task, _Asked(opset, norm_affine, keep_tied), clock)
     return replace(planned.report, seconds=dict(clock.seconds))
 
 
-def _plan(
-    path: Path,
-    load: Load,
-    task: Task,
-    *,
-    opset: int | None,
-    norm_affine: bool,
-    only: Collection[str] | None = None,
-    keep_tied: bool = False,
-    clock: Clock,
-) -> Planned:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to become of the source: `fold`'s options of these names. half: dtype is float16."""
+
+    opset: int | None
+    norm_affine: bool
+    keep_tied: bool = False
+    center: bool = False
+    half: bool = False
+    only: Collection[str] | None = None
+
+
+def _plan(path: Path, load: Load, task: Task, asked: _Asked, clock: Clock) -> Planned:
     with clock.stage("load", f"reading {path.name}"):
         source = load(path)
         parts = split(source, task)
-    if opset is not None and source.format == "onnx":
+    if asked.opset is not None and source.format == "onnx":
         raise UsageError(f"{path} is an ONNX file and keeps its opset; --opset is for checkpoints that are exported")
-    graphs = tuple(
-        _fold(name, part, opset=opset, norm_affine=norm_affine, only=only, keep_tied=keep_tied, clock=clock)
-        for name, part in parts.items()
-    )
+    graphs = tuple(_fold(name, part, asked, clock) for name, part in parts.items())
     report = Report(
         normfold=__version__,
         source=_source_info(source, path),
         graphs=tuple(graph.report for graph in graphs),
         task=task,
-        warnings=source.warnings,
+        dtype=HALF if asked.half else None,
+        center=asked.center,
+        warnings=(*source.warnings, *(warning for graph in graphs for warning in graph.warnings)),
     )
-    unknown = set(only or ()) - {site.name for site in report.sites}
+    unknown = set(asked.only or ()) - {site.name for site in report.sites}
     if unknown:
         raise UsageError(
             f"--only: {path} has no norm {', '.join(sorted(unknown))}; `normfold inspect` lists those it has"
@@ -173,32 +188,62 @@ def _plan(
     return Planned(load, graphs, report)
 
 
-def _fold(
-    name: str,
-    source: Source,
-    *,
-    opset: int | None,
-    norm_affine: bool,
-    only: Collection[str] | None,
-    keep_tied: bool,
-    clock: Clock,
-) -> Folded:
+def _fold(name: str, source: Source, asked: _Asked, clock: Clock) -> Folded:
     """One graph of the task, folded and not yet written."""
     of_graph = f" of the {name}" if name else ""
     with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
-        original = export(source, opset=opset)
+        original = export(source, opset=asked.opset)
     with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
         graph = prepare(original)
-        plan = analyse(graph, norms=source.norms, norm_affine=norm_affine, only=only, keep_tied=keep_tied)
+        plan, warnings = _analyse(graph, source, asked)
     with clock.stage("rewrite", "folding"):
         # With nothing to fold the graph is left exactly as it is.
         folded = original if plan.is_empty else rewrite(graph, plan)
+        written, centring = _finished(folded, graph if plan.is_empty else folded, asked)
         before = op_counts(graph)
-        after = before if plan.is_empty else op_counts(folded)
-    inputs = tuple(str(spec) for spec in source.inputs)
-    module = partial(folded_module, source, graph, plan, folded)
-    report = GraphReport(name, inputs, plan.sites, before, after, untied=plan.untied, merged=plan.merges, module=module)
-    return Folded(source, original, folded, report)
+        after = before if written is original else op_counts(written)
+    report = GraphReport(
+        name,
+        tuple(str(spec) for spec in source.inputs),
+        plan.sites,
+        before,
+        after,
+        untied=plan.untied,
+        merged=plan.merges,
+        centred=tuple(norm for _, norm in centring.norms),
+        module=partial(folded_module, source, graph, plan, folded),
+    )
+    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in centring.kept)
+    return Folded(source, original, written, report, (*warnings, *stay))
+
+
+def _finished(folded: ir.Model, shaped: ir.Model, asked: _Asked) -> tuple[ir.Model, Centring]:
+    """The folded graph with what was asked for on top. shaped: the same with the shapes of its tensors."""
+    centring = plan_centring(shaped) if asked.center else Centring()
+    folded = centre(shaped, centring) if centring.norms else folded
+    return to_half(folded) if asked.half else folded, centring
+
+
+def _analyse(graph: ir.Model, source: Source, asked: _Asked) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and what there is to say of it. What float16 is to hold is looked at on inputs first."""
+    plan_with = partial(
+        analyse,
+        graph,
+        norms=source.norms,
+        norm_affine=asked.norm_affine,
+        only=asked.only,
+        keep_tied=asked.keep_tied,
+    )
+    if not (asked.half or holds_half(graph)):
+        return plan_with(), ()
+    plan = plan_with(ranges=Ranges({}, asked.half))
+    if all(site.status == "kept" and site.code != "scale-range" for site in plan.sites):
+        return plan, ()
+    try:
+        ranges = calibrate(graph, source.inputs, half=asked.half)
+    except (GraphError, CannotJudgeError) as error:
+        return plan, (f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}",)
+    return plan_with(ranges=ranges), ()
 
 
 def _write_report(report: Report, place: Path | None) -> None:
@@ -238,6 +283,8 @@ def _difference(report: Report) -> str:
             "int(x.shape[...]) or a division of a shape in the model, or give that axis a fixed size, for example "
             '--input "x:float32[1,3,224,224]"'
         )
+    if edge.name == HALF_EDGE:
+        return f"{text}. float16 cannot hold this model, folded or not: leave --dtype out"
     if edge.name == RUNTIME_EDGE:
         return f"{text}. The graph is right and the runtime's optimiser is not: try another onnxruntime, or --opset"
     return f"{text}. The fold is wrong, which is a fault of normfold: please report it"

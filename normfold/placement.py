@@ -16,6 +16,7 @@ from normfold.frame import Array, Frame, Refuse, agree, agree_each, total
 from normfold.graph import Op, Value
 from normfold.magnitude import fits
 from normfold.plan import ShiftPlace
+from normfold.precision import first_beyond
 from normfold.rules import TABLE
 from normfold.rules.base import to_rank_of
 from normfold.rules.linear import ConvRule
@@ -94,6 +95,9 @@ def place_shift(
             continue
         if placement.place == "writer" and not _carried_well(state, op, placement, found):
             continue
+        if left := leaves_range(state, scale, found):
+            refused = refused or left
+            continue
         needed = costs.added_elements(found.decided, found.reached)
         if best is None or needed < best.elements:
             best = Placed(found, placement.place, needed)
@@ -122,8 +126,22 @@ def _beside_the_scale(state: State, sharing: Sharing, op: Op, frame: Frame, scal
     if start is None or found is None or isinstance(sharing.allow("shift", found), Refuse):
         return best
     needed = ShiftCosts(state).added_elements(found.decided, found.reached)
-    well = _carried_well(state, op, start, found)
+    well = _carried_well(state, op, start, found) and not leaves_range(state, scale, found)
     return Placed(found, "writer", needed) if well and needed <= best.elements else best
+
+
+def leaves_range(state: State, scale: Outcome, shift: Outcome | None) -> Refuse | None:
+    """What float16 could not hold of these two outcomes for one norm; None where nothing is stored in it."""
+    if state.ranges is None:
+        return None
+    shifts = {} if shift is None else shift.decided
+
+    def frame(value: Value) -> Frame:
+        before = state.frame(value)
+        return Frame(scale.decided.get(value, before.scale), shifts.get(value, before.shift))
+
+    ops = dict.fromkeys([*scale.reached, *(() if shift is None else shift.reached)])
+    return first_beyond(state.ranges, state.graph, dict.fromkeys([*scale.decided, *shifts]), ops, frame)
 
 
 def _placements(state: State, op: Op, frame: Frame) -> Iterable[_Placement]:

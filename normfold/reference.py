@@ -60,7 +60,7 @@ def float_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def rounded_anew(weights: Mapping[str, npt.NDArray[Any]], *, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Copies of `weights` with one entry in twelve moved to a neighbouring number, but for those that are 0 or 1.
+    """Copies of `weights` with one entry in twelve moved to a neighbouring number; 0, 1 and the largest (masks) stay.
 
     The variance of that is the variance of rounding, a twelfth of a unit in the last place squared.
     """
@@ -71,7 +71,8 @@ def rounded_anew(weights: Mapping[str, npt.NDArray[Any]], *, seed: int) -> dict[
         at = rng.integers(0, result.size, result.size // 12) if result.size else np.zeros(0, int)
         before = result[at]
         after = np.nextafter(before, rng.choice(np.array([-np.inf, np.inf], array.dtype), at.shape))
-        result[at] = np.where((before == 0) | (np.abs(before) == 1), before, after)
+        kept = (before == 0) | (np.abs(before) == 1) | ~np.isfinite(after)
+        result[at] = np.where(kept, before, after)
         moved[name] = result.reshape(array.shape)
     return moved
 

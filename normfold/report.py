@@ -57,6 +57,7 @@ class GraphReport:
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
+    centred: the LayerNorms that became RMSNorms.
     module: makes the folded torch module (modules.py).
     """
 
@@ -69,6 +70,7 @@ class GraphReport:
     edges: tuple[Edge, ...] = ()
     untied: tuple[Untied, ...] = ()
     merged: tuple[Merge, ...] = ()
+    centred: tuple[str, ...] = ()
     module: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -81,7 +83,8 @@ class GraphReport:
 class Report:
     """Everything that one run of `fold` or `inspect` has to say; sites, nodes and edges are those of all graphs.
 
-    task: what was exported (tasks.py). graphs: one for every file that the task writes.
+    task: what was exported (tasks.py). graphs: one for every file that the task writes. dtype: what they were converted
+    to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
     seconds: wall-clock time per stage, in the order in which they ran.
     """
 
@@ -89,6 +92,8 @@ class Report:
     source: SourceInfo
     graphs: tuple[GraphReport, ...]
     task: str = "forward"
+    dtype: str | None = None
+    center: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -153,6 +158,7 @@ class Report:
             "normfold": self.normfold,
             "source": _source(self.source),
             "task": self.task,
+            "dtype": self.dtype,
             "output": _output(self.output),
             "graphs": [_graph(graph) for graph in self.graphs],
             "sites": [site_entry(site, graph) for graph in self.graphs for site in graph.sites],
@@ -190,13 +196,15 @@ def manifest(
     graph: GraphReport,
     *,
     path: str | None = None,
+    dtype: str | None = None,
     load: Mapping[str, Any] | None = None,
     outputs: Mapping[str, Any] | None = None,
 ) -> str:
     """What one graph says about its own making, under `normfold` in its metadata: JSON on one line, keys sorted.
 
     path: the source relative to the graph's folder; never from the root, for a model that is handed on says nothing of
-    the disk it comes from. load: how the source was loaded. outputs: `Sketch.to_json`, None without verification.
+    the disk it comes from. dtype: what it was converted to. load: how the source was loaded. outputs:
+    `Sketch.to_json`, None without verification.
     """
     source = report.source
     place = {} if path is None else {"path": path}
@@ -210,6 +218,8 @@ def manifest(
         "graph": graph.name or None,
         "inputs": list(graph.inputs),
         "sites": [{"name": s.name, "kind": s.kind, "status": s.status, "into": list(s.into)} for s in graph.sites],
+        "dtype": dtype,
+        "center": report.center,
         "load": dict(load or {}),
         "outputs": outputs,
     }
@@ -244,6 +254,7 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
         "name": graph.name or None,
         "inputs": list(graph.inputs),
         "output": _output(graph.output),
+        "centred": list(graph.centred),
         "nodes": _nodes(graph),
     }
 

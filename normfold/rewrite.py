@@ -17,6 +17,7 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from normfold.errors import InternalError
+from normfold.files import EXACT
 from normfold.frame import Array
 from normfold.graph import Graph, Model, Node, Value, operators, scopes
 from normfold.plan import Branch, Map, Merge, Plan
@@ -116,6 +117,7 @@ class _Copy:
         small = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= _KEPT_BYTES
         lazy = ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=small, name=name)
         value = Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
+        value.meta[EXACT] = compute
         self.model.graph.register_initializer(value)
         self.exact[value] = compute
         return value

@@ -19,7 +19,7 @@ import numpy as np
 from normfold.cases import Array, Case, draw_case
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.figures import FAILED, MASK, Figures
-from normfold.inputs import parse_specs
+from normfold.inputs import InputSpec
 from normfold.runtime import Runtime, check_memory, one_line, open_session
 from normfold.truth import Tick, nothing
 from normfold.verify import PLAIN, Edge, Judged, Yardstick, judge
@@ -107,12 +107,11 @@ class Sketch:
             ],
         }
 
-    def draw(self, inputs: Sequence[str]) -> tuple[Case, ...]:
+    def draw(self, specs: Sequence[InputSpec]) -> tuple[Case, ...]:
         """The recorded inputs. Raises CannotJudgeError when numpy draws others from the recorded seeds today.
 
-        inputs: the specifications that they were drawn to.
+        specs: those that they were drawn to.
         """
-        specs = parse_specs(inputs)
         cases = tuple(draw_case(specs, case.sizes, seed=case.seed, scale=case.scale) for case in self.cases)
         if [_sha256(case) for case in cases] != [case.inputs for case in self.cases]:
             raise CannotJudgeError(
@@ -121,14 +120,14 @@ class Sketch:
             )
         return cases
 
-    def compare(self, model: Path, inputs: Sequence[str], runtime: Runtime, tick: Tick = nothing) -> Edge:
+    def compare(self, model: Path, specs: Sequence[InputSpec], runtime: Runtime, tick: Tick = nothing) -> Edge:
         """Hold a model against the record. Raises GraphError when onnxruntime does not accept it."""
         session = open_session(model, runtime)
         feeds = [feed.name for feed in session.get_inputs()]
         missing = set(self.names) - {output.name for output in session.get_outputs()}
         if missing:
             raise GraphError(f"{model} has no output {missing.pop()!r}, which its own manifest says it has")
-        samples, failures, cases = [], {}, self.draw(inputs)
+        samples, failures, cases = [], {}, self.draw(specs)
         for number, (case, recorded) in enumerate(zip(cases, self.cases, strict=True)):
             try:
                 values: Sequence[Array | None] = session.run(list(self.names), case.fed_to(feeds))

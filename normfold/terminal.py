@@ -71,6 +71,19 @@ TrustOption = Annotated[
 UnfinishedOption = Annotated[
     bool, typer.Option("--allow-unfinished", help="Accept PRepBN whose schedule has not ended: take its RepBN.")
 ]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="float16: convert the folded graph at the end, inputs and outputs too. Default: the types of the source.",
+    ),
+]
+CenterOption = Annotated[
+    bool,
+    typer.Option(
+        "--center", help="Make RMSNorm out of LayerNorm where the mean can be left out upstream; implies --norm-affine."
+    ),
+]
 AffineOption = Annotated[
     bool, typer.Option("--norm-affine", help="Fold the weight and bias of LayerNorm and RMSNorm too.")
 ]

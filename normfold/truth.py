@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,16 +204,17 @@ def run_reference(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) ->
         ) from error
 
 
-def reference_tensors(path: Path, case: Case) -> dict[str, Array]:
-    """Every tensor of the graph at `path` in float64, by name. Raises GraphError."""
+def reference_tensors(path: Path, cases: Iterable[Case]) -> Iterator[dict[str, Array]]:
+    """Every tensor of the graph at `path` in float64, by name, case by case. Raises GraphError."""
     from normfold.reference import reference_session
 
     try:
         session = reference_session(path)
-        feeds = {name: _widen(value) for name, value in case.fed_to(session.input_names).items()}
-        with np.errstate(all="ignore"):
-            found = session.run(None, feeds, intermediate=True)
-        return {name: np.asarray(value) for name, value in dict(found).items()}
+        for case in cases:
+            feeds = {name: _widen(value) for name, value in case.fed_to(session.input_names).items()}
+            with np.errstate(all="ignore"):
+                found = session.run(None, feeds, intermediate=True)
+            yield {name: np.asarray(value) for name, value in dict(found).items()}
     except Exception as error:  # the reference raises whatever numpy does
         check_memory(error, f"{path} in float64")
         raise GraphError(f"{path}: onnx.reference cannot run this graph: {_first_line(error)}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normfold import __version__
-from normfold.verify import EXPORT_EDGE, RUNTIME_EDGE, Edge, Judged
+from normfold.verify import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE, Edge, Judged
 
 SCHEMA = 1
 
@@ -86,8 +86,16 @@ class Verdict:
 
 
 def blamed(edge: Edge) -> str:
-    """Whose fault it is when this edge fails: export, runtime or model."""
-    return "export" if edge.name == EXPORT_EDGE else "runtime" if edge.name.startswith(RUNTIME_EDGE) else "model"
+    """Whose fault it is when this edge fails: export, float16, runtime or model."""
+    return (
+        "export"
+        if edge.name == EXPORT_EDGE
+        else "float16"
+        if edge.name == HALF_EDGE
+        else "runtime"
+        if edge.name.startswith(RUNTIME_EDGE)
+        else "model"
+    )
 
 
 def headline(verdict: Verdict) -> str:
@@ -96,6 +104,7 @@ def headline(verdict: Verdict) -> str:
         return "PASSED: the model computes what its source computes."
     at_fault = {
         "export": "the exported graph differs from the checkpoint",
+        "float16": "float16 cannot hold the source, whatever is done with its norms",
         "runtime": "onnxruntime's optimisations break the model, which is right without them",
         "model": "the model differs from its source",
     }

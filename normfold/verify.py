@@ -44,6 +44,7 @@ from normfold.runtime import UNOPTIMISED, Runtime, version
 from normfold.truth import Tick, Truth, nothing
 
 EXPORT_EDGE = "checkpoint -> export"
+HALF_EDGE = "float32 -> float16"
 FOLD_EDGE = "original -> folded"
 RUNTIME_EDGE = "unoptimised -> optimised"
 

@@ -98,7 +98,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         'fold a.pt -o b.onnx --model pkg.mod:make --model-args {"depth":2} --input x:float32[B,8] --input y:int64[B]<9'
     )
     words += " --ema --opset 20 --dry-run --strict --no-verify --report r.json --trust-checkpoint --allow-unfinished"
-    words += " --emit-torch f.pt"
+    words += " --emit-torch f.pt --dtype float16 --center"
     result = RUN.invoke(
         app,
         [*words.split(), "--task", "decoder-with-cache", "--norm-affine", "--keep-tied", "--only", "a.norm", "--force"],
@@ -114,6 +114,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "task": "decoder-with-cache",
         "ema": True,
         "opset": 20,
+        "dtype": "float16",
         "dry_run": True,
         "strict": True,
         "verify": False,
@@ -122,6 +123,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "allow_unfinished": True,
         "norm_affine": True,
         "keep_tied": True,
+        "center": True,
         "only": ["a.norm"],
         "emit_torch": Path("f.pt"),
         "force": True,

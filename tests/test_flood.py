@@ -7,9 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from normfold.flood import LARGEST_SCALE, Outcome, ShiftCosts, State, flood
+from normfold.flood import Outcome, ShiftCosts, State, flood
 from normfold.frame import Refuse
 from normfold.graph import Graph, Op, Value, operators, prepare
+from normfold.precision import LARGEST_SCALE
 from normfold.rules import INDIFFERENT, TABLE
 from normfold.sites import collapse
 from tests.graphs import build, draw

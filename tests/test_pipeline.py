@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from normfold import errors, origin, outputs, pipeline
 from normfold.checkpoint import load_checkpoint
 from normfold.report import Report
-from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
+from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE, Yardstick
 
 CHANNELS = 12
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -205,7 +205,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert any(path.name.startswith(".normfold-") for path in tmp_path.iterdir()), "the draft lies beside its place"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(outputs.Yardstick, "compare", interrupted)
+    monkeypatch.setattr(Yardstick, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pipeline.fold(foldable(tmp_path), tmp_path / "out.onnx")
     assert names(tmp_path) == ["foldable.onnx"]

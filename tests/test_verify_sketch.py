@@ -51,10 +51,10 @@ def test_the_record_survives_its_json(recorded: tuple[Path, Sketch]) -> None:
 
 def test_the_model_agrees_with_its_record_and_a_wrong_one_does_not(recorded: tuple[Path, Sketch]) -> None:
     path, sketch = recorded
-    edge = sketch.compare(path, INPUTS, PLAIN)
+    edge = sketch.compare(path, parse_specs(INPUTS), PLAIN)
     assert edge.passed
     assert 0 < edge.relative <= edge.bound < 1e-5
-    spoilt = sketch.compare(change(path, spoil), INPUTS, PLAIN)
+    spoilt = sketch.compare(change(path, spoil), parse_specs(INPUTS), PLAIN)
     assert not spoilt.passed
     assert spoilt.detail.startswith("output 'y' is worst at B=")
 
@@ -63,12 +63,12 @@ def test_other_inputs_from_the_same_seeds_are_no_verdict(recorded: tuple[Path, S
     path, sketch = recorded
     other = replace(sketch, cases=tuple(replace(case, inputs="00" * 32) for case in sketch.cases))
     with pytest.raises(CannotJudgeError, match="draws other inputs from the recorded seeds"):
-        other.compare(path, INPUTS, PLAIN)
+        other.compare(path, parse_specs(INPUTS), PLAIN)
 
 
 def test_the_record_says_what_the_truth_says(recorded: tuple[Path, Sketch]) -> None:
     path, sketch = recorded
-    truth = establish(None, path, parse_specs(INPUTS), cases=sketch.draw(INPUTS))
+    truth = establish(None, path, parse_specs(INPUTS), cases=sketch.draw(parse_specs(INPUTS)))
     for case, (value,) in zip(sketch.cases, truth.outputs, strict=True):
         np.testing.assert_allclose(case.outputs[0], project(value), rtol=1e-8)
     measured = measure(truth, path, PLAIN)

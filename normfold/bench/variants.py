@@ -6,8 +6,8 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -21,6 +21,7 @@ from normfold.errors import CannotJudgeError, NormfoldError, UsageError
 from normfold.export import export
 from normfold.files import save
 from normfold.graph import prepare
+from normfold.half import HALF, half_specs, single_specs, to_half
 from normfold.inputs import InputSpec
 from normfold.modules import folded_module
 from normfold.origin import Load, find_source, load_source, read_manifest
@@ -28,9 +29,6 @@ from normfold.parts import split
 from normfold.report import TOKEN_STATISTICS
 from normfold.rewrite import rewrite
 from normfold.tasks import GRAPHS, Task
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 
@@ -59,11 +57,14 @@ class Variants:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """unfolded: the source and its graph, where it is known. folded: the file, where one was given."""
+    """source, graph: unfolded, where they are known. folded: the file, where one was given. half: it was converted to
+    float16 when it was folded.
+    """
 
     source: Source | None
     graph: ir.Model | None
     folded: Path | None
+    half: bool = False
 
 
 def collect(
@@ -89,6 +90,7 @@ def collect(
         raise UsageError(f"--task {task}: bench measures one graph; give it one of the files that fold wrote")
     progress(f"reading {model.name}")
     found, inputs = _find(model, against, load, task, progress)
+    half = half or found.half
     if runtime == "torch":
         if found.source is None or found.source.module is None:
             raise UsageError(
@@ -115,7 +117,7 @@ def collect(
     made.append(_folded(found, folder, progress))
     if half:
         made = [replace(variant, file=_to_half(variant.file, folder)) for variant in made]
-        inputs = _half_inputs(inputs)
+        inputs = half_specs(inputs)
     if len(made) < 2:
         raise CannotJudgeError(f"there is nothing to compare {model} with: {'; '.join(missing.values())}")
     return Variants(tuple(made), inputs, missing)
@@ -139,8 +141,9 @@ def _find(
     if place is None:
         return _Found(None, None, model), own.inputs
     progress(f"reading {place.name}")
-    source = load_source(place, load, manifest, own.inputs)
-    return _Found(source, export(source), model), source.inputs
+    half = manifest is not None and manifest.dtype == HALF
+    source = load_source(place, load, manifest, single_specs(own.inputs) if half else own.inputs)
+    return _Found(source, export(source), model, half), source.inputs
 
 
 def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
@@ -225,12 +228,8 @@ def _modules(source: Source, folder: Path, *, half: bool) -> Variants:
         with place.open("wb") as file:
             pickle.dump(module.half() if half else module, file)
         found.append(Variant(name, place, origin))
-    inputs = _half_inputs(source.inputs) if half else source.inputs
+    inputs = half_specs(source.inputs) if half else source.inputs
     return Variants(tuple(found), inputs, missing)
-
-
-def _half_inputs(inputs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-    return tuple(replace(spec, dtype="float16") if spec.dtype == "float32" else spec for spec in inputs)
 
 
 def _write(model: ir.Model, place: Path) -> Path:
@@ -239,11 +238,5 @@ def _write(model: ir.Model, place: Path) -> Path:
 
 
 def _to_half(file: Path, folder: Path) -> Path:
-    """The graph in float16, inputs and outputs too."""
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    place = folder / f"half_{file.name}"
-    converted = convert_float_to_float16(onnx.load(file), keep_io_types=False, disable_shape_infer=True)
-    onnx.save(converted, place)
-    return place
+    """The graph in float16, inputs and outputs too; one that is float16 already stays as it is."""
+    return _write(to_half(ir.load(file)), folder / f"half_{file.name}")
