@@ -65,6 +65,7 @@ FOLDER = {
     "normfold.norms",
     "normfold.parallel",
     "normfold.placement",
+    "normfold.per_token",
     "normfold.plan",
     "normfold.rewrite",
     "normfold.shapes",
