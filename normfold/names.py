@@ -38,8 +38,8 @@ def per_token(kind: str) -> Refuse:
     """Why a norm of this kind is left alone unless somebody asks."""
     return Refuse(
         "statistic",
-        f"{kind} computes a statistic for every token, which stays; nothing is gained at run time by moving its weight "
-        "and bias (--norm-affine does)",
+        f"{kind} computes a statistic for every token, which stays; its weight and bias move on request only "
+        "(--norm-affine)",
     )
 
 
