@@ -44,7 +44,7 @@ def fold(name: str, folder: Path, *, norm_affine: bool = False) -> Report:
         ("patchtsmixer", {BATCH: 2, ACROSS: 2}),
         pytest.param("mobilevit", {BATCH: 32, LAYER: 21}, marks=pytest.mark.slow),
         pytest.param("segformer", {BATCH: 1, LAYER: 19}, marks=pytest.mark.slow),
-        ("wav2vec2_conformer", {BATCH: 2, LAYER: 12}),
+        pytest.param("wav2vec2_conformer", {BATCH: 2, LAYER: 12}, marks=pytest.mark.slow),
     ],
 )
 def test_every_norm_is_folded_or_kept_with_its_reason(name: str, expected: Expected, tmp_path: Path) -> None:

