@@ -38,7 +38,7 @@ from normfold.checkpoint import Source, load_checkpoint
 from normfold.detect import find_norms
 from normfold.export import export
 from normfold.files import save
-from normfold.graph import Graph, Model, op_counts, operators, prepare
+from normfold.graph import Affine, Graph, Model, Op, op_counts, operators, prepare
 from normfold.inputs import InputSpec, call_arguments, draw, parse_specs, traced_sizes
 from normfold.models import create
 from normfold.per_token import statistic_norm
@@ -195,16 +195,33 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
-def norms_in(model: Model) -> int:
-    """Batch norms and scales per channel, in whatever spelling; not the weights of LayerNorm and RMSNorm."""
+def norms_in(model: Model, *, besides: Collection[str] = ()) -> int:
+    """Batch norms and scales per channel, in whatever spelling; not the weights of LayerNorm and RMSNorm.
+
+    besides: outputs of maps that were none to begin with. A factor such as DeepNorm's alpha that has taken up the scale
+    of a channel has not become a norm.
+    """
     prepared = prepare(model)
-    graph = collapse(Graph(prepared, operators(prepared)))
-    maps = [op for op in graph.ops if op.affine is not None]
-    inside = {node for op in maps if op.affine is not None for node in op.affine.nodes}
-    norms = [op for op in maps if op.affine is not None and op.affine.is_norm and statistic_norm(graph, op) is None]
+    graph, maps = _maps(prepared)
+    inside = {node for affine in maps.values() for node in affine.nodes}
+    norms = [
+        op
+        for op, affine in maps.items()
+        if affine.is_norm and op.output.name not in besides and statistic_norm(graph, op) is None
+    ]
     # What a tool has left without shapes is no map for the analysis, and a norm all the same.
     unseen = [node for node in prepared.graph if node.op_type == "BatchNormalization" and node not in inside]
     return len(norms) + len(unseen) + sum(_is_scaling_convolution(node) for node in prepared.graph)
+
+
+def _other_maps(model: Model) -> frozenset[str]:
+    """Outputs of the fixed maps that are no norms: biases, factors for all channels."""
+    return frozenset(op.output.name or "" for op, affine in _maps(model)[1].items() if not affine.is_norm)
+
+
+def _maps(model: Model) -> tuple[Graph, dict[Op, Affine]]:
+    graph = collapse(Graph(model, operators(model)))
+    return graph, {op: op.affine for op in graph.ops if op.affine is not None}
 
 
 def _is_scaling_convolution(node: ir.Node) -> bool:
@@ -224,7 +241,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
         source = subject.load(folder)
         graph = prepare(export(source))
         plan = analyse(graph, norms=source.norms)
-        result = rewrite(graph, plan)
+        others, result = _other_maps(graph), rewrite(graph, plan)
         unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
         save(graph, unfolded)
         save(result, folded)
@@ -244,15 +261,15 @@ def row(name: str, *, tools: Collection[str]) -> Row:
             partial=dict(reasons["partial"]),
             kept=dict(reasons["kept"]),
             statistics=len(plan.sites) - len(stored),
-            left=norms_in(result),
+            left=norms_in(result, besides=others),
             nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
             error=edge.relative,
             bound=edge.bound,
-            tools={tool: _try(tool, unfolded, yardstick) for tool in tools},
+            tools={tool: _try(tool, unfolded, yardstick, others) for tool in tools},
         )
 
 
-def _try(tool: str, source: Path, yardstick: Yardstick) -> Tried:
+def _try(tool: str, source: Path, yardstick: Yardstick, others: Collection[str]) -> Tried:
     output = source.with_name(f"{tool.replace(' ', '_')}.onnx")
     script = Path(__file__).with_name("optimizers.py")
     try:
@@ -264,7 +281,7 @@ def _try(tool: str, source: Path, yardstick: Yardstick) -> Tried:
         lines = run.stderr.strip().splitlines()
         return Tried(note=f"fails ({lines[-1][:60] if lines else f'exit code {run.returncode}'})")
     model = ir.from_proto(onnx.load(output))
-    left, nodes = norms_in(model), sum(op_counts(model).values())
+    left, nodes = norms_in(model, besides=others), sum(op_counts(model).values())
     try:
         (edge,) = yardstick.compare(output, ())
     except errors.VerificationError:
