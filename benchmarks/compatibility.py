@@ -214,7 +214,7 @@ def norms_in(model: Model, *, besides: Collection[str] = ()) -> int:
     return len(norms) + len(unseen) + sum(_is_scaling_convolution(node) for node in prepared.graph)
 
 
-def _other_maps(model: Model) -> frozenset[str]:
+def other_maps(model: Model) -> frozenset[str]:
     """Outputs of the fixed maps that are no norms: biases, factors for all channels."""
     return frozenset(op.output.name or "" for op, affine in _maps(model)[1].items() if not affine.is_norm)
 
@@ -241,7 +241,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
         source = subject.load(folder)
         graph = prepare(export(source))
         plan = analyse(graph, norms=source.norms)
-        others, result = _other_maps(graph), rewrite(graph, plan)
+        others, result = other_maps(graph), rewrite(graph, plan)
         unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
         save(graph, unfolded)
         save(result, folded)

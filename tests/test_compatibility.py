@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
-from benchmarks.compatibility import BEGIN, END, SUBJECTS, Row, Tried, page, row, shortcomings
+from benchmarks.compatibility import (
+    BEGIN,
+    END,
+    SUBJECTS,
+    Row,
+    Tried,
+    norms_in,
+    other_maps,
+    page,
+    row,
+    shortcomings,
+)
 from benchmarks.optimizers import TOOLS
+from normfold.graph import prepare
+from tests.graphs import build
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 
@@ -52,6 +66,22 @@ def test_a_row() -> None:
     lines = page([found])
     assert any(line.startswith("| convnet_bn | 4 | 3 | 1 `shift-meets-padding` | 0 |") for line in lines)
     assert "| convnet_bn | 4 | 4 | not measured | not measured | not measured | not measured | 1 | 1 |" in lines
+
+
+FACTOR = """g (double[B,4] x) => (double y) <double alpha = {0.5}> {
+    n = Mul(x, a)
+    h = MatMul(n, w)
+    k = Mul(h, alpha)
+    y = Tanh(k)
+}"""
+
+
+def test_a_factor_that_took_up_a_scale_is_no_norm() -> None:
+    model = prepare(ir.from_proto(build(FACTOR, a=(4,), w=(4, 4))))
+    changed = prepare(ir.from_proto(build(FACTOR.replace("h, alpha", "h, c"), a=(4,), w=(4, 4), c=(4,))))
+    others = other_maps(model)
+    assert norms_in(model) == norms_in(changed, besides=others) == 1
+    assert norms_in(changed) == 2
 
 
 @pytest.mark.parametrize(("right", "left", "expected"), [(True, 0, 1), (True, 1, 0), (False, 0, 0)])
