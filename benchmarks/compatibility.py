@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed
@@ -39,7 +39,7 @@ from normfold.detect import find_norms
 from normfold.export import export
 from normfold.files import save
 from normfold.graph import Affine, Graph, Model, Op, op_counts, operators, prepare
-from normfold.inputs import InputSpec, call_arguments, draw, parse_specs, traced_sizes
+from normfold.inputs import draw, parse_specs, traced_sizes
 from normfold.models import create
 from normfold.per_token import statistic_norm
 from normfold.report import TOKEN_STATISTICS
@@ -145,8 +145,7 @@ def _paper(name: str, folder: Path) -> Source:
     options, texts = PAPERS[name]
     torch.manual_seed(0)
     specs = parse_specs(texts)
-    module = randomise(create(name, **options))
-    _settle(module, specs)
+    module = randomise(create(name, **options), draw(specs, traced_sizes(specs), seed=0))
     return Source(
         path=Path(name),
         sha256="",
@@ -158,33 +157,6 @@ def _paper(name: str, folder: Path) -> Source:
         arch_args=dict(options),
         norms=find_norms(module),
     )
-
-
-def _settle(module: nn.Module, specs: Sequence[InputSpec]) -> None:
-    """Statistics near those of what comes in, as training leaves them; norms that do not normalise amplify rounding.
-
-    Every norm takes them from its input just before it runs, and spreads them by up to a factor of 1.5 either way.
-    """
-    generator = torch.Generator().manual_seed(1)
-
-    def measure(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        variance = cast(torch.Tensor, norm.running_var)
-        first = isinstance(norm, nn.modules.batchnorm._BatchNorm) or args[0].shape[-1] != variance.numel()
-        values = args[0].movedim(1 if first else -1, -1).reshape(-1, variance.numel())
-        square = values.square().mean(0)
-        if isinstance(mean := getattr(norm, "running_mean", None), torch.Tensor):
-            mean.copy_(values.mean(0) + square.sqrt() * 0.1 * torch.randn(mean.shape, generator=generator))
-            square = values.var(0, correction=0)
-        variance.copy_(square * 1.5 ** (2 * torch.rand(variance.shape, generator=generator) - 1) + 1e-3)
-
-    hooks = [part.register_forward_pre_hook(measure) for part in module.modules() if "running_var" in part._buffers]
-    assert hooks
-    drawn = draw(specs, traced_sizes(specs), seed=1)
-    args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(array) for name, array in drawn.items()})
-    with torch.no_grad():
-        module(*args, **kwargs)
-    for hook in hooks:
-        hook.remove()
 
 
 SUBJECTS: dict[str, Subject] = {
@@ -325,7 +297,8 @@ def _cell(row: Row, tool: str) -> str:
         return "not measured"
     if tried.note:
         return tried.note
-    return str(row.norms - tried.left) + ("" if tried.right else f" (**wrong**: {tried.error:.0e})")
+    verdict = f"**wrong**: {tried.error:.0e}" if math.isfinite(tried.error) else "**fails at run time**"
+    return str(row.norms - tried.left) + ("" if tried.right else f" ({verdict})")
 
 
 def _theirs(rows: Collection[Row]) -> list[str]:
@@ -349,7 +322,8 @@ def page(rows: Collection[Row]) -> list[str]:
     """Both tables, and what they were made with."""
     versions = {TOOLS[name][0]: version for name, version in installed().items()}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    wrong = [(row, tool) for row in rows for tool, tried in row.tools.items() if not tried.right and not tried.note]
+    wrong = [f"{row.name}: {tool}" for row in rows for tool, tried in row.tools.items() if not tried.right]
+    named = "; ".join(wrong)
     return [
         "## normfold",
         "",
@@ -360,8 +334,8 @@ def page(rows: Collection[Row]) -> list[str]:
         *_theirs(rows),
         "",
         f"{len(rows)} models. normfold folds at least as many norms as any right result of another tool in "
-        f"{len(rows) - len({line.partition(':')[0] for line in shortcomings(rows)})} of them. Wrong results of other "
-        f"tools: {len(wrong)}.",
+        f"{len(rows) - len({line.partition(':')[0] for line in shortcomings(rows)})} of them. Results of other "
+        f"tools that are wrong or fail at run time: {len(wrong)}{f' ({named})' if named else ''}.",
         "",
         f"Measured with {listed}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}, "
         f"{platform.machine()}, {os.cpu_count()} cores.",
