@@ -16,7 +16,7 @@ from normfold.errors import GraphError
 from normfold.flood import Half, State
 from normfold.frame import Frame, Refuse, varying_axes
 from normfold.graph import Graph, Model, Op, Value, operators, opset
-from normfold.names import Named, NormModule, name_sites, site_name
+from normfold.names import Named, NormModule, name_sites, per_token, site_name, token_norm
 from normfold.parallel import Merged, merges
 from normfold.placement import leaves_range, place_scale, place_shift
 from normfold.plan import Plan, ShiftPlace, Status
@@ -83,14 +83,17 @@ def analyse(
     if norm_affine:
         found += [(op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
     whole = quantised(graph)
-    attempts = [
-        _left(op, frame, whole)
-        if whole is not None
-        else _fold(state, sharing, op, frame)
-        if only is None or site_name(op, norms, scales.get(op)) in only
-        else _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
-        for op, frame in found
-    ]
+    attempts = []
+    for op, frame in found:
+        kind = token_norm(graph, op, norms)
+        if whole is not None:
+            attempts.append(_left(op, frame, whole))
+        elif kind is not None and not norm_affine:
+            attempts.append(_left(op, frame, per_token(kind)))
+        elif only is not None and site_name(op, norms, scales.get(op)) not in only:
+            attempts.append(_left(op, frame, Refuse("not-asked", "other norms were asked for (--only)")))
+        else:
+            attempts.append(_fold(state, sharing, op, frame))
     # A norm that stayed because of its cost may cost less now that the norms behind it have moved their shifts.
     attempts = [
         _fold(state, sharing, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts

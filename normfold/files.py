@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from normfold.errors import OutputError
@@ -18,10 +19,31 @@ _EXTERNAL_BYTES = 1_900_000_000
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time."""
+    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time.
+
+    So do those of a model that keeps some in another file: beside `path` there is no such file.
+    """
     tensors = (value.const_value for value in model.graph.initializers.values())
     large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _EXTERNAL_BYTES
-    ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    ir.save(model, path, external_data=f"{path.name}.data" if large or _has_external_data(model) else None)
+
+
+def _has_external_data(model: ir.Model) -> bool:
+    return any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+
+
+def save_unchanged(source: Path, model: ir.Model, path: Path) -> None:
+    """Write `model`, which is the file `source` but for its metadata, to `path`: its graph byte for byte as it was.
+
+    A graph that was read and written again has the same meaning in other bytes: attributes in another order, types of
+    initializers said twice. Whoever compares files should see that nothing happened.
+    """
+    if _has_external_data(model):
+        save(model, path)
+        return
+    proto = onnx.load(source, load_external_data=False)
+    onnx.helper.set_model_props(proto, dict(model.metadata_props))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def check_place(place: Path) -> None:

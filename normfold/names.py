@@ -13,6 +13,7 @@ from typing import Protocol
 
 from normfold.frame import Refuse
 from normfold.graph import Graph, Node, Op, classes, scopes
+from normfold.per_token import statistic_norm
 from normfold.plan import ShiftPlace, Site, Status
 
 _CLASSES = {
@@ -30,10 +31,16 @@ _CLASSES = {
     "RMSNorm": "RMSNorm",
 }
 _STATISTICS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
-_PER_TOKEN = (
-    "{kind} computes a statistic for every token, which stays; nothing is gained at run time by moving its weight and "
-    "bias (--norm-affine does)"
-)
+_TOKEN_NORMS = frozenset(_STATISTICS.values())
+
+
+def per_token(kind: str) -> Refuse:
+    """Why a norm of this kind is left alone unless somebody asks."""
+    return Refuse(
+        "statistic",
+        f"{kind} computes a statistic for every token, which stays; its weight and bias move on request only "
+        "(--norm-affine)",
+    )
 
 
 class NormModule(Protocol):
@@ -73,7 +80,7 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     seen: set[str] = set()
     attempted = {outcome.op for outcome in outcomes}
     for outcome in outcomes:
-        site = _site(outcome, norms)
+        site = _site(graph, outcome, norms)
         seen.add(site.name)
         sites.append((outcome.op.index, site))
     for op in graph.ops:
@@ -81,7 +88,8 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
             continue
         name, kind = _owner(_nodes(op), modules) or (op.name, _STATISTICS[op.type])
         seen.add(name)
-        sites.append((op.index, Site(name, kind, _width(graph, op), "kept", "statistic", _PER_TOKEN.format(kind=kind))))
+        why = per_token(kind)
+        sites.append((op.index, Site(name, kind, _width(graph, op), "kept", why.code, why.reason)))
     sites.sort(key=lambda item: item[0])
     return tuple(site for _, site in sites) + tuple(_unseen(graph, norm) for norm in norms if norm.name not in seen)
 
@@ -94,16 +102,23 @@ def site_name(op: Op, norms: Sequence[NormModule], behind: Op | None = None) -> 
     return op.name if owner is None else owner[0]
 
 
-def _site(outcome: Named, norms: Sequence[NormModule]) -> Site:
+def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
+    """LayerNorm or RMSNorm when `op` is one or holds the weight and bias of one; else None."""
+    owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
+    kind = _STATISTICS.get(op.type) or (statistic_norm(graph, op) if owner is None else owner[1])
+    return kind if kind in _TOKEN_NORMS else None
+
+
+def _site(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Site:
     nodes, modules = _nodes(outcome.op), {norm.name: norm for norm in norms}
-    name, kind = _owner(nodes, modules) or (outcome.op.name, _kind(nodes))
+    name, kind = _owner(nodes, modules) or (outcome.op.name, statistic_norm(graph, outcome.op) or _kind(nodes))
     if outcome.behind is not None:
         name, kind = site_name(outcome.op, norms, outcome.behind), "DeepNorm"
     status, code, reason = outcome.status, None, None
     if outcome.refused is not None:
         code, reason = outcome.refused.code, outcome.refused.reason
     module = modules.get(name)
-    if status == "folded" and (kind in ("LayerNorm", "RMSNorm") or (module is not None and module.group_scaling)):
+    if status == "folded" and (kind in _TOKEN_NORMS or (module is not None and module.group_scaling)):
         status, code = "partial", "statistic"
         reason = "its weight and bias are folded; the statistic that it computes for every token stays"
     into = tuple(item for item in outcome.into if item != name)
@@ -152,8 +167,9 @@ def _width(graph: Graph, op: Op) -> int:
 def _unseen(graph: Graph, norm: NormModule) -> Site:
     """A norm module for which the analysis found no fixed map."""
     called = any(norm.name in scopes(node) for node in graph.model.graph)
-    if norm.kind in ("LayerNorm", "RMSNorm"):
-        code, reason = "statistic", _PER_TOKEN.format(kind=norm.kind)
+    if norm.kind in _TOKEN_NORMS:
+        why = per_token(norm.kind)
+        code, reason = why.code, why.reason
     elif called:
         code, reason = "not-affine", "it is computed in the graph, but not as a fixed map of each channel"
     else:

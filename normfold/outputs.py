@@ -18,7 +18,7 @@ from normfold.cases import Case, draw_cases
 from normfold.checkpoint import Source
 from normfold.clock import Clock
 from normfold.errors import OutputError
-from normfold.files import check_place, save
+from normfold.files import check_place, save, save_unchanged
 from normfold.half import HALF, half_specs
 from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec
@@ -100,7 +100,10 @@ def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: 
                 record = Sketch.record(yardstick)
         with clock.stage("save", f"writing {place.name}"):
             graph.model.metadata_props[MANIFEST_KEY] = _manifest(planned, graph, place, record)
-            save(graph.model, draft)
+            if graph.model is graph.source.graph:
+                save_unchanged(graph.source.path, graph.model, draft)
+            else:
+                save(graph.model, draft)
         if verify:
             with clock.stage("verify", "verifying against float64"):
                 report = replace(report, edges=(*report.edges, *yardstick.compare(draft)))

@@ -73,6 +73,7 @@ FOLDER = {
     "normfold.norms",
     "normfold.parallel",
     "normfold.placement",
+    "normfold.per_token",
     "normfold.plan",
     "normfold.precision",
     "normfold.rewrite",

@@ -306,3 +306,29 @@ def test_a_trained_checkpoint_and_its_unfolded_graph_have_the_same_truth(tmp_pat
             np.testing.assert_allclose(mine, other, rtol=0, atol=5e-6 * truth.scale(0))
             checked += 1
     assert checked >= 5
+
+
+def test_a_file_with_nothing_to_fold_stays_byte_for_byte(tmp_path: Path) -> None:
+    source, once, twice = stuck(tmp_path), tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    before = onnx.load(source)
+    before.metadata_props.add(key="author", value="somebody")
+    before.graph.node[1].attribute.add(name="momentum", f=0.5, type=onnx.AttributeProto.FLOAT)
+    onnx.save(before, source)
+    pipeline.fold(source, once)
+    pipeline.fold(once, twice)
+    for output, name in ((once, "stuck.onnx"), (twice, "once.onnx")):
+        assert manifest(output)["source"]["name"] == name
+        after = onnx.load(output)
+        assert [entry.key for entry in after.metadata_props] == ["author", "normfold"]
+        del after.metadata_props[1]
+        assert after.SerializeToString() == source.read_bytes()
+
+
+@pytest.mark.parametrize("model", [plain, foldable])
+def test_a_small_model_with_external_data_takes_it_along(model: Callable[[Path], Path], tmp_path: Path) -> None:
+    source, elsewhere = model(tmp_path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    onnx.save(onnx.load(source), source, save_as_external_data=True, location="weights.data", size_threshold=0)
+    report = pipeline.fold(source, elsewhere / "out.onnx")
+    assert report.edges and all(edge.passed for edge in report.edges)
+    assert names(elsewhere) == ["out.onnx", "out.onnx.data"]

@@ -1,0 +1,372 @@
+"""What folds in models of all kinds, and what other tools fold of it: fills in docs/compatibility.md.
+
+    python -m benchmarks.compatibility [--only NAME ...] [--rows FOLDER] [-o docs/compatibility.md]
+
+From the repository's root, with the extras test and compare, and tests/models-requirements.txt. Every model is exported
+once; normfold and the other tools get that same graph. How many norms are left in a result is counted by normfold's own
+analysis, which sees batch norms and scales per channel however they are spelled. --rows: a folder that keeps one file a
+model; what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from benchmarks.models import randomise
+from benchmarks.optimizers import TOOLS, installed
+from normfold import errors
+from normfold.analysis import analyse
+from normfold.cases import draw_cases
+from normfold.checkpoint import Source, load_checkpoint
+from normfold.detect import find_norms
+from normfold.export import export
+from normfold.files import save
+from normfold.graph import Affine, Graph, Model, Op, op_counts, operators, prepare
+from normfold.inputs import draw, parse_specs, traced_sizes
+from normfold.models import create
+from normfold.per_token import statistic_norm
+from normfold.report import TOKEN_STATISTICS
+from normfold.rewrite import rewrite
+from normfold.sites import collapse
+from normfold.truth import establish
+from normfold.verify import Yardstick
+from tests.external import transformers_models
+from tests.external.trained import TRAINED
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+BEGIN, END = "<!-- compatibility: begin -->", "<!-- compatibility: end -->"
+# Seconds that a tool may take for one model.
+PATIENCE = 600
+# Of models of published size; the others get every size that verification asks for.
+SAMPLES = 2
+
+PICTURE = ("x:float32[B,3,224,224]",)
+SOURCE, TARGET = "src:int64[B,S=24<=1024]<1000", "ids:int64[B,L=16<=1024]<1000"
+FOUR_STAGES = {"depths": (2, 2, 2, 2)}
+# Published widths, fewer layers, so that all of them can be measured in an hour; benchmarks/models.py has them whole.
+PAPERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "deit_tiny_prepbn": ({"depth": 4}, PICTURE),
+    "swin_tiny_prepbn": (FOUR_STAGES, PICTURE),
+    "pvt_tiny_prepbn": (FOUR_STAGES, PICTURE),
+    "cswin_tiny_prepbn": (FOUR_STAGES, PICTURE),
+    "slab_deit_tiny": ({"depth": 4}, PICTURE),
+    "slab_swin_tiny": (FOUR_STAGES, PICTURE),
+    "slab_pvt_tiny": (FOUR_STAGES, PICTURE),
+    "slab_cswin_tiny": (FOUR_STAGES, PICTURE),
+    "t2t_vit_14_un": ({"depth": 4}, PICTURE),
+    "llama_350m_prepbn": ({"depth": 2, "vocab": 1000}, ("ids:int64[B,L=32]<1000",)),
+    "nmt_un": ({"depth": 3, "vocab": 1000}, (SOURCE, TARGET)),
+    "deepnet_encoder_un": ({"depth": 4, "vocab": 1000}, (SOURCE,)),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model: where it comes from, how it is loaded into a folder, and how many samples judge it (None: as verify)."""
+
+    group: str
+    load: Callable[[Path], Source]
+    samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a tool made of a model. left: norms still there. note: why there is no result."""
+
+    left: int = 0
+    nodes: int = 0
+    error: float = 0.0
+    right: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. norms: fixed maps per channel; kept: reasons and how many. statistics: LayerNorm, RMSNorm and such.
+
+    left: what is counted in the folded graph as in those of the tools. error, bound: relative, against float64.
+    """
+
+    name: str
+    group: str
+    norms: int
+    folded: int
+    partial: dict[str, int]
+    kept: dict[str, int]
+    statistics: int
+    left: int
+    nodes: tuple[int, int]
+    error: float
+    bound: float
+    tools: dict[str, Tried]
+
+    @staticmethod
+    def read(path: Path) -> Row:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        tools = {name: Tried(**tried) for name, tried in told.pop("tools").items()}
+        return Row(**{**told, "nodes": tuple(told["nodes"])}, tools=tools)
+
+
+def _trained(name: str, folder: Path) -> Source:
+    model = TRAINED[name]
+    return load_checkpoint(model.path, model=model.model, inputs=model.inputs)
+
+
+def _transformers(name: str, folder: Path) -> Source:
+    return load_checkpoint(
+        transformers_models.checkpoint(name, folder),
+        model=f"{transformers_models.__name__}:{name}",
+        inputs=[transformers_models.INPUTS[name]],
+    )
+
+
+def _fixture(name: str, folder: Path) -> Source:
+    return load_checkpoint(FIXTURES / f"{name}.pt")
+
+
+def _paper(name: str, folder: Path) -> Source:
+    options, texts = PAPERS[name]
+    torch.manual_seed(0)
+    specs = parse_specs(texts)
+    module = randomise(create(name, **options), draw(specs, traced_sizes(specs), seed=0))
+    return Source(
+        path=Path(name),
+        sha256="",
+        format="torch",
+        module=module,
+        graph=None,
+        inputs=specs,
+        arch=name,
+        arch_args=dict(options),
+        norms=find_norms(module),
+    )
+
+
+SUBJECTS: dict[str, Subject] = {
+    **{name: Subject("trained, from PyPI", partial(_trained, name)) for name in TRAINED},
+    **{name: Subject("transformers", partial(_transformers, name)) for name in transformers_models.INPUTS},
+    **{path.stem: Subject("fixtures", partial(_fixture, path.stem)) for path in sorted(FIXTURES.glob("*.pt"))},
+    **{name: Subject("papers", partial(_paper, name), SAMPLES) for name in PAPERS},
+}
+
+
+def norms_in(model: Model, *, besides: Collection[str] = ()) -> int:
+    """Batch norms and scales per channel, in whatever spelling; not the weights of LayerNorm and RMSNorm.
+
+    besides: outputs of maps that were none to begin with. A factor such as DeepNorm's alpha that has taken up the scale
+    of a channel has not become a norm.
+    """
+    prepared = prepare(model)
+    graph, maps = _maps(prepared)
+    inside = {node for affine in maps.values() for node in affine.nodes}
+    norms = [
+        op
+        for op, affine in maps.items()
+        if affine.is_norm and op.output.name not in besides and statistic_norm(graph, op) is None
+    ]
+    # What a tool has left without shapes is no map for the analysis, and a norm all the same.
+    unseen = [node for node in prepared.graph if node.op_type == "BatchNormalization" and node not in inside]
+    return len(norms) + len(unseen) + sum(_is_scaling_convolution(node) for node in prepared.graph)
+
+
+def other_maps(model: Model) -> frozenset[str]:
+    """Outputs of the fixed maps that are no norms: biases, factors for all channels."""
+    return frozenset(op.output.name or "" for op, affine in _maps(model)[1].items() if not affine.is_norm)
+
+
+def _maps(model: Model) -> tuple[Graph, dict[Op, Affine]]:
+    graph = collapse(Graph(model, operators(model)))
+    return graph, {op: op.affine for op in graph.ops if op.affine is not None}
+
+
+def _is_scaling_convolution(node: ir.Node) -> bool:
+    """Whether a Conv scales each channel and does nothing else: onnxruntime writes batch norms in this way."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if node.op_type != "Conv" or weight is None or weight.const_value is None or "group" not in node.attributes:
+        return False
+    channels, *rest = weight.const_value.shape.numpy()
+    return channels > 1 and node.attributes["group"].value == channels and set(rest) == {1}
+
+
+def row(name: str, *, tools: Collection[str]) -> Row:
+    """Fold one model, verify it, and see what the tools named make of the same graph."""
+    subject = SUBJECTS[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        source = subject.load(folder)
+        graph = prepare(export(source))
+        plan = analyse(graph, norms=source.norms)
+        others, result = other_maps(graph), rewrite(graph, plan)
+        unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
+        save(graph, unfolded)
+        save(result, folded)
+        cases = None if subject.samples is None else draw_cases(source.inputs)[: subject.samples]
+        yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
+        (edge,) = yardstick.compare(folded, ())
+        assert edge.passed, edge
+        stored = [site for site in plan.sites if site.kind not in TOKEN_STATISTICS]
+        reasons = {
+            status: Counter(s.code or "" for s in stored if s.status == status) for status in ("partial", "kept")
+        }
+        return Row(
+            name=name,
+            group=subject.group,
+            norms=norms_in(graph),
+            folded=sum(site.status == "folded" for site in stored),
+            partial=dict(reasons["partial"]),
+            kept=dict(reasons["kept"]),
+            statistics=len(plan.sites) - len(stored),
+            left=norms_in(result, besides=others),
+            nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
+            error=edge.relative,
+            bound=edge.bound,
+            tools={tool: _try(tool, unfolded, yardstick, others) for tool in tools},
+        )
+
+
+def _try(tool: str, source: Path, yardstick: Yardstick, others: Collection[str]) -> Tried:
+    output = source.with_name(f"{tool.replace(' ', '_')}.onnx")
+    script = Path(__file__).with_name("optimizers.py")
+    try:
+        command = [sys.executable, str(script), tool, str(source), str(output)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return Tried(note=f"no result in {PATIENCE} s")
+    if run.returncode != 0 or not output.exists():
+        lines = run.stderr.strip().splitlines()
+        return Tried(note=f"fails ({lines[-1][:60] if lines else f'exit code {run.returncode}'})")
+    model = ir.from_proto(onnx.load(output))
+    left, nodes = norms_in(model, besides=others), sum(op_counts(model).values())
+    try:
+        (edge,) = yardstick.compare(output, ())
+    except errors.VerificationError:
+        return Tried(left, nodes, float("inf"), False, "does not run")
+    return Tried(left, nodes, edge.relative, edge.passed)
+
+
+def shortcomings(rows: Collection[Row]) -> list[str]:
+    """Rows in which a right result of another tool holds fewer norms than ours."""
+    return [
+        f"{row.name}: {tool} leaves {tried.left}, normfold {row.left}"
+        for row in rows
+        for tool, tried in row.tools.items()
+        if tried.right and tried.left < row.left
+    ]
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} `{code}`" for code, number in counts.items()) or "0"
+
+
+def _ours(rows: Collection[Row]) -> list[str]:
+    lines = [
+        "| model | norms | folded | partial | kept | statistics | nodes | error | bound |",
+        "|---|---:|---:|---|---|---:|---:|---:|---:|",
+    ]
+    for group in dict.fromkeys(row.group for row in rows):
+        lines.append(f"| *{group}* | | | | | | | | |")
+        lines += [
+            f"| {r.name} | {r.norms} | {r.folded} | {_reasons(r.partial)} | {_reasons(r.kept)} | {r.statistics} "
+            f"| {r.nodes[0]} → {r.nodes[1]} | {r.error:.1e} | {r.bound:.1e} |"
+            for r in rows
+            if r.group == group
+        ]
+    return lines
+
+
+def _cell(row: Row, tool: str) -> str:
+    tried = row.tools.get(tool)
+    if tried is None:
+        return "not measured"
+    if tried.note:
+        return tried.note
+    verdict = f"**wrong**: {tried.error:.0e}" if math.isfinite(tried.error) else "**fails at run time**"
+    return str(row.norms - tried.left) + ("" if tried.right else f" ({verdict})")
+
+
+def _theirs(rows: Collection[Row]) -> list[str]:
+    lines = [
+        f"| model | norms | normfold | {' | '.join(TOOLS)} |",
+        f"|---|---:|---:|{'---:|' * len(TOOLS)}",
+    ]
+    measured = [row for row in rows if row.norms or not all(tried.right for tried in row.tools.values())]
+    for row in measured:
+        cells = " | ".join(_cell(row, tool) for tool in TOOLS)
+        lines.append(f"| {row.name} | {row.norms} | {row.norms - row.left} | {cells} |")
+    sums = [str(sum(row.norms for row in measured)), str(sum(row.norms - row.left for row in measured))]
+    for tool in TOOLS:
+        right = [row for row in measured if tool in row.tools and row.tools[tool].right]
+        sums.append(f"{sum(row.norms - row.tools[tool].left for row in right)} in {len(right)}")
+    lines.append(f"| **all, of right results** | {' | '.join(sums)} |")
+    return lines
+
+
+def page(rows: Collection[Row]) -> list[str]:
+    """Both tables, and what they were made with."""
+    versions = {TOOLS[name][0]: version for name, version in installed().items()}
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    wrong = [f"{row.name}: {tool}" for row in rows for tool, tried in row.tools.items() if not tried.right]
+    named = "; ".join(wrong)
+    return [
+        "## normfold",
+        "",
+        *_ours(rows),
+        "",
+        "## Other tools, on the same graphs",
+        "",
+        *_theirs(rows),
+        "",
+        f"{len(rows)} models. normfold folds at least as many norms as any right result of another tool in "
+        f"{len(rows) - len({line.partition(':')[0] for line in shortcomings(rows)})} of them. Results of other "
+        f"tools that are wrong or fail at run time: {len(wrong)}{f' ({named})' if named else ''}.",
+        "",
+        f"Measured with {listed}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=list(SUBJECTS), metavar="NAME")
+    parser.add_argument("--rows", type=Path, help="a folder for what was measured")
+    parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the tables are printed")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = options.rows or Path(temporary)
+        kept.mkdir(exist_ok=True)
+        rows = []
+        for name in options.only:
+            path = kept / f"{name.replace(' ', '_')}.json"
+            if not path.exists():
+                print(name, file=sys.stderr, flush=True)
+                path.write_text(json.dumps(asdict(row(name, tools=installed()))), encoding="utf-8")
+            rows.append(Row.read(path))
+    for line in shortcomings(rows):
+        print(line, file=sys.stderr)
+    if options.output is None:
+        print("\n".join(page(rows)))
+        return
+    text = options.output.read_text(encoding="utf-8")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    options.output.write_text("\n".join([head + BEGIN, *page(rows), END + tail]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
