@@ -6,6 +6,7 @@ Older exporters hide parameters behind chains of Shape, Gather, Concat and Resha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from normfold.shapes import Dim
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
 _KEPT_BYTES = 1 << 20
+
+# Entries of the first axis of a constant, or all of it.
+Rows = slice | EllipsisType
 
 # Deterministic operators that make parameters out of parameters; anything else with constant inputs is left to the
 # runtime.
@@ -99,15 +103,15 @@ class Constants:
             self._values[value] = array
         return array
 
+    def rows(self, value: ir.Value, rows: Rows) -> NDArray[Any]:
+        """`get(value)[rows]`; of an initializer no more than that is read."""
+        if value.is_initializer() and value not in self._values:
+            return _read(value, rows)
+        return np.asarray(self.get(value)[rows])
+
     def _compute(self, value: ir.Value) -> NDArray[Any]:
         if value.is_initializer():
-            tensor = value.const_value
-            if tensor is None:
-                raise GraphError(f"The initializer {value.name} has no content; the file is damaged.")
-            try:
-                return tensor.numpy()
-            except (OSError, ValueError) as error:
-                raise GraphError(f"The initializer {value.name} cannot be read: {error}.") from error
+            return _read(value, ...)
         node = self._node[value]
         first = node.inputs[0] if node.inputs else None
         dims = self._dims(value)
@@ -144,6 +148,23 @@ class Constants:
         return np.asarray(results[output])
 
 
+def _read(value: ir.Value, rows: Rows) -> NDArray[Any]:
+    """Entries of the first axis of an initializer, widened. Nothing of a file stays mapped."""
+    tensor = value.const_value
+    if tensor is None:
+        raise GraphError(f"The initializer {value.name} has no content; the file is damaged.")
+    try:
+        if not isinstance(tensor, ir.ExternalTensor):
+            return _widen(np.asarray(tensor.numpy()[rows]))
+        try:
+            return _widen(tensor.numpy()[rows]).copy()
+        finally:
+            # Pages that were read would count as this process's memory for as long as they are mapped.
+            tensor.release()
+    except (OSError, ValueError, TypeError) as error:
+        raise GraphError(f"The initializer {value.name} cannot be read: {error}.") from error
+
+
 def _widen(array: NDArray[Any]) -> NDArray[Any]:
     floating = array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-    return array.astype(np.float64) if floating else array
+    return array.astype(np.float64, copy=False) if floating else array

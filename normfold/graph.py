@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from normfold.constants import Constants
+from normfold.constants import Constants, Rows
 from normfold.frame import Array, Frame
 from normfold.shapes import Dim, parse, reshaped
 
@@ -228,6 +228,10 @@ class Graph:
     def constant(self, value: Value) -> NDArray[Any]:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
+
+    def rows(self, value: Value, rows: Rows) -> NDArray[Any]:
+        """Some entries of the first axis of `constant(value)`, without reading the rest."""
+        return self._constants.rows(value, rows)
 
     def contract(self, weight: Value, shift: Array, *, from_left: bool) -> Array:
         """`shift @ weight`, or `weight @ shift`, with `shift` first spread over the contracted axis; float64.
