@@ -89,8 +89,9 @@ class Decoder:
         scores = self.node("MatMul", parts[:2], f"{name}.scores")
         root = self.constant(f"{name}.root", np.float32([(self.channels // heads) ** -0.5]))
         weights = self.node("Softmax", [self.node("Mul", [scores, root], f"{name}.scaled")], f"{name}.weights", axis=-1)
-        mixed = self.node("Transpose", [self.node("MatMul", [weights, parts[2]], f"{name}.mixed")], f"{name}.back",
-                          perm=[0, 2, 1, 3])
+        mixed = self.node(
+            "Transpose", [self.node("MatMul", [weights, parts[2]], f"{name}.mixed")], f"{name}.back", perm=[0, 2, 1, 3]
+        )
         joined = self.constant(f"{name}.join", np.array([0, 0, -1], dtype=np.int64))
         return self.linear(self.node("Reshape", [mixed, joined], f"{name}.joined"), f"{name}.o", *2 * [self.channels])
 
@@ -158,7 +159,9 @@ def main() -> None:
     blocks = max(1, round((arguments.gigabytes * 1e9 - 8 * CHANNELS * VOCABULARY) / block))
     free = shutil.disk_usage(arguments.folder).free
     if free < 2.2e9 * arguments.gigabytes:
-        raise SystemExit(f"{arguments.folder} has {free / 1e9:.0f} GB free; two models of {arguments.gigabytes} GB do not fit")
+        raise SystemExit(
+            f"{arguments.folder} has {free / 1e9:.0f} GB free; two models of {arguments.gigabytes} GB do not fit"
+        )
     source, target = arguments.folder / "large.onnx", arguments.folder / "folded.onnx"
     files = [file for place in (source, target) for file in (place, place.with_name(f"{place.name}.data"))]
     try:

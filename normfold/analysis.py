@@ -15,7 +15,7 @@ import numpy as np
 from normfold.errors import GraphError
 from normfold.flood import Half, Outcome, ShiftCosts, State, flood
 from normfold.frame import Array, Frame, Refuse, agree, total, varying_axes
-from normfold.graph import Affine, Graph, Model, Op, Value, operators, opset
+from normfold.graph import OLDEST_OPSET, Affine, Graph, Model, Op, Value, operators, opset
 from normfold.magnitude import fits
 from normfold.names import Named, NormModule, name_sites, site_name
 from normfold.plan import Map, Plan, Status
@@ -23,9 +23,6 @@ from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of, to_rank_of
 from normfold.rules.normalize import NormalizeRule
 from normfold.sites import collapse
-
-# Before it, operators broadcast by attributes, and BatchNormalization trained unless told not to.
-OLDEST_OPSET = 7
 
 
 @dataclass(slots=True)
@@ -51,7 +48,7 @@ def analyse(
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     Raises GraphError, NormStateError.
     """
-    names = [value.name for node in model.graph for value in node.outputs]
+    names = [value.name for node in model.graph for value in node.outputs if value.name]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
     outputs = [value.name for value in model.graph.outputs]
@@ -60,7 +57,7 @@ def analyse(
     if opset(model) < OLDEST_OPSET:
         raise GraphError(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
-            "constants broadcast as in numpy. onnx.version_converter can raise it."
+            "constants broadcast as in numpy. graph.prepare raises it."
         )
     graph = collapse(Graph(model, operators(model)))
     state = State(graph)

@@ -21,6 +21,7 @@ GRAPH_LIBRARY = {
     "normfold.files",
     "normfold.flood",
     "normfold.graph",
+    "normfold.inference",
     "normfold.model_inputs",
     "normfold.rewrite",
     "normfold.tidy",
