@@ -34,7 +34,7 @@ def _without_weights(model: ir.Model) -> ir.Model:
         if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
             continue
         if tensor is not None:
-            value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
             value.const_value = None
         copy.graph.initializers.pop(name)
         if not value.is_graph_input():
