@@ -66,6 +66,7 @@ class _Copy:
         parts = (graph, *graph.subgraphs())
         self.names = {value.name for part in parts for value in _values(part)}
         self.names |= {node.name for part in parts for node in part}
+        self.counts: dict[str, int] = {}
 
     def node(self, output: str) -> Node:
         node = self.values[output].producer()
@@ -119,10 +120,11 @@ class _Copy:
         return value
 
     def _unused(self, base: str) -> str:
-        name, count = base, 1
+        name, count = base, self.counts.get(base, 1)
         while name in self.names:
             count += 1
             name = f"{base}.{count}"
+        self.counts[base] = count
         self.names.add(name)
         return name
 
