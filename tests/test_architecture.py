@@ -25,6 +25,7 @@ GRAPH_LIBRARY = {
     "normfold.model_inputs",
     "normfold.rewrite",
     "normfold.tidy",
+    "normfold.wellformed",
 }
 PRINTERS = {"normfold.cli", "normfold.terminal"}
 TERMINAL = {
