@@ -24,6 +24,7 @@ from torch import nn
 
 from normfold import hub
 from normfold.errors import CheckpointError, GraphError
+from normfold.inference import check_shapes
 from normfold.runtime import one_line
 from normfold.stand_ins import named_globals, registered
 from normfold.wellformed import check_model
@@ -285,6 +286,8 @@ def read_graph(path: Path) -> ir.Model:
         raise GraphError(f"{path} cannot be read as an ONNX graph ({type(e).__name__}: {one_line(e)}).") from e
     for tensor in tensors:
         _check_external(tensor, path)
+    if contradiction := check_shapes(model):
+        raise GraphError(f"{path}: its shapes contradict each other: {contradiction}.")
     _load_attributes(model)
     return model
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+_OPERATOR, _ERRORS = "(op_type:", "Inference error(s):"
+
 # Inference reads the content of shapes and axes, never that of weights, which a message could not hold anyway.
 _SMALL_BYTES = 1000
 
@@ -24,6 +26,18 @@ def infer_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value.name in found:
                 _take(value, found[value.name])
+
+
+def check_shapes(model: ir.Model) -> str:
+    """How the shapes in a file contradict each other; empty where they do not. A fold would go by them."""
+    try:
+        onnx.shape_inference.infer_shapes(ir.to_proto(_without_weights(model)), strict_mode=True, data_prop=True)
+    # As above, but here what it says is of interest.
+    except Exception as error:
+        found = [line.strip() for line in str(error).splitlines() if _OPERATOR in line]
+        # Inside the body of an operator that is a function, attributes are still references: no fault of the file.
+        return next((line.split(_ERRORS)[-1].strip() for line in found if line.count(_OPERATOR) == 1), "")
+    return ""
 
 
 def _without_weights(model: ir.Model) -> ir.Model:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from normfold.checkpoint import Source
 from normfold.clock import Clock
 from normfold.errors import OutputError
-from normfold.files import check_place, save
+from normfold.files import check_place, remove, save
 from normfold.origin import MANIFEST_KEY, Load
 from normfold.report import GraphReport, OutputInfo, Report, manifest
 from normfold.sketch import Sketch
@@ -127,8 +127,17 @@ def _move(folder: Path, outputs: Sequence[Path], *, force: bool) -> None:
             raise OutputError(
                 f"{target} exists already, and the weights belong there; move it, or replace it with --force"
             )
-    for path in (*data, *graphs):
-        os.replace(path, outputs[0].parent / path.name)
+    moved: list[Path] = []
+    try:
+        for path in (*data, *graphs):
+            os.replace(path, outputs[0].parent / path.name)
+            moved.append(outputs[0].parent / path.name)
+    except OSError as error:
+        remove(*moved)
+        raise OutputError(f"{outputs[0]} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        remove(*moved)
+        raise
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ external data lies in the model's folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +60,9 @@ def _check_graph(graph: GraphProto, outer: frozenset[str], opsets: dict[str, int
         raise GraphError(f"{path}: the graph lists its output {twice!r} twice; the file is malformed.")
     for tensor in graph.initializer:
         _check_tensor(tensor, path)
+    stored_dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        _check_parameters(node, stored_dims, path)
     known = _check_nodes(graph.node, set(outer) | set(inputs) | set(stored), opsets, path)
     _check_contents(graph.node, path)
     for value in graph.output:
@@ -71,6 +74,8 @@ def _check_nodes(nodes: Sequence[NodeProto], known: set[str], opsets: dict[str, 
     """Every operand is there when it is read. Returns all the names that are known behind the last operator."""
     written = {name for node in nodes for name in node.output if name}
     for node in nodes:
+        if any(isinstance(text, bytes) for text in (node.op_type, node.domain, *node.input, *node.output)):
+            raise GraphError(f"{path}: a name in it is not UTF-8; the file is damaged.")
         for name in node.input:
             if name and name not in known:
                 why = "before it is written: the graph has a cycle or is not sorted" if name in written else _NOWHERE
@@ -113,7 +118,11 @@ def _check_schema(node: NodeProto, opsets: dict[str, int], path: Path) -> None:
             raise GraphError(f"{path}: {_label(node)} lacks its operand {formal.name!r}.")
     for attribute in node.attribute:
         known = schema.attributes.get(attribute.name)
-        if known is not None and known.type != attribute.type:
+        if known is None:
+            raise GraphError(
+                f"{path}: {_label(node)} has an attribute {attribute.name!r}, which this opset does not have."
+            )
+        if known.type != attribute.type:
             kind = _SCHEMA_TYPES.get(attribute.type, str(attribute.type))
             raise GraphError(f"{path}: attribute {attribute.name!r} of {_label(node)} is of type {kind}.")
 
@@ -124,6 +133,25 @@ def _schema(op_type: str, version: int) -> onnx.defs.OpSchema | None:
         return onnx.defs.get_schema(op_type, version, "")
     except onnx.defs.SchemaError:
         return None
+
+
+def _check_parameters(node: NodeProto, dims: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Stored biases and statistics have one number a channel; ONNX's shape inference does not look at them."""
+    if node.domain not in STANDARD or len(node.input) < 2:
+        return
+    found = [dims.get(name) for name in node.input]
+    weight, bias = found[1], found[2] if len(found) > 2 else None
+    fits = node.op_type not in ("Conv", "ConvTranspose") or weight is None or len(weight) > 2
+    if node.op_type == "BatchNormalization":
+        known = [shape for shape in found[1:] if shape is not None]
+        fits = all(len(shape) == 1 and shape == known[0] for shape in known)
+    elif bias is not None and weight is not None and node.op_type == "Gemm" and len(weight) == 2:
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        fits = not bias or (len(bias) <= 2 and bias[-1] in (1, weight[0 if turned else 1]))
+    elif bias is not None and weight is not None and node.op_type == "Conv":
+        fits = fits and bias == weight[:1]
+    if not fits:
+        raise GraphError(f"{path}: the parameters of {_label(node)} do not fit each other: {found[1:]}.")
 
 
 def _check_contents(nodes: Iterable[NodeProto], path: Path) -> None:
