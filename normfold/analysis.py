@@ -15,7 +15,7 @@ import numpy as np
 from normfold.errors import GraphError
 from normfold.flood import Half, State
 from normfold.frame import Frame, Refuse, varying_axes
-from normfold.graph import Graph, Model, Op, Value, operators, opset
+from normfold.graph import OLDEST_OPSET, Graph, Model, Op, Value, operators, opset
 from normfold.names import Named, NormModule, name_sites, per_token, site_name, token_norm
 from normfold.parallel import Merged, merges
 from normfold.placement import leaves_range, place_scale, place_shift
@@ -29,9 +29,6 @@ from normfold.rules.quantised import quantised
 from normfold.sites import collapse
 from normfold.stored import written_map
 from normfold.tied import Sharing
-
-# Before it, operators broadcast by attributes, and BatchNormalization trained unless told not to.
-OLDEST_OPSET = 7
 
 
 @dataclass(slots=True)
@@ -63,7 +60,7 @@ def analyse(
     tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
     Raises GraphError, NormStateError.
     """
-    names = [value.name for node in model.graph for value in node.outputs]
+    names = [value.name for node in model.graph for value in node.outputs if value.name]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
     outputs = [value.name for value in model.graph.outputs]
@@ -72,7 +69,7 @@ def analyse(
     if opset(model) < OLDEST_OPSET:
         raise GraphError(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
-            "constants broadcast as in numpy. onnx.version_converter can raise it."
+            "constants broadcast as in numpy. graph.prepare raises it."
         )
     graph = collapse(Graph(model, operators(model)))
     state = State(graph, Ranges({}) if ranges is None and holds_half(model) else ranges)

@@ -17,13 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from normfold import hub
 from normfold.errors import CheckpointError, GraphError
+from normfold.inference import check_shapes
+from normfold.runtime import one_line
 from normfold.stand_ins import named_globals, registered
+from normfold.wellformed import check_model
 
 SUFFIXES: Mapping[str, str] = {
     ".pt": "torch",
@@ -268,15 +272,33 @@ def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
 def read_graph(path: Path) -> ir.Model:
     """Read an .onnx file; external data is mapped, not read. Raises GraphError, also for data outside its folder."""
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     # The protobuf backends raise different classes for bytes that are not a model.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {e}).") from e
-    if not model.graph.outputs or not len(model.graph):
-        raise GraphError(f"{path} holds no graph: it has no operators or no outputs; is it a truncated ONNX file?")
-    for tensor in _external_tensors(model):
+        raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {one_line(e)}).") from e
+    check_model(proto, path)
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        tensors = list(_external_tensors(model))
+    # onnx-ir raises whatever comes up where a field of a message holds what it should not.
+    except Exception as e:
+        raise GraphError(f"{path} cannot be read as an ONNX graph ({type(e).__name__}: {one_line(e)}).") from e
+    for tensor in tensors:
         _check_external(tensor, path)
+    if contradiction := check_shapes(model):
+        raise GraphError(f"{path}: its shapes contradict each other: {contradiction}.")
+    _load_attributes(model)
     return model
+
+
+def _load_attributes(model: ir.Model) -> None:
+    """Bring the external tensors of attributes into memory: a graph is saved with those of its initializers alone."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in node.attributes.items():
+            if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                content = ir.tensor(attribute.value.numpy().copy(), name=attribute.value.name)
+                node.attributes[name] = ir.AttrTensor(name, content)
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -295,7 +317,8 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
     location = str(tensor.location)
     folder = path.parent.resolve()
     file = folder / location
-    leaves = Path(location).is_absolute() or ".." in Path(location.replace("\\", "/")).parts
+    leaves = not location or "\0" in location or Path(location).is_absolute()
+    leaves = leaves or ".." in Path(location.replace("\\", "/")).parts
     if leaves or not file.resolve().is_relative_to(folder):
         raise GraphError(
             f"{path}: tensor {tensor.name} is stored in {location!r}, outside the model's folder; external data must "
@@ -303,6 +326,16 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         )
     if not file.is_file():
         raise GraphError(f"{path}: its external data {location!r} is missing; keep it beside the model.")
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if file.stat().st_size < end:
+    if file.stat().st_nlink > 1:
+        raise GraphError(
+            f"{path}: its external data {location!r} is a hard link, which may be any file of this disk; copy it."
+        )
+    offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else tensor.nbytes
+    if offset < 0 or length != tensor.nbytes:
+        raise GraphError(
+            f"{path}: tensor {tensor.name} needs {tensor.nbytes} bytes and has {length} from byte {offset} of "
+            f"{location!r} on; the file is damaged."
+        )
+    if file.stat().st_size < offset + length:
+        end = offset + length
         raise GraphError(f"{path}: its external data {location!r} is truncated: {tensor.name} ends at byte {end}.")

@@ -19,13 +19,28 @@ _EXTERNAL_BYTES = 1_900_000_000
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write `model` to `path`; weights beyond 2 GB go to `path` + ".data" beside it, one tensor at a time.
+    """Write `model` to `path`, whole or not at all; weights go to `path` + ".data", one at a time, where they must.
 
-    So do those of a model that keeps some in another file: beside `path` there is no such file.
+    That is beyond 2 GB, and where those of the source lie outside its file: what refers to them would be lost when
+    `path` is elsewhere. Raises OutputError when the disk is full.
     """
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > _EXTERNAL_BYTES
-    ir.save(model, path, external_data=f"{path.name}.data" if large or _has_external_data(model) else None)
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    large = sum(tensor.nbytes for tensor in tensors) > _EXTERNAL_BYTES
+    data = path.with_name(f"{path.name}.data")
+    try:
+        ir.save(model, path, external_data=data.name if large or _has_external_data(model) else None)
+    except OSError as error:
+        remove(path, data)
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        remove(path, data)
+        raise
+
+
+def remove(*paths: Path) -> None:
+    """Remove files, of which some may not be there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _has_external_data(model: ir.Model) -> bool:

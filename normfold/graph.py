@@ -16,17 +16,25 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from normfold.constants import Constants
+from normfold.constants import Constants, Rows
+from normfold.errors import GraphError
 from normfold.frame import Array, Frame
+from normfold.inference import infer_shapes
 from normfold.shapes import Dim, parse, reshaped
 
 Value = ir.Value
 Node = ir.Node
 Model = ir.Model
+
+# Before it, operators broadcast by attributes, and BatchNormalization trained unless told not to.
+OLDEST_OPSET = 7
+# Before it every initializer was an input as well, and no runtime let another value be fed for it.
+IR_OF_CONSTANTS = 4
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
@@ -233,6 +241,10 @@ class Graph:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
 
+    def rows(self, value: Value, rows: Rows) -> NDArray[Any]:
+        """Some entries of the first axis of `constant(value)`, without reading the rest."""
+        return self._constants.rows(value, rows)
+
     def product(self, of: Hashable, shift: Array, compute: Callable[[], Array]) -> Array:
         """What `compute` makes of a shift for `of`; kept: it reads a whole weight and is asked for several times."""
         key = (of, shift.shape, shift.tobytes())
@@ -281,16 +293,32 @@ def live(ops: Sequence[Op], outputs: Iterable[Value]) -> list[Op]:
 
 
 def prepare(model: Model) -> Model:
-    """A copy of `model` ready for analysis: functions inlined, every shape that ONNX can infer filled in.
+    """A copy of `model` ready for analysis: modern, functions inlined, every shape that ONNX can infer filled in.
 
-    Tensors are shared with the original, not copied.
+    Tensors are shared with the original, not copied. Raises GraphError.
     """
-    copy = model.clone()
+    copy = _raised(model) if opset(model) < OLDEST_OPSET else model.clone()
+    if (copy.ir_version or IR_OF_CONSTANTS) < IR_OF_CONSTANTS:
+        for value in [value for value in copy.graph.inputs if value.is_initializer()]:
+            copy.graph.inputs.remove(value)
+        copy.ir_version = IR_OF_CONSTANTS
     if copy.functions:
         passes.InlinePass()(copy)
     if any(value.shape is None or None in _names(value.shape) for value in _activations(copy)):
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+        infer_shapes(copy)
     return copy
+
+
+def _raised(model: Model) -> Model:
+    """`model` in the oldest operators that are read."""
+    try:
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OLDEST_OPSET))
+    # The converter raises whatever its C++ does, for an operator that it does not know or cannot express.
+    except Exception as error:
+        raise GraphError(
+            f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
+            f"constants broadcast as in numpy, and onnx cannot convert this one: {' '.join(str(error).split())[:200]}."
+        ) from error
 
 
 def _names(shape: ir.Shape) -> list[object]:

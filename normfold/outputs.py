@@ -18,7 +18,7 @@ from normfold.cases import Case, draw_cases
 from normfold.checkpoint import Source
 from normfold.clock import Clock
 from normfold.errors import OutputError
-from normfold.files import check_place, save, save_unchanged
+from normfold.files import check_place, remove, save, save_unchanged
 from normfold.half import HALF, half_specs
 from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec
@@ -147,8 +147,17 @@ def _move(folder: Path, outputs: Sequence[Path], *, force: bool) -> None:
             raise OutputError(
                 f"{target} exists already, and the weights belong there; move it, or replace it with --force"
             )
-    for path in (*data, *graphs):
-        os.replace(path, outputs[0].parent / path.name)
+    moved: list[Path] = []
+    try:
+        for path in (*data, *graphs):
+            os.replace(path, outputs[0].parent / path.name)
+            moved.append(outputs[0].parent / path.name)
+    except OSError as error:
+        remove(*moved)
+        raise OutputError(f"{outputs[0]} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        remove(*moved)
+        raise
 
 
 def _size(path: Path) -> int:

@@ -6,6 +6,9 @@ to float32 (and so does Gelu, which is expanded into Erf), and Constant and Cast
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from normfold.errors import CannotJudgeError
+
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+# Resident memory for a byte of float32 weights: the message that was read, the widened one and the arrays made of it.
+WIDENING = 5
 
 # The attribute by which an operator names the dtype of what it makes.
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "softmax_precision")
@@ -44,6 +52,32 @@ class Gelu(OpRun):
 
         tensor = torch.from_numpy(np.ascontiguousarray(x))
         return (np.asarray(torch.nn.functional.gelu(tensor, approximate=approximate).numpy(), dtype=x.dtype),)
+
+
+def check_fits(path: Path) -> None:
+    """Raise CannotJudgeError where the weights of a graph would not fit into this machine's memory in float64."""
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
+        available = int(found[1]) * 1024 if found else available
+    except (OSError, ValueError, AttributeError):
+        return  # this system does not say
+    model = onnx.load(path, load_external_data=False)
+    stored = sum(math.prod(tensor.dims) * _item_bytes(tensor.data_type) for tensor in model.graph.initializer)
+    needed = WIDENING * stored
+    if needed > available:
+        raise CannotJudgeError(
+            f"{path} cannot be verified here: its {stored / 1e9:.1f} GB of weights need about {needed / 1e9:.0f} GB of "
+            f"memory to run in float64, and {available / 1e9:.0f} GB are free. `fold --no-verify` folds it without; "
+            "`normfold verify FOLDED.onnx` can judge the result later, on a larger machine"
+        )
+
+
+def _item_bytes(data_type: int) -> int:
+    try:
+        return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+    except KeyError:
+        return 0
 
 
 def reference_session(path: Path) -> ReferenceEvaluator:

@@ -8,7 +8,9 @@ in memory at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from normfold.constants import Rows
 from normfold.errors import InternalError
 from normfold.files import EXACT
 from normfold.frame import Array
@@ -25,6 +28,10 @@ from normfold.rules.base import NewAdd, NewAttribute, NewConstant
 
 # Smaller constants are computed once and kept; larger ones every time they are written.
 _KEPT_BYTES = 1 << 20
+# Of a larger one, this many elements are computed and written at a time.
+_BLOCK_ELEMENTS = 1 << 22
+
+Compute = Callable[[Rows], Array]
 
 _Content = Callable[[], NDArray[Any]]
 
@@ -67,6 +74,7 @@ class _Copy:
         parts = (graph, *graph.subgraphs())
         self.names = {value.name for part in parts for value in _values(part)}
         self.names |= {node.name for part in parts for node in part}
+        self.counts: dict[str, int] = {}
 
     def node(self, output: str) -> Node:
         node = self.values[output].producer()
@@ -98,35 +106,36 @@ class _Copy:
             parts = [part.shape for part in (edit.times, edit.over, edit.add) if part is not None]
             shape = np.broadcast_shapes(tuple(dim.size for dim in dims), *parts)
 
-            def compute() -> NDArray[Any]:
-                array = np.zeros(()) if source is None else self.source.constant(source)
-                array = array if edit.times is None else array * edit.times
-                array = array if edit.over is None else array / edit.over
-                array = array if edit.add is None else array + edit.add
-                return np.broadcast_to(array, shape)
+            def compute(rows: Rows) -> Array:
+                array = np.zeros(()) if source is None else self._content(source, shape, rows)
+                array = array if edit.times is None else array * _spread(edit.times, shape, rows)
+                array = array if edit.over is None else array / _spread(edit.over, shape, rows)
+                return array if edit.add is None else array + _spread(edit.add, shape, rows)
 
             self.made[key] = self._initializer(f"{base}.folded", compute, dtype, shape)
         return self.made[key]
 
-    def _initializer(self, base: str, compute: Any, dtype: ir.DataType, shape: Sequence[int]) -> Value:
+    def _content(self, source: Value, shape: Sequence[int], rows: Rows) -> Array:
+        """The source of a constant of `shape`, in these rows of it."""
+        whole = tuple(dim.size for dim in self.source.dims(source) or ()) != tuple(shape)
+        return _spread(self.source.constant(source), shape, rows) if whole else self.source.rows(source, rows)
+
+    def _initializer(self, base: str, compute: Compute, dtype: ir.DataType, shape: Sequence[int]) -> Value:
         name = self._unused(base)
-
-        def tensor() -> ir.Tensor[Any]:
-            return ir.Tensor(np.ascontiguousarray(compute().astype(dtype.numpy())), name=name)
-
-        small = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= _KEPT_BYTES
-        lazy = ir.LazyTensor(tensor, dtype, ir.Shape(shape), cache=small, name=name)
-        value = Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
-        value.meta[EXACT] = compute
+        tensor = _Computed(compute, dtype, shape, name)
+        value = Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+        exact = partial(compute, ...)
+        value.meta[EXACT] = exact
         self.model.graph.register_initializer(value)
-        self.exact[value] = compute
+        self.exact[value] = exact
         return value
 
     def _unused(self, base: str) -> str:
-        name, count = base, 1
+        name, count = base, self.counts.get(base, 1)
         while name in self.names:
             count += 1
             name = f"{base}.{count}"
+        self.counts[base] = count
         self.names.add(name)
         return name
 
@@ -134,7 +143,7 @@ class _Copy:
         value = self.values[edit.output]
         node = self.node(edit.output)
         array = _without_leading_ones(edit.add)
-        bias = self._initializer(f"{_path(node)}.bias.folded", lambda: array, _dtype(value, node), array.shape)
+        bias = self._initializer(f"{_path(node)}.bias.folded", array.__getitem__, _dtype(value, node), array.shape)
         self._follow(value, node, "Add", [value, bias])
 
     def _follow(self, value: Value, after: Node, op_type: str, inputs: list[Value]) -> None:
@@ -186,8 +195,8 @@ class _Copy:
 
         stem = _path(base)
         constants = [
-            self._initializer(f"{stem}.weight.merged", summed, dtype, shape),
-            self._initializer(f"{stem}.bias.merged", bias, dtype, shape[:1]),
+            self._initializer(f"{stem}.weight.merged", lambda rows: summed()[rows], dtype, shape),
+            self._initializer(f"{stem}.bias.merged", lambda rows: bias()[rows], dtype, shape[:1]),
         ]
         result = self._like(target, self._unused(f"{target.name}.merged"))
         node = self._operator("Conv", [self.now(merge.input), *constants], result, base)
@@ -212,7 +221,7 @@ class _Copy:
     def _emit(self, op_type: str, source: Value, target: Value, last: Node, arrays: list[Array]) -> Value:
         dtype = _dtype(target, last)
         stem = f"{_path(last)}.{op_type.lower()}"
-        constants = [self._initializer(stem, lambda a=a: a, dtype, a.shape) for a in arrays]
+        constants = [self._initializer(stem, a.__getitem__, dtype, a.shape) for a in arrays]
         result = self._like(target, self._unused(f"{target.name}.{op_type.lower()}"))
         self.model.graph.insert_before(last, self._operator(op_type, [source, *constants], result, last))
         return result
@@ -263,6 +272,41 @@ def _diagonal(shape: tuple[int, ...]) -> Array:
     """The kernel, of one tap, that leaves its input as it is; group g of channels begins at g * shape[1]."""
     outputs, inputs = shape[:2]
     return np.tile(np.eye(inputs), (outputs // inputs, 1)).reshape(outputs, inputs, *(1,) * (len(shape) - 2))
+
+
+class _Computed(ir.LazyTensor):
+    """A constant that `compute` gives in float64, row by row: cast last, and written one block of rows at a time."""
+
+    def __init__(self, compute: Compute, dtype: ir.DataType, shape: Sequence[int], name: str) -> None:
+        self._compute, self._sizes = compute, tuple(shape)
+        rows = self._sizes[0] if self._sizes else 1
+        elements = int(np.prod(self._sizes, dtype=np.int64))
+        self._step = max(1, _BLOCK_ELEMENTS * rows // max(elements, 1))
+        small = elements * dtype.itemsize <= _KEPT_BYTES
+        super().__init__(self._whole, dtype, ir.Shape(shape), cache=small, name=name)
+
+    def _blocks(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        starts = range(0, self._sizes[0], self._step) if self._sizes else [...]
+        for start in starts:
+            rows = start if isinstance(start, EllipsisType) else slice(start, start + self._step)
+            yield rows, np.asarray(self._compute(rows)).astype(self.dtype.numpy())
+
+    def _whole(self) -> ir.Tensor[Any]:
+        array = np.empty(self._sizes, self.dtype.numpy())
+        for rows, block in self._blocks():
+            array[rows] = block
+        return ir.Tensor(array, name=self.name)
+
+    def tofile(self, file: Any) -> None:
+        """Write the bytes, no more than a block of them in memory."""
+        for rows, block in self._blocks():
+            shape = self._sizes if isinstance(rows, EllipsisType) else (block.shape[0], *self._sizes[1:])
+            ir.Tensor(np.ascontiguousarray(np.broadcast_to(block, shape))).tofile(file)
+
+
+def _spread(part: Array, shape: Sequence[int], rows: Rows) -> Array:
+    """These rows of `part`, spread over `shape`."""
+    return np.broadcast_to(part, shape)[rows]
 
 
 def _values(graph: ir.Graph) -> list[Value]:

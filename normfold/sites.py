@@ -174,6 +174,8 @@ def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: fro
     if not all(value is not None and graph.is_constant(value) for value in parameters):
         return None
     gamma, beta, mean, var = (graph.constant(value) for value in parameters if value is not None)
+    if len({gamma.shape, beta.shape, mean.shape, var.shape}) > 1:
+        return None
     if not np.all(np.isfinite(var)) or np.any(var < 0):
         raise NormStateError(f"{op.label}: its running variance is negative or not finite; the statistics are damaged.")
     dims = graph.dims(source)

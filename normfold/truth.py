@@ -184,8 +184,9 @@ def _float64_only() -> Iterator[None]:
 
 def run_reference(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
     """Outputs of the graph at `path`, every float in it made float64, by onnx.reference. Raises GraphError."""
-    from normfold.reference import reference_session
+    from normfold.reference import check_fits, reference_session
 
+    check_fits(path)
     try:
         session = reference_session(path)
         names = session.input_names

@@ -25,10 +25,12 @@ GRAPH_LIBRARY = {
     "normfold.graph",
     "normfold.half",
     "normfold.half_yardstick",
+    "normfold.inference",
     "normfold.model_inputs",
     "normfold.precision",
     "normfold.rewrite",
     "normfold.tidy",
+    "normfold.wellformed",
 }
 PRINTERS = {"normfold.cli", "normfold.terminal"}
 TERMINAL = {

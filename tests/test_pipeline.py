@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from normfold import errors, origin, outputs, pipeline
+from normfold import errors, files, origin, outputs, pipeline, reference, rewrite
 from normfold.checkpoint import load_checkpoint
 from normfold.report import Report
 from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE, Yardstick
@@ -332,3 +332,87 @@ def test_a_small_model_with_external_data_takes_it_along(model: Callable[[Path],
     report = pipeline.fold(source, elsewhere / "out.onnx")
     assert report.edges and all(edge.passed for edge in report.edges)
     assert names(elsewhere) == ["out.onnx", "out.onnx.data"]
+
+
+def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`foldable`, with its weights beside it, and small blocks: what a large model goes through."""
+    monkeypatch.setattr(files, "_EXTERNAL_BYTES", 1)
+    monkeypatch.setattr(rewrite, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(rewrite, "_BLOCK_ELEMENTS", 5 * CHANNELS)
+    source = foldable(folder)
+    model = onnx.load(source)
+    onnx.save(model, source, save_as_external_data=True, location="weights", size_threshold=16)
+    return source
+
+
+def test_weights_are_written_in_blocks_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    pipeline.fold(foldable(whole), whole / "out.onnx")
+    pipeline.fold(large(parts, monkeypatch), parts / "out.onnx")
+    assert names(parts) == ["foldable.onnx", "out.onnx", "out.onnx.data", "weights"]
+    one, other = (onnx.load(folder / "out.onnx").graph for folder in (whole, parts))
+    found = [{t.name: numpy_helper.to_array(t) for t in graph.initializer} for graph in (one, other)]
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(array, found[1][name]) for name, array in found[0].items())
+
+
+def test_external_data_of_the_source_is_not_needed_by_the_output(tmp_path: Path) -> None:
+    """Small weights outside the file would be looked for beside the output, wherever that is."""
+    source, place = tmp_path / "source", tmp_path / "elsewhere"
+    for folder in (source, place):
+        folder.mkdir()
+    for make in (foldable, plain):
+        path = make(source)
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.stem}.bin", size_threshold=16)
+        pipeline.fold(path, place / path.name)
+        onnx.checker.check_model(place / path.name)
+        assert {p.name for p in place.iterdir()} >= {path.name, f"{path.name}.data"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
+def test_a_write_that_stops_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    source = large(tmp_path, monkeypatch)
+    written: list[int] = []
+
+    def stopped(self: Any, file: Any) -> None:
+        file.flush()
+        found = [path for path in tmp_path.rglob("*") if path.is_file() and path.name == "out.onnx.data"]
+        written.append(found[0].stat().st_size)
+        raise error
+
+    monkeypatch.setattr(rewrite._Computed, "tofile", stopped)
+    with pytest.raises(errors.OutputError if isinstance(error, OSError) else type(error)) as caught:
+        pipeline.fold(source, tmp_path / "out.onnx", verify=False)
+    assert written[0] > 0, "part of it was on disk"
+    assert "No space left" in str(caught.value) or not isinstance(error, OSError)
+    assert names(tmp_path) == ["foldable.onnx", "weights"]
+
+
+def test_a_move_that_fails_takes_back_what_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = large(tmp_path, monkeypatch)
+    real = os.replace
+
+    def fails(start: Path, end: Path) -> None:
+        if Path(end) == tmp_path / "out.onnx":
+            raise OSError(5, "Input/output error")
+        real(start, end)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(errors.OutputError, match="Input/output error"):
+        pipeline.fold(source, tmp_path / "out.onnx", verify=False)
+    assert names(tmp_path) == ["foldable.onnx", "weights"]
+
+
+def test_a_model_too_large_for_its_truth_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GB of weights do not run in float64 on most machines: said before they are read, with what to do."""
+    monkeypatch.setattr(reference, "WIDENING", 1e12)
+    source = foldable(tmp_path)
+    with pytest.raises(errors.CannotJudgeError, match=r"GB of memory to run in float64.*--no-verify") as caught:
+        pipeline.fold(source, tmp_path / "out.onnx")
+    assert caught.value.exit_code == 2
+    assert names(tmp_path) == ["foldable.onnx"]
+    assert pipeline.fold(source, tmp_path / "out.onnx", verify=False).output is not None

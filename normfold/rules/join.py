@@ -11,6 +11,9 @@ from normfold.frame import Array, Frame, Refuse
 from normfold.graph import Graph, Op, Value
 from normfold.rules.base import OUT, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant
 
+# A frame is written out channel by channel when parts are joined; a file can claim any number of them.
+MOST_CHANNELS = 1 << 24
+
 
 class JoinRule(Rule):
     """Along the joined axis the whole's frame is its parts' frames side by side.
@@ -99,6 +102,8 @@ class JoinRule(Rule):
                 return Refuse("unknown-shape", f"{op.label}: the size of a part is not known")
             sizes.append(dims[axis].size)
         ends = list(accumulate(sizes))
+        if ends and ends[-1] > MOST_CHANNELS:
+            return Refuse("unknown-shape", f"{op.label}: it claims {ends[-1]} channels, more than a frame can hold")
         return {port: slice(end - size, end) for port, size, end in zip(self._parts(op), sizes, ends, strict=True)}
 
     def _part(self, graph: Graph, op: Op, whole: Array, port: int) -> Array:

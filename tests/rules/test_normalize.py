@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 import pytest
 
-from normfold.analysis import analyse
 from normfold.errors import GraphError, NormStateError
 from normfold.graph import prepare
-from tests.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes, partial, same_function
+from tests.graphs import (
+    EXACT,
+    FOLDED,
+    Outcome,
+    build,
+    check,
+    draw,
+    fold,
+    kept,
+    op_types,
+    outcomes,
+    partial,
+    run,
+    same_function,
+)
 
 HEADER = '<ir_version: 11, opset_import: ["" : {}]>\n'
 LAYER = "LayerNormalization<axis = {axis}, epsilon = 0.0078125>(i, g{bias})"
@@ -215,13 +229,29 @@ def test_a_batch_norm_per_element_is_no_map() -> None:
     assert not plan.sites
 
 
-def test_models_from_before_broadcasting_are_refused_whole() -> None:
-    text = HEADER.format(6) + BATCH.format(
+def test_models_from_before_broadcasting_are_raised() -> None:
+    """Opset 6: a BatchNormalization says whether it trains, and of IR 3 every initializer is an input."""
+    text = HEADER.format(6).replace("11", "3") + BATCH.format(
         x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<is_test = 1>", last="Conv(n, w)"
     )
     model = build(text.replace("double y", "double[B,3,3] y"), **statistics(4), w=(3, 4, 1))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims) for name, tensor in tensors.items()
+    )
+    folded, plan = fold(model)
+    assert [site.status for site in plan.sites] == ["folded"]
+    assert [value.name for value in folded.graph.input] == ["x"]
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 3))}
+    modern = onnx.version_converter.convert_version(model, 15)
+    (before,), (after,) = run(modern, feeds), run(folded, feeds)
+    assert np.abs(after - before).max() < EXACT
+
+    trains = build(
+        text.replace("double y", "double[B,3,3] y").replace("is_test = 1", "is_test = 0"), **statistics(4), w=(3, 4, 1)
+    )
     with pytest.raises(GraphError, match="opset 6; normfold reads 7 and later"):
-        analyse(prepare(ir.from_proto(model)))
+        prepare(ir.from_proto(trains))
 
 
 @pytest.mark.parametrize("value", [-0.5, np.nan, np.inf])
