@@ -28,7 +28,10 @@ def statistic_norm(graph: Graph, op: Op) -> str | None:
     if product is None or product.type not in _SCALES or len(product.inputs) != 2:
         return None
     for one, other in (product.inputs, product.inputs[::-1]):
-        if one is not None and other is not None and _is_statistic(graph, one, axes[0]):
+        if one is None or other is None:
+            continue
+        reduced = _reduced(graph, one, axes[0])
+        if reduced is not None and _made_of(graph, reduced, other):
             return "LayerNorm" if _is_centred(graph, other) else "RMSNorm"
     return None
 
@@ -41,18 +44,37 @@ def _written(graph: Graph, value: Value) -> Op | None:
     return op
 
 
-def _is_statistic(graph: Graph, value: Value, axis: int) -> bool:
-    """Whether a tensor is computed from one reduction over `axis`, and from nothing else."""
+def _reduced(graph: Graph, value: Value, axis: int) -> Value | None:
+    """What a tensor is a statistic of: it is computed from one reduction over `axis`, and from nothing else."""
     dims = graph.dims(value)
     if dims is None or axis >= len(dims) or not dims[axis].static or dims[axis].size != 1:
-        return False
+        return None
     op = graph.producer.get(value)
     while op is not None and op.type in _OF_A_STATISTIC:
         computed = [item for item in op.inputs if item is not None and not graph.is_constant(item)]
         if len(computed) != 1:
-            return False
+            return None
         op = graph.producer.get(computed[0])
-    return op is not None and op.type in _REDUCTIONS
+    return op.inputs[0] if op is not None and op.type in _REDUCTIONS else None
+
+
+def _made_of(graph: Graph, value: Value, source: Value) -> bool:
+    """Whether a tensor is `source`, its square or the like, or both are the same tensor in other types."""
+    wanted, found = _before(graph, source, _SAME), _before(graph, value, _SAME | _OF_A_STATISTIC)
+    return bool(wanted & found)
+
+
+def _before(graph: Graph, value: Value, through: frozenset[str]) -> set[Value]:
+    """A tensor and those that operators of these types make it of."""
+    found = {value}
+    waiting = [value]
+    while waiting:
+        op = graph.producer.get(waiting.pop())
+        for item in op.inputs if op is not None and op.type in through else ():
+            if item is not None and item not in found and not graph.is_constant(item):
+                found.add(item)
+                waiting.append(item)
+    return found
 
 
 def _is_centred(graph: Graph, value: Value) -> bool:
