@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ Array = npt.NDArray[Any]
 
 # Statistics are trained on inputs of about unit scale; smaller and larger ones reach other parts of the activations.
 SCALES = (1.0, 0.5, 2.0)
+# Of one input: in float64 this is 2 GiB.
+MOST_ELEMENTS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,14 @@ def _like(array: Array, values: Array) -> Array:
 
 
 def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int, scale: float = 1.0) -> Case:
-    """One set of random inputs; see `inputs.draw`."""
+    """One set of random inputs; see `inputs.draw`. Raises InputSpecError for more than a verification can hold."""
+    for spec in specs:
+        elements = math.prod(spec.shape(sizes))
+        if elements > MOST_ELEMENTS:
+            raise InputSpecError(
+                f"input {spec} has {elements} elements, more than can be drawn ({MOST_ELEMENTS}); give smaller sizes "
+                "with --input, or do without the verification (--no-verify)"
+            )
     return Case(sizes, seed, scale, draw(specs, sizes, seed=seed, scale=scale))
 
 
