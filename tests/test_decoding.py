@@ -46,7 +46,8 @@ def trained(name: str, specs: Sequence[InputSpec], **config: Any) -> nn.Module:
     torch.manual_seed(0)
     model = create(name, **config)
     for key, value in model.state_dict().items():
-        if value.ndim == 2 and "embed" not in key:
+        # Gated units square it, layer after layer: those of a LLaMA are left as they are.
+        if value.ndim == 2 and "embed" not in key and ".mlp." not in key:
             value.mul_(3.0)
     return randomise(model, draw(specs, traced_sizes(specs), seed=0))
 
