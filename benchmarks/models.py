@@ -86,8 +86,6 @@ def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
         leaf = name.rsplit(".", 1)[-1]
         if leaf in ("iter", "warm"):
             tensor.zero_()
-        elif leaf == "alpha":
-            tensor.uniform_(0.05, 0.3, generator=generator)
         elif leaf in ("weight", "bias") and tensor.ndim == 1:
             tensor.normal_(0.0 if leaf == "bias" else 1.0, 0.2, generator=generator)
 
@@ -101,8 +99,14 @@ def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
         factor = torch.empty_like(var).uniform_(0.5, 2.0, generator=generator)
         var.copy_((moment + 1e-3) * factor.reshape(var.shape))
 
+    def weigh(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        # RepBN's alpha * x is to be smaller than BN(x): gated units square what a residual stream gathers otherwise.
+        size = args[0].square().mean().sqrt()
+        norm.get_parameter("alpha").uniform_(0.05, 0.3, generator=generator).div_(size)
+
     stored = [part for part in module.modules() if {"running_var", "running_phi"} & part._buffers.keys()]
     hooks = [part.register_forward_pre_hook(observe) for part in stored]
+    hooks += [part.register_forward_pre_hook(weigh) for part in module.modules() if "alpha" in part._parameters]
     args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(value) for name, value in feeds.items()})
     with torch.no_grad():
         module.eval()(*args, **kwargs)

@@ -1,19 +1,23 @@
-"""How large a tensor's values are, channel by channel, as far as the weights that write it tell.
+"""How large a tensor's values are, channel by channel, as far as the graph tells.
 
 A shift is exact in any size; in floating point it costs the digits by which it exceeds the tensor that carries it.
 What a residual stream may carry for a norm behind it is therefore bounded by what the stream itself holds: of a
-weight that reads values of order 1, an output channel has the size of the weight's norm over that channel.
+weight that reads values of order 1, an output channel has the size of the weight's norm over that channel. A batch norm
+that reads the tensor knows better what trained on: its mean and variance are those of its input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from normfold.frame import Array, Refuse
+from normfold.frame import Array, Refuse, varying_axes
 from normfold.graph import Graph, Op, Value
 from normfold.rules import TABLE
 from normfold.rules.base import to_rank_of
 from normfold.rules.layout import CarryRule
+from normfold.sites import LAYOUT
 
 # A shift this many times larger than the tensor costs three binary digits of it.
 LARGEST_SHIFT = 8.0
@@ -24,13 +28,37 @@ _DEPTH = 4
 
 def fits(graph: Graph, value: Value, shift: Array) -> bool:
     """Whether `value` can carry `shift` without losing more than a few digits. Unknown sizes do not fit."""
-    size = _size(graph, value, _DEPTH)
-    if size is None:
+    sizes = [size for size in (_size(graph, value, _DEPTH), *_measured(graph, value)) if size is not None]
+    if not sizes:
         return False
     # One shift serves all positions of a channel, so their sizes count together: position embeddings differ by them.
-    shared = tuple(axis for axis in range(size.ndim) if shift.shape[axis] == 1)
-    size = np.sqrt(np.square(size).mean(axis=shared, keepdims=True))
-    return bool(np.all(np.abs(shift) <= LARGEST_SHIFT * size))
+    pooled = [_pooled(size, tuple(axis for axis in range(size.ndim) if shift.shape[axis] == 1)) for size in sizes]
+    return bool(np.all(np.abs(shift) <= LARGEST_SHIFT * np.max(np.broadcast_arrays(*pooled), axis=0)))
+
+
+def _pooled(size: Array, axes: tuple[int, ...]) -> Array:
+    root: Array = np.sqrt(np.square(size).mean(axis=axes, keepdims=True))
+    return root
+
+
+def _measured(graph: Graph, value: Value) -> Iterator[Array]:
+    """What the batch norms that read `value`, in whatever layout, have stored of it: root of E[x^2], of each channel."""
+    for op in graph.readers(value):
+        axes = () if op.affine is None else varying_axes(op.affine.frame.scale)
+        if op.affine is None or op.inputs[0] is not value or len(axes) != 1:
+            continue
+        for node in op.affine.nodes:
+            if node.op_type == "BatchNormalization" and _layout_of(graph, node.inputs[0]) is _layout_of(graph, value):
+                mean, var = (graph.constant(item) for item in node.inputs[3:5] if item is not None)
+                rank = op.affine.frame.scale.ndim
+                yield np.sqrt(np.square(mean) + var).reshape([-1 if axis == axes[0] else 1 for axis in range(rank)])
+
+
+def _layout_of(graph: Graph, value: Value | None) -> Value | None:
+    """The tensor that `value` holds the elements of, in another order."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in LAYOUT:
+        value = node.inputs[0]
+    return value
 
 
 def _size(graph: Graph, value: Value, depth: int) -> Array | None:
@@ -91,8 +119,7 @@ def _of_parts(graph: Graph, op: Op, depth: int) -> Array | None:
     joined: Array = np.concatenate(full, axis=axis)
     if dims[axis].static:
         return joined
-    pooled: Array = np.sqrt(np.square(joined).mean(axis=axis, keepdims=True))
-    return pooled
+    return _pooled(joined, (axis,))
 
 
 def _of_weight(graph: Graph, op: Op) -> Array | None:

@@ -17,7 +17,7 @@ from normfold.graph import Model, op_counts, prepare
 from normfold.models import create
 from normfold.plan import Plan
 from normfold.rewrite import rewrite
-from tests.graphs import FOLDED, check, op_types, run_float32
+from tests.graphs import FOLDED, check, draw, op_types, partial, run_float32
 from tests.models.test_vision import IMAGE, SMALL, pictures
 from tests.test_export import source_of
 
@@ -160,3 +160,29 @@ def test_every_norm_of_a_t2t_network_folds() -> None:
     assert Counter(site.status for site in plan.sites) == {"folded": 9}
     assert next(site for site in plan.sites if site.name == "blocks.0.norm1").shift == "writer"
     holds(before, after)
+
+
+STREAM = """g (double[B,4] x) => (double y) {
+    u = MatMul(x, wu)
+    r = Add(u, bu)
+    n = BatchNormalization(r, g, b, m, v)
+    k = MatMul(n, w)
+    t = Tanh(k)
+    f = MatMul(t, wf)
+    fb = Add(f, bf)
+    z = Add(r, fb)
+    nz = BatchNormalization(z, g, b, m, v)
+    o = MatMul(nz, wo)
+    y = Add(o, bo)
+}"""
+
+
+@pytest.mark.parametrize(("gamma", "var", "place"), [(1.0, 100.0, "writer"), (0.01, 1.0, "add")])
+def test_a_stream_is_as_large_as_the_norm_that_reads_it_has_seen(gamma: float, var: float, place: str) -> None:
+    """Its writers' weights are small. It holds 10, and is to carry b / a of 10; or it holds 1, and is to carry 100."""
+    stored = {"g": np.full(4, gamma), "b": np.ones(4), "m": np.full(4, 0.5), "v": var * np.array([1.0, 1.2, 0.9, 1.1])}
+    shapes = {"wu": (4, 4), "bu": (4,), "wf": (40, 4), "bf": (4,)}
+    small = {name: draw(name, *shape) * 0.01 for name, shape in shapes.items()}
+    outcome = FOLDED if place == "writer" else partial("narrow-add")
+    _, plan = check(STREAM, outcome, FOLDED, w=(4, 40), wo=(4, 3), bo=(3,), **stored, **small)
+    assert plan.sites[0].shift == place
