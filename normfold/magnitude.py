@@ -42,7 +42,7 @@ def _pooled(size: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _measured(graph: Graph, value: Value) -> Iterator[Array]:
-    """What the batch norms that read `value`, in whatever layout, have stored of it: root of E[x^2], of each channel."""
+    """What the batch norms that read `value`, in whatever layout, have stored of it: root E[x^2] of each channel."""
     for op in graph.readers(value):
         axes = () if op.affine is None else varying_axes(op.affine.frame.scale)
         if op.affine is None or op.inputs[0] is not value or len(axes) != 1:
