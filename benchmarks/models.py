@@ -118,7 +118,8 @@ def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
 def source(name: str, specs: tuple[InputSpec, ...]) -> Source:
     """The model, as if it had been loaded."""
     torch.manual_seed(0)
-    module = randomise(create(name), draw(specs, sizes(specs, 2), seed=0))
+    # Many: statistics of a few tokens would meet outliers in every other text.
+    module = randomise(create(name), draw(specs, sizes(specs, 16), seed=0))
     return Source(
         path=Path(name),
         sha256="",
@@ -207,7 +208,7 @@ def measure(name: str, twin: str, texts: tuple[str, ...], rounds: int, folder: P
 HEAD = """# The papers' models, folded
 
 Made by `python benchmarks/models.py --rounds {rounds}` on {machine}. Published sizes, random weights
-and statistics (latency does not depend on them). *nodes*: twin with LayerNorm or RMSNorm / unfolded / folded. *error*:
+and the statistics of random inputs (latency does not depend on them). *nodes*: twin with LayerNorm or RMSNorm / unfolded / folded. *error*:
 float32 against float64, unfolded and folded, relative to the output's root mean square. *latency*: onnxruntime {ort} on
 the CPU, {threads} threads, medians of interleaved runs at batch 1 and 8, folded against the twin (F/T) and against the
 unfolded graph (F/U); below 1 the folded graph is faster.
@@ -222,7 +223,8 @@ def line(row: Row) -> str:
     nodes = " / ".join(map(str, row.nodes))
     ratios = " | ".join(f"{f / t:.2f} | {f / u:.2f}" for t, u, f in row.latency.values())
     parameters = f"{row.parameters / 1e6:.1f} M"
-    errors = f"{row.error[0]:.1e}, {row.error[1]:.1e}"
+    # A deep network of random gated units overflows on texts other than those its statistics are of.
+    errors = f"{row.error[0]:.1e}, {row.error[1]:.1e}" if np.isfinite(row.error).all() else "overflows"
     return f"| {row.name} | {parameters} | {row.norms} | {row.folded} | {row.partial} | {nodes} | {errors} | {ratios} |"
 
 
