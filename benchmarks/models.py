@@ -208,7 +208,8 @@ def measure(name: str, twin: str, texts: tuple[str, ...], rounds: int, folder: P
 HEAD = """# The papers' models, folded
 
 Made by `python benchmarks/models.py --rounds {rounds}` on {machine}. Published sizes, random weights
-and the statistics of random inputs (latency does not depend on them). *nodes*: twin with LayerNorm or RMSNorm / unfolded / folded. *error*:
+and the statistics of random inputs (latency does not depend on them). *nodes*: twin with LayerNorm or RMSNorm /
+unfolded / folded. *error*:
 float32 against float64, unfolded and folded, relative to the output's root mean square. *latency*: onnxruntime {ort} on
 the CPU, {threads} threads, medians of interleaved runs at batch 1 and 8, folded against the twin (F/T) and against the
 unfolded graph (F/U); below 1 the folded graph is faster.
