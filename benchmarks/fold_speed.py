@@ -1,11 +1,15 @@
 """How long folding takes and how much memory, on a 100 MB ONNX file, beside onnxslim on the same file.
 
     python benchmarks/fold_speed.py [--rounds 5]
+    python benchmarks/fold_speed.py --nodes 3500 7000 14000 28000 50000 [--rounds 5]
 
 Builds a pre-norm Transformer encoder with PRepBN and random statistics (about 25 million parameters), then runs,
 interleaved and each in its own process: `normfold` (load, analyse, rewrite, save, timed apart) and `onnxslim.slim`.
 Prints medians, the ratio, the peak resident memory above that of the imports, and the time of `normfold --help`.
-The table in docs/benchmarks.md is this output.
+The figures in docs/benchmarks.md are this output.
+
+With --nodes: seconds of each stage on ever deeper decoders without biases (benchmarks/large_model.py, 16 channels: one
+residual stream, two norms to a block, every shift carried by the writers of the stream), as a table.
 """
 
 from __future__ import annotations
@@ -20,6 +24,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+# Operators of one block of benchmarks/large_model.py.
+NODES_OF_BLOCK = 34
 
 _NORMFOLD = r"""
 import json, re, sys, time
@@ -92,10 +100,34 @@ def build(path: Path) -> None:
     save(export(source), path)
 
 
-def measure(code: str, source: Path, target: Path) -> dict[str, object]:
+def measure(code: str, source: Path, target: Path) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", code, source, target], capture_output=True, text=True, check=True)
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def scaling(nodes: list[int], rounds: int) -> None:
+    """Print the table of nodes against seconds; the sizes are interleaved."""
+    from benchmarks.large_model import write
+
+    stages = ("load", "analyse", "rewrite", "save")
+    with tempfile.TemporaryDirectory() as folder:
+        sources = [Path(folder) / f"{size}.onnx" for size in nodes]
+        for source, size in zip(sources, nodes, strict=True):
+            write(source, blocks=size // NODES_OF_BLOCK, channels=16, hidden=32, heads=2, vocabulary=64)
+        runs: list[list[dict[str, Any]]] = [[] for _ in sources]
+        for _ in range(rounds):
+            for found, source in zip(runs, sources, strict=True):
+                found.append(measure(_NORMFOLD, source, Path(folder) / "out.onnx"))
+    print("| nodes | norms folded | load | analyse | rewrite | save | analyse + rewrite, per 1,000 nodes |")
+    print("|---|---|---|---|---|---|---|")
+    for found in runs:
+        seconds = {stage: statistics.median(run["seconds"][stage] for run in found) for stage in stages}
+        before, after = found[0]["nodes"]
+        each = 1000 * (seconds["analyse"] + seconds["rewrite"]) / before
+        laps = " | ".join(f"{value:.2f} s" for value in seconds.values())
+        folded = f"{found[0]['folded']} of {found[0]['sites']}"
+        print(f"| {before:,} -> {after:,} | {folded} | {laps} | {each:.2f} s |")
 
 
 def help_seconds() -> float:
@@ -107,7 +139,12 @@ def help_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--nodes", type=int, nargs="+", help="a table over graphs of about these many operators")
+    asked = parser.parse_args()
+    rounds = asked.rounds
+    if asked.nodes:
+        scaling(asked.nodes, rounds)
+        return
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "out.onnx"
         build(source)

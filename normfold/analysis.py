@@ -1,8 +1,9 @@
 """From a graph to a plan: find the norms, fold them one after the other, say what becomes of each.
 
-Norms are taken in the order of the graph. For each the scale is flooded first, towards the consumers, or else
-towards the producer. If either closes, its shift goes where it costs the fewest elements: to the consumers, to the
-producer (the residual stream carries b / a), or it stays as one Add. Nothing here changes the graph.
+Norms are taken in the order of the graph, those on a residual stream backwards (`_in_turn`). For each the scale is
+flooded first, towards the consumers, or else towards the producer. If either closes, its shift goes where it costs
+the fewest elements: to the consumers, to the producer (the residual stream carries b / a), or it stays as one Add.
+Nothing here changes the graph.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from normfold.clock import uncollected
 from normfold.errors import GraphError
 from normfold.flood import Half, State
 from normfold.frame import Frame, Refuse, varying_axes
@@ -43,6 +45,7 @@ class _Attempt:
     shift_elements: int = 0
 
 
+@uncollected()
 def analyse(
     model: Model,
     *,
@@ -80,33 +83,47 @@ def analyse(
     if norm_affine:
         found += [(op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
     whole = quantised(graph)
-    attempts = []
-    for op, frame in found:
+    attempts: dict[Op, _Attempt] = {}
+    for op, frame in _in_turn(graph, found):
         kind = token_norm(graph, op, norms)
         if whole is not None:
-            attempts.append(_left(op, frame, whole))
+            attempts[op] = _left(op, frame, whole)
         elif kind is not None and not norm_affine:
-            attempts.append(_left(op, frame, per_token(kind)))
+            attempts[op] = _left(op, frame, per_token(kind))
         elif only is not None and site_name(op, norms, scales.get(op)) not in only:
-            attempts.append(_left(op, frame, Refuse("not-asked", "other norms were asked for (--only)")))
+            attempts[op] = _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
         else:
-            attempts.append(_fold(state, sharing, op, frame))
-    # A norm that stayed because of its cost may cost less now that the norms behind it have moved their shifts.
-    attempts = [
-        _fold(state, sharing, again.op, again.frame) if _stayed_for_cost(again) else again for again in attempts
-    ]
-    merged = _merged(state, sharing, attempts)
+            attempts[op] = _fold(state, sharing, op, frame)
+    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
+    for op, frame in found:
+        if _stayed_for_cost(attempts[op]):
+            attempts[op] = _fold(state, sharing, op, frame)
+    merged = _merged(state, sharing, attempts.values())
     maps = tuple(
         written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
     )
     return Plan(
-        sites=name_sites(graph, [_outcome(state, attempt, scales.get(attempt.op)) for attempt in attempts], norms),
+        sites=name_sites(graph, [_outcome(state, attempts[op], scales.get(op)) for op, _ in found], norms),
         frames={name_of(value): state.frame(value) for value in _moved(state)},
         maps=maps,
         edits=tuple(_edits(state)),
         merges=tuple(found.merge for found in merged),
         untied=sharing.untied,
     )
+
+
+def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, Frame]]:
+    """Where a norm alone reads its input, in the order of the graph: the next norm takes up what one leaves.
+
+    Where others read it too, a residual stream carries its shift on: the last one first, so that the writers behind a
+    norm have taken theirs by then and take its own as well, and a stream of n norms is not walked to its end n times.
+    """
+    alone: list[tuple[Op, Frame]] = []
+    shared: list[tuple[Op, Frame]] = []
+    for op, frame in found:
+        source = op.inputs[0]
+        (alone if source is None or len(graph.readers(source)) == 1 else shared).append((op, frame))
+    return [*alone, *reversed(shared)]
 
 
 def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
@@ -145,7 +162,7 @@ def _stayed_for_cost(attempt: _Attempt) -> bool:
     return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
 
 
-def _merged(state: State, sharing: Sharing, attempts: Sequence[_Attempt]) -> list[Merged]:
+def _merged(state: State, sharing: Sharing, attempts: Iterable[_Attempt]) -> list[Merged]:
     """The sums that become one convolution; what is left of the norms in their branches goes into it."""
     left = [attempt.op for attempt in attempts if _not_asked(attempt)]
     found = merges(state, leave={*left, *sharing.weights_of})

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from normfold import hub
+from normfold.clock import uncollected
 from normfold.errors import CheckpointError, GraphError
 from normfold.inference import check_shapes
 from normfold.runtime import one_line
@@ -269,6 +270,7 @@ def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         raise CheckpointError(f"{path} cannot be read as a torch.export program ({type(e).__name__}: {first}).") from e
 
 
+@uncollected()
 def read_graph(path: Path) -> ir.Model:
     """Read an .onnx file; external data is mapped, not read. Raises GraphError, also for data outside its folder."""
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from normfold.clock import uncollected
 from normfold.errors import OutputError
 
 # Under this key the `meta` of a constant that was computed in float64 holds the function that computes it.
@@ -18,6 +19,7 @@ EXACT = "normfold.exact"
 _EXTERNAL_BYTES = 1_900_000_000
 
 
+@uncollected()
 def save(model: ir.Model, path: Path) -> None:
     """Write `model` to `path`, whole or not at all; weights go to `path` + ".data", one at a time, where they must.
 

@@ -21,6 +21,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from normfold.clock import uncollected
 from normfold.constants import Constants, Rows
 from normfold.errors import GraphError
 from normfold.frame import Array, Frame
@@ -292,6 +293,7 @@ def live(ops: Sequence[Op], outputs: Iterable[Value]) -> list[Op]:
     return kept[::-1]
 
 
+@uncollected()
 def prepare(model: Model) -> Model:
     """A copy of `model` ready for analysis: modern, functions inlined, every shape that ONNX can infer filled in.
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from normfold.clock import uncollected
 from normfold.constants import Rows
 from normfold.errors import InternalError
 from normfold.files import EXACT
@@ -36,6 +37,7 @@ Compute = Callable[[Rows], Array]
 _Content = Callable[[], NDArray[Any]]
 
 
+@uncollected()
 def rewrite(model: Model, plan: Plan) -> Model:
     """The folded copy of `model` that `plan`, made from this very model, describes."""
     if plan.is_empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,9 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.large_model import write
 from normfold.analysis import analyse
+from normfold.archive import read_graph
 from normfold.export import export
-from normfold.graph import Model, op_counts, prepare
+from normfold.flood import _Flood
+from normfold.frame import Refuse
+from normfold.graph import Model, Op, op_counts, prepare
 from normfold.models import create
 from normfold.plan import Plan
 from normfold.rewrite import rewrite
@@ -186,3 +191,27 @@ def test_a_stream_is_as_large_as_the_norm_that_reads_it_has_seen(gamma: float, v
     outcome = FOLDED if place == "writer" else partial("narrow-add")
     _, plan = check(STREAM, outcome, FOLDED, w=(4, 40), wo=(4, 3), bo=(3,), **stored, **small)
     assert plan.sites[0].shift == place
+
+
+def questions_asked(blocks: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many operators the floods ask, over all norms of a decoder without biases."""
+    write(folder / "deep.onnx", blocks=blocks, channels=4, hidden=4, heads=2, vocabulary=8)
+    asked = Counter[str]()
+
+    class Counting(_Flood):
+        def _ask(self, op: Op) -> Refuse | None:
+            asked[op.type] += 1
+            return super()._ask(op)
+
+    monkeypatch.setattr("normfold.flood._Flood", Counting)
+    plan = analyse(prepare(read_graph(folder / "deep.onnx")))
+    assert {site.status for site in plan.sites} == {"folded"} and len(plan.sites) == 2 * blocks + 1
+    return asked.total()
+
+
+def test_a_residual_stream_is_not_walked_to_its_end_for_every_norm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every shift goes to a writer of the stream: of four times the blocks, four times the operators are asked."""
+    short, long = (questions_asked(blocks, tmp_path, monkeypatch) for blocks in (10, 40))
+    assert long <= 4 * short + short / 10
