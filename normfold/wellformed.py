@@ -22,6 +22,10 @@ STANDARD = ("", "ai.onnx")
 # A function that calls another twice, and so on, makes 2^n operators of n functions.
 MOST_OPERATORS = 2_000_000
 
+# What fits into the integer in which schemas are looked up.
+MOST_OPSET = 2**31 - 1
+
+_Option = onnx.defs.OpSchema.FormalParameterOption
 _SCHEMA_TYPES = {number: name for name, number in AttributeProto.AttributeType.items()}
 # Types whose elements are not whole bytes, or are no numbers: their length is not checked.
 _ODD_TYPES = frozenset({TensorProto.STRING, TensorProto.UNDEFINED})
@@ -41,7 +45,7 @@ def _check(model: ModelProto, path: Path) -> None:
     opsets = {entry.domain or "": entry.version for entry in model.opset_import}
     _check_functions(model, path)
     for name, version in opsets.items():
-        if version < 1:
+        if not 0 < version <= MOST_OPSET:
             raise GraphError(f"{path}: opset {version} of {name or 'the standard'} does not exist.")
     for function in model.functions:
         own = {entry.domain or "": entry.version for entry in function.opset_import}
@@ -113,8 +117,9 @@ def _check_schema(node: NodeProto, opsets: dict[str, int], path: Path) -> None:
         if wanted.required and name not in given:
             raise GraphError(f"{path}: {_label(node)} lacks its attribute {name!r}.")
     for number, formal in enumerate(schema.inputs):
-        optional = formal.option != onnx.defs.OpSchema.FormalParameterOption.Single
-        if not optional and number < len(node.input) and not node.input[number]:
+        several = formal.option == _Option.Variadic
+        optional = formal.option == _Option.Optional
+        if not optional and not all(node.input[number : None if several else number + 1]):
             raise GraphError(f"{path}: {_label(node)} lacks its operand {formal.name!r}.")
     for attribute in node.attribute:
         known = schema.attributes.get(attribute.name)

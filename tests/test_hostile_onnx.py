@@ -143,6 +143,19 @@ def no_such_opset(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = -3
 
 
+def opset_that_no_integer_holds(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 2**40
+
+
+def gap_among_many_operands(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Sum", ["y", "", "y"], ["z"]))
+    model.graph.output[0].name = "z"
+
+
+def operand_left_out(model: onnx.ModelProto) -> None:
+    node_of(model, "Add").input[1] = ""
+
+
 def function_that_calls_itself(model: onnx.ModelProto) -> None:
     call = helper.make_node("F", ["a"], ["b"], domain="local")
     function = helper.make_function("local", "F", ["a"], ["b"], [call], [helper.make_opsetid("local", 1)])
@@ -237,6 +250,9 @@ ATTACKS: dict[Callable[[onnx.ModelProto], None], str] = {
     unknown_input_type: "cannot be read as an ONNX graph",
     cast_to_an_unknown_type: "does not specify a valid type",
     no_such_opset: "does not exist",
+    opset_that_no_integer_holds: "does not exist",
+    gap_among_many_operands: "lacks its operand",
+    operand_left_out: "lacks its operand",
     function_that_calls_itself: "calls itself",
     functions_that_call_each_other: "calls itself",
     functions_that_double: "that is more than can be read",
