@@ -33,7 +33,6 @@ from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed
 from normfold import errors
 from normfold.analysis import analyse
-from normfold.cases import draw_cases
 from normfold.checkpoint import Source, load_checkpoint
 from normfold.detect import find_norms
 from normfold.export import export
@@ -54,8 +53,6 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 BEGIN, END = "<!-- compatibility: begin -->", "<!-- compatibility: end -->"
 # Seconds that a tool may take for one model.
 PATIENCE = 600
-# Of models of published size; the others get every size that verification asks for.
-SAMPLES = 2
 
 PICTURE = ("x:float32[B,3,224,224]",)
 SOURCE, TARGET = "src:int64[B,S=24<=1024]<1000", "ids:int64[B,L=16<=1024]<1000"
@@ -79,11 +76,10 @@ PAPERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model: where it comes from, how it is loaded into a folder, and how many samples judge it (None: as verify)."""
+    """A model: where it comes from, and how it is loaded into a folder."""
 
     group: str
     load: Callable[[Path], Source]
-    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ SUBJECTS: dict[str, Subject] = {
     **{name: Subject("trained, from PyPI", partial(_trained, name)) for name in TRAINED},
     **{name: Subject("transformers", partial(_transformers, name)) for name in transformers_models.INPUTS},
     **{path.stem: Subject("fixtures", partial(_fixture, path.stem)) for path in sorted(FIXTURES.glob("*.pt"))},
-    **{name: Subject("papers", partial(_paper, name), SAMPLES) for name in PAPERS},
+    **{name: Subject("papers", partial(_paper, name)) for name in PAPERS},
 }
 
 
@@ -217,8 +213,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
         unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
         save(graph, unfolded)
         save(result, folded)
-        cases = None if subject.samples is None else draw_cases(source.inputs)[: subject.samples]
-        yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
+        yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs), unfolded)
         (edge,) = yardstick.compare(folded, ())
         assert edge.passed, edge
         stored = [site for site in plan.sites if site.kind not in TOKEN_STATISTICS]

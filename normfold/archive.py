@@ -28,7 +28,7 @@ from normfold.errors import CheckpointError, GraphError
 from normfold.inference import check_shapes
 from normfold.runtime import one_line
 from normfold.stand_ins import named_globals, registered
-from normfold.wellformed import check_model
+from normfold.wellformed import check_model, subgraphs
 
 SUFFIXES: Mapping[str, str] = {
     ".pt": "torch",
@@ -279,6 +279,7 @@ def read_graph(path: Path) -> ir.Model:
     except Exception as e:
         raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {one_line(e)}).") from e
     check_model(proto, path)
+    _forget_negative_sizes(proto.graph)
     try:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
@@ -292,6 +293,17 @@ def read_graph(path: Path) -> ir.Model:
         raise GraphError(f"{path}: its shapes contradict each other: {contradiction}.")
     _load_attributes(model)
     return model
+
+
+def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
+    """Some exporters write -1 where a size is not known; ONNX's way is to write none."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
+            if dim.dim_value < 0:
+                dim.Clear()
+    for node in graph.node:
+        for inner in subgraphs(node):
+            _forget_negative_sizes(inner)
 
 
 def _load_attributes(model: ir.Model) -> None:

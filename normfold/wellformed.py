@@ -91,7 +91,7 @@ def _check_nodes(nodes: Sequence[NodeProto], known: set[str], opsets: dict[str, 
                 )
             known.add(name)
         _check_schema(node, opsets, path)
-        for graph in _subgraphs(node):
+        for graph in subgraphs(node):
             _check_graph(graph, frozenset(known), opsets, path)
     return known
 
@@ -247,11 +247,12 @@ def _expand(
 def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     for node in nodes:
         yield node
-        for graph in _subgraphs(node):
+        for graph in subgraphs(node):
             yield from _all_nodes(graph.node)
 
 
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The bodies of an If or a Loop."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

@@ -117,6 +117,8 @@ def mutate(seed: int) -> tuple[str, bytes]:
     name = rng.choice(list(models))
     model, done = models[name], [name]
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        if not (model.graph.node and model.graph.initializer):
+            break
         mutation = rng.choice(_MUTATIONS)
         done.append(f"{mutation.__name__.strip('_')}: {mutation(model, rng)}")
     content = model.SerializeToString()
@@ -380,8 +382,10 @@ def main() -> None:
         signal.alarm(SECONDS)
         ended, said = attempt(source, folder / "out.onnx", verify=seed % 2 == 0)
         signal.alarm(0)
-        left = sorted(path.name for path in folder.iterdir() if path.name not in ("mutant.onnx", "out.onnx"))
-        (folder / "out.onnx").unlink(missing_ok=True)
+        outputs = {"out.onnx", "out.onnx.data"} if ended == "folded" else set[str]()
+        left = sorted(path.name for path in folder.iterdir() if path.name not in {"mutant.onnx", *outputs})
+        for name in outputs:
+            (folder / name).unlink(missing_ok=True)
         seconds = round(time.monotonic() - start, 2)
         print(
             json.dumps({"seed": seed, "done": done, "ended": ended, "said": said, "left": left, "s": seconds}),

@@ -156,6 +156,17 @@ def operand_left_out(model: onnx.ModelProto) -> None:
     node_of(model, "Add").input[1] = ""
 
 
+def size_below_nothing(model: onnx.ModelProto) -> None:
+    """More is cut off than there is, and a Slice of that aborts ONNX's own inference with the process around it."""
+    numbers = {"cut": [0, -9, 0, 0, 0, 0], "from": [5], "to": [9], "axis": [1]}
+    for name, content in numbers.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(content, np.int64), name))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+    model.graph.node.append(helper.make_node("Pad", ["y", "cut"], ["short"]))
+    model.graph.node.append(helper.make_node("Slice", ["short", "from", "to", "axis"], ["z"]))
+    model.graph.output[0].name = "z"
+
+
 def function_that_calls_itself(model: onnx.ModelProto) -> None:
     call = helper.make_node("F", ["a"], ["b"], domain="local")
     function = helper.make_function("local", "F", ["a"], ["b"], [call], [helper.make_opsetid("local", 1)])
@@ -250,6 +261,7 @@ ATTACKS: dict[Callable[[onnx.ModelProto], None], str] = {
     unknown_input_type: "cannot be read as an ONNX graph",
     cast_to_an_unknown_type: "does not specify a valid type",
     no_such_opset: "does not exist",
+    size_below_nothing: "shapes contradict each other",
     opset_that_no_integer_holds: "does not exist",
     gap_among_many_operands: "lacks its operand",
     operand_left_out: "lacks its operand",
@@ -316,6 +328,17 @@ def test_the_same_file_without_the_attack_folds(tmp_path: Path) -> None:
     code, said, _ = run_command(tmp_path, "good.onnx")
     assert code == 0, said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.onnx", "out.onnx"]
+
+
+def test_a_size_of_minus_one_is_one_that_is_not_known(tmp_path: Path) -> None:
+    model = stream()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = -1
+    onnx.save(model, tmp_path / "good.onnx")
+    graph = read_graph(tmp_path / "good.onnx")
+    assert [str(value.shape) for value in graph.graph.inputs] == ["[B,None,4]"]
+    code, said, _ = run_command(tmp_path, "good.onnx")
+    assert code == 0, said
 
 
 def test_subgraphs_within_subgraphs(tmp_path: Path) -> None:
