@@ -215,7 +215,10 @@ class _Draft:
             return name, False
         if name.endswith(".T") and name.removesuffix(".T") in self.state:
             return name.removesuffix(".T"), True
-        raise NotExpressibleError(f"{name}: this constant of the graph is no parameter of the module")
+        raise NotExpressibleError(
+            f"{name}: the fold changes a number of the module's code, which is no parameter; only the ONNX file can hold "
+            "it"
+        )
 
     def _owner(self, node: Node) -> tuple[str, nn.Module]:
         path = next((path for path in reversed(scopes(node)) if path in self.modules), "")

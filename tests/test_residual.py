@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from normfold import pipeline, save_checkpoint
 from normfold.checkpoint import load_checkpoint
 from normfold.cli import app
+from normfold.errors import NotExpressibleError
 from normfold.export import export
 from normfold.models import create
 from normfold.plan import Site
@@ -100,6 +101,13 @@ def test_only_the_alphas_that_were_asked_for(tmp_path: Path) -> None:
     found = {site.name: (site.status, site.code) for site in plan.sites if site.kind == "DeepNorm"}
     assert found.pop("layers.1.final_layer_norm.alpha") == ("folded", None)
     assert set(found.values()) == {kept("not-asked")} and len(found) == 3
+
+
+def test_a_module_cannot_lose_an_alpha_of_its_code(tmp_path: Path) -> None:
+    path, module = saved(UNIFIED, tmp_path), tmp_path / "folded.pt"
+    with pytest.raises(NotExpressibleError, match="a number of the module's code"):
+        pipeline.fold(path, tmp_path / "out.onnx", emit_torch=module)
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
 # Small graphs.
