@@ -216,8 +216,7 @@ class _Draft:
         if name.endswith(".T") and name.removesuffix(".T") in self.state:
             return name.removesuffix(".T"), True
         raise NotExpressibleError(
-            f"{name}: the fold changes a number of the module's code, which is no parameter; only the ONNX file can hold "
-            "it"
+            f"{name}: the fold changes a number of the module's code, which is no parameter; only ONNX can hold it"
         )
 
     def _owner(self, node: Node) -> tuple[str, nn.Module]:
