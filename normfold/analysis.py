@@ -43,6 +43,7 @@ class _Attempt:
     reached: list[Op] = field(default_factory=list)
     shift: ShiftPlace | None = None
     shift_elements: int = 0
+    merged: Op | None = None  # the convolution that took up what was left of the norm
 
 
 @uncollected()
@@ -168,9 +169,8 @@ def _merged(state: State, sharing: Sharing, attempts: Iterable[_Attempt]) -> lis
     found = merges(state, leave={*left, *sharing.weights_of})
     into = {op: one.into for one in found for op in one.maps}
     for attempt in attempts:
-        if attempt.op in into:
-            attempt.reached.append(into[attempt.op])
-        if attempt.op in into and attempt.refusals:
+        attempt.merged = into.get(attempt.op)
+        if attempt.merged is not None and attempt.refusals:
             attempt.refusals.clear()
             attempt.shift = "writer" if np.any(attempt.frame.shift) else "none"
     return found
@@ -192,10 +192,11 @@ def _own_frame(graph: Graph, op: Op) -> Frame | None:
 def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
     refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
     status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
-    into = [op.name for op in dict.fromkeys(attempt.reached) if op is not attempt.op and _takes(state, op)]
-    into = list(dict.fromkeys(into))
+    takers = [op for op in attempt.reached if op is not attempt.op and _takes(state, op)]
+    takers += [attempt.merged] if attempt.merged is not None else []
+    into = tuple(dict.fromkeys(op.name for op in takers))
     channels = _channels(attempt.frame)
-    return Named(attempt.op, status, refused, tuple(into), channels, attempt.shift, attempt.shift_elements, behind)
+    return Named(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
 
 
 def _takes(state: State, op: Op) -> bool:

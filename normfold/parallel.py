@@ -2,15 +2,15 @@
 
 `conv(x, K1) + conv(x, K2) + a * x = conv(x, K1 + K2 + diag(a))` where the smaller kernels fit into the largest one:
 same strides and groups, and every tap reads where one of the largest kernel's taps reads. RepVGG's blocks (arXiv
-2101.03697) are this once their norms are folded; a norm in a branch that could not fold (a channel with scale 0) goes
-with it.
+2101.03697) are this once their norms are folded. A norm that could not fold alone goes with it: in a branch (a channel
+with scale 0), or behind the sum (QARepVGG's, arXiv 2212.01593, where a skip and a ReLU are on either side of it).
 
 Only branches that hold a norm, or whose convolutions took one up, are merged: a graph without norms stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,8 @@ def _merge(state: State, op: Op, operands: list[Value], leave: frozenset[Op]) ->
     leaves = [leaf for value in operands if (leaf := _leaf(state, value, source)) is not None]
     if len(leaves) < len(operands) or any(one in leave for leaf in leaves for one in (*leaf.maps, leaf.conv)):
         return None
-    return _assembled(state, op, source, leaves) if _touched(state, leaves) else None
+    behind = _behind(state, op, leave)
+    return _assembled(state, op, source, leaves, behind) if _touched(state, leaves, behind) else None
 
 
 def _convolved(state: State, value: Value) -> Value | None:
@@ -133,6 +134,23 @@ def _leaf(state: State, value: Value, source: Value) -> _Leaf | None:
     return _Leaf(tuple(maps), None)
 
 
+def _behind(state: State, op: Op, leave: frozenset[Op]) -> tuple[Op, ...]:
+    """The fixed maps that follow on a sum, as far as nothing else reads what is in between."""
+    maps: list[Op] = []
+    value = op.output
+    while _serves_one(state.graph, value):
+        (reader,) = state.graph.readers(value)
+        if reader.affine is None or reader in leave:
+            break
+        if not all(only_along(half, (1,)) for half in stored_map(state, reader)):
+            break
+        maps.append(reader)
+        value = reader.output
+    while maps and is_unchanged(state, maps[-1]):
+        maps.pop()
+    return tuple(maps)
+
+
 def _is_plain(state: State, op: Op, source: Value) -> bool:
     """Whether `op` is a convolution of `source` with constant weights, and no map of biases behind it."""
     graph, rule = state.graph, TABLE.get(op.type)
@@ -144,15 +162,16 @@ def _is_plain(state: State, op: Op, source: Value) -> bool:
     return not rule.added_elements(graph, op, lambda value: state.half("shift", value))
 
 
-def _touched(state: State, leaves: list[_Leaf]) -> bool:
-    """Whether a norm lies in the branches, or was folded into their convolutions."""
-    if any(op.affine is not None and op.affine.is_norm for leaf in leaves for op in leaf.maps):
+def _touched(state: State, leaves: list[_Leaf], behind: tuple[Op, ...]) -> bool:
+    """Whether a norm lies in the branches or behind their sum, or was folded into their convolutions."""
+    maps = [*behind, *(op for leaf in leaves for op in leaf.maps)]
+    if any(op.affine is not None and op.affine.is_norm for op in maps):
         return True
     convolutions = [leaf.conv for leaf in leaves if leaf.conv is not None]
     return any(True for op in convolutions for _ in TABLE[op.type].edits(state.graph, op, state.frame))
 
 
-def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf]) -> Merged | None:
+def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf], behind: tuple[Op, ...]) -> Merged | None:
     graph = state.graph
     convolutions = [leaf.conv for leaf in leaves if leaf.conv is not None]
     base = max(convolutions, key=lambda one: int(np.prod(_kernel(graph, one))))
@@ -161,15 +180,19 @@ def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf]) -> Merg
     if around is None or dims is None or not dims[1].static:
         return None
     branches = []
+    outer, rest = _composed(state, behind)
     for leaf in leaves:
         taps = _taps(graph, base, around, leaf.conv)
         if taps is None or (leaf.conv is None and graph.dims(op.output) != dims):
             return None
-        scale, shift = _behind(state, leaf)
-        branches.append(Branch(None if leaf.conv is None else name_of(leaf.conv.output), taps, scale, shift))
+        scale, shift = _composed(state, leaf.maps[::-1])
+        conv = None if leaf.conv is None else name_of(leaf.conv.output)
+        branches.append(Branch(conv, taps, outer * scale, outer * shift + rest))
+        rest = np.zeros(1)  # a shift of the sum is one of its first branch
     names = tuple(leaf.conv.name if leaf.conv is not None else "identity" for leaf in leaves)
-    merge = Merge(name_of(op.output), name_of(source), name_of(base.output), tuple(branches), base.name, names)
-    return Merged(merge, base, tuple(one for leaf in leaves for one in leaf.maps))
+    last = behind[-1] if behind else op
+    merge = Merge(name_of(last.output), name_of(source), name_of(base.output), tuple(branches), base.name, names)
+    return Merged(merge, base, (*behind, *(one for leaf in leaves for one in leaf.maps)))
 
 
 def _kernel(graph: Graph, op: Op) -> tuple[int, ...]:
@@ -207,10 +230,10 @@ def _taps(graph: Graph, base: Op, around: Window, conv: Op | None) -> tuple[tupl
     return tuple(taps)
 
 
-def _behind(state: State, leaf: _Leaf) -> tuple[Array, Array]:
-    """The maps of a branch, together, on stored tensors."""
+def _composed(state: State, maps: Iterable[Op]) -> tuple[Array, Array]:
+    """Fixed maps one after the other, on stored tensors."""
     scale, shift = np.ones(1), np.zeros(1)
-    for op in reversed(leaf.maps):
+    for op in maps:
         a, b = stored_map(state, op)
         scale, shift = scale * a.reshape(-1), shift * a.reshape(-1) + b.reshape(-1)
     return scale, shift

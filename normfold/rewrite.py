@@ -173,8 +173,7 @@ class _Copy:
 
     def merge(self, merge: Merge) -> None:
         """One Conv in the place of a sum of branches, its kernel and bias the sums of theirs."""
-        target, base = self.values[merge.output], self.node(merge.base)
-        last = self.node(merge.output)
+        target, base, last = self.now(merge.output), self.node(merge.base), self.node(merge.output)
         kernel = base.inputs[1]
         assert kernel is not None and kernel.shape is not None
         shape, dtype = tuple(kernel.shape.numpy()), _dtype(target, base)

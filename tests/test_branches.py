@@ -129,6 +129,46 @@ def test_the_border_of_merged_branches_is_exact() -> None:
             np.testing.assert_allclose(result[..., row, column], truth[..., row, column], rtol=1e-10, atol=1e-10)
 
 
+# A norm of the input of the graph, whose own frame is fixed, behind a sum that a skip goes into.
+BEHIND = (
+    f"a = Conv<pads = [1, 1, 1, 1]>(x, u)\nb = Conv(x, v, c)\nt = Add(a, b)\ns = Add(t, x)\n{normed('s', 'n', 'n')}"
+)
+BEHIND_WEIGHTS: dict[str, Constant] = {"u": (4, 4, 3, 3), "v": (4, 4, 1, 1), "c": (4,), **norm("n", 4)}
+
+
+def test_a_norm_behind_the_sum_goes_into_the_convolution() -> None:
+    """It has nowhere to go alone: the skip is the graph's input, and negative scales do not pass the ReLU."""
+    after, plan = check(PICTURE.format(BEHIND + "y = Relu(n)"), FOLDED, **BEHIND_WEIGHTS)
+    assert op_types(after) == ["Conv", "Relu"] and plan.sites[0].into == ("a",)
+    assert [merge.parts for merge in plan.merges] == [("a", "b", "identity")]
+    again, plan = fold(after)
+    assert plan.is_empty and again.SerializeToString() == after.SerializeToString()
+    # As the output of the model it keeps that name.
+    after, _ = check(PICTURE.format(BEHIND.replace("n = Batch", "y = Batch")), FOLDED, **BEHIND_WEIGHTS)
+    assert op_types(after) == ["Conv"] and after.graph.node[0].output == ["y"]
+
+
+def test_a_sum_that_others_read_keeps_the_norm_behind_it() -> None:
+    text = PICTURE.format(BEHIND + "y = Relu(n)\ne = Sigmoid(s)").replace("(double y)", "(double y, double e)")
+    model = build(text, **BEHIND_WEIGHTS)
+    after, plan = fold(model)
+    assert outcomes(plan) == [kept("negative-scale")] and op_types(after).count("BatchNormalization") == 1
+    same_function(model, after)
+
+
+def test_a_norm_behind_the_sum_that_was_not_asked_for_stays() -> None:
+    text = PICTURE.format(
+        f"a = Conv<pads = [1, 1, 1, 1]>(x, u)\n{normed('a', 'm', 'm')}s = Add(m, x)\n{normed('s', 'n', 'n')}y = Relu(n)"
+    )
+    model = build(text, u=(4, 4, 3, 3), **norm("m", 4), **norm("n", 4))
+    graph = prepare(ir.from_proto(model))
+    plan = analyse(graph, only={"m"})
+    after = ir.to_proto(rewrite(graph, plan))
+    assert outcomes(plan) == [FOLDED, kept("not-asked")]
+    assert op_types(after) == ["Conv", "BatchNormalization", "Relu"]
+    same_function(model, after)
+
+
 def test_a_dead_channel_goes_into_the_sum() -> None:
     """A channel with scale 0 keeps its norm from folding alone; the merged kernel has zeros there."""
     dead = {**weights(), "ig": draw("ig", 4) * [1.0, 0.0, 1.0, 1.0], "bg": draw("bg", 4) * [0.0, 1.0, 1.0, 1.0]}
@@ -261,12 +301,27 @@ class RepVGG(nn.Module):
         return torch.relu(y if self.identity is None else y + self.identity(x))
 
 
-@pytest.fixture(scope="module")
-def repvgg() -> tuple[onnx.ModelProto, onnx.ModelProto, Plan]:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        RepVGG(3, 8, stride=2), RepVGG(8, 8), RepVGG(8, 8, groups=2), RepVGG(8, 12, stride=2, groups=4), RepVGG(12, 12)
-    )
+class QARepVGG(nn.Module):
+    """arXiv 2212.01593, figure 4: one norm inside, one behind the sum."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"stride": stride, "bias": False}
+        self.dense = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, **options), nn.BatchNorm2d(outputs))
+        self.point = nn.Conv2d(inputs, outputs, 1, **options)
+        self.skips = inputs == outputs and stride == 1
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.dense(x) + self.point(x)
+        return torch.relu(self.norm(y + x if self.skips else y))
+
+
+Folded = tuple[onnx.ModelProto, onnx.ModelProto, Plan]
+
+
+def folded(net: nn.Module) -> Folded:
+    """Exported with drawn norms, and folded; float64 throughout: exact means exact."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.5)
@@ -274,14 +329,30 @@ def repvgg() -> tuple[onnx.ModelProto, onnx.ModelProto, Plan]:
             assert module.running_mean is not None and module.running_var is not None
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-    # float64 throughout: exact means exact.
     source = source_of(net.double().eval(), "x:float64[B,3,11,13]")
     graph = prepare(export(source))
     plan = analyse(graph, norms=source.norms)
     return ir.to_proto(graph), ir.to_proto(rewrite(graph, plan)), plan
 
 
-def test_repvgg_is_a_chain_of_convolutions(repvgg: tuple[onnx.ModelProto, onnx.ModelProto, Plan]) -> None:
+def test_qarepvgg_is_a_chain_of_convolutions() -> None:
+    torch.manual_seed(0)
+    before, after, plan = folded(nn.Sequential(QARepVGG(3, 8, stride=2), QARepVGG(8, 8), QARepVGG(8, 8)))
+    assert op_types(before).count("BatchNormalization") == 6 and outcomes(plan) == [FOLDED] * 6
+    assert op_types(after) == ["Conv", "Relu"] * 3
+    same_function(before, after, (1, 3))
+
+
+@pytest.fixture(scope="module")
+def repvgg() -> Folded:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        RepVGG(3, 8, stride=2), RepVGG(8, 8), RepVGG(8, 8, groups=2), RepVGG(8, 12, stride=2, groups=4), RepVGG(12, 12)
+    )
+    return folded(net)
+
+
+def test_repvgg_is_a_chain_of_convolutions(repvgg: Folded) -> None:
     before, after, plan = repvgg
     assert op_types(before).count("BatchNormalization") == 13
     assert outcomes(plan) == [FOLDED] * 13
