@@ -95,12 +95,20 @@ class _Driver:
         return None
 
     def state(self) -> dict[str, float]:
-        nvml = self.nvml
-        return {
-            "sm_clock_mhz": float(nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": float(nvml.nvmlDeviceGetClockInfo(self.handle, nvml.NVML_CLOCK_MEM)),
-            "temperature_c": float(nvml.nvmlDeviceGetTemperature(self.handle, nvml.NVML_TEMPERATURE_GPU)),
-        }
+        return _gpu_state()
+
+
+def _gpu_state() -> dict[str, float]:
+    """Clocks and temperature of the first GPU: what a throttled measurement shows."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    return {
+        "sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        "memory_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
+        "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+    }
 
 
 def _make_context() -> None:
@@ -131,4 +139,4 @@ class _TorchCuda:
         return int(self.cuda.max_memory_reserved())
 
     def state(self) -> dict[str, float]:
-        return {}
+        return _gpu_state()
