@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import warnings
@@ -44,6 +45,7 @@ def _answer(compute: Callable[[], bytes], target: int) -> NoReturn:
     """Write what comes of `compute` to `target` and end, with none of what a process does at its end."""
     try:
         # Its last words, where it aborts: the error message of the process that goes on says what there is to say.
+        faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             answer = _RETURNED + compute()

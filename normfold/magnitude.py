@@ -41,17 +41,40 @@ def _pooled(size: Array, axes: tuple[int, ...]) -> Array:
     return root
 
 
+def centres(graph: Graph, op: Op) -> bool:
+    """Whether a norm writes smaller values than it reads, by the statistics of its own batch norm.
+
+    Its readers lose digits to the larger of the two: with the shift in their biases they contract `a * x`, with the
+    shift in front of the norm `a * x + b`.
+    """
+    affine = op.affine
+    for mean, var in _statistics(graph, op):
+        assert affine is not None
+        before = np.square(affine.frame.scale) * (np.square(mean) + var)
+        after = np.square(affine.frame.scale) * var + np.square(affine.frame.scale * mean + affine.frame.shift)
+        return bool(after.sum() < before.sum())
+    return False
+
+
 def _measured(graph: Graph, value: Value) -> Iterator[Array]:
-    """What the batch norms that read `value`, in whatever layout, have stored of it: root E[x^2] of each channel."""
+    """What the batch norms that read `value` have stored of it: root E[x^2] of each channel."""
     for op in graph.readers(value):
-        axes = () if op.affine is None else varying_axes(op.affine.frame.scale)
-        if op.affine is None or op.inputs[0] is not value or len(axes) != 1:
-            continue
-        for node in op.affine.nodes:
-            if node.op_type == "BatchNormalization" and _layout_of(graph, node.inputs[0]) is _layout_of(graph, value):
-                mean, var = (graph.constant(item) for item in node.inputs[3:5] if item is not None)
-                rank = op.affine.frame.scale.ndim
-                yield np.sqrt(np.square(mean) + var).reshape([-1 if axis == axes[0] else 1 for axis in range(rank)])
+        if op.inputs[0] is value:
+            yield from (np.sqrt(np.square(mean) + var) for mean, var in _statistics(graph, op))
+
+
+def _statistics(graph: Graph, op: Op) -> Iterator[tuple[Array, Array]]:
+    """Mean and variance of what a fixed map reads, of its rank, where it holds a batch norm of that, in any layout."""
+    axes = () if op.affine is None else varying_axes(op.affine.frame.scale)
+    if op.affine is None or len(axes) != 1:
+        return
+    shape = [-1 if axis == axes[0] else 1 for axis in range(op.affine.frame.scale.ndim)]
+    for node in op.affine.nodes:
+        if node.op_type == "BatchNormalization" and _layout_of(graph, node.inputs[0]) is _layout_of(
+            graph, op.inputs[0]
+        ):
+            mean, var = (graph.constant(item).reshape(shape) for item in node.inputs[3:5] if item is not None)
+            yield mean, var
 
 
 def _layout_of(graph: Graph, value: Value | None) -> Value | None:

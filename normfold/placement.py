@@ -1,7 +1,8 @@
 """Where the two halves of one norm go: towards its consumers, towards its producer, or nowhere, by cost.
 
 A scale costs nothing wherever it goes; of two directions that close, the one in which fewer operators change is taken.
-A shift costs the elements of the Adds that it needs, and goes where they are fewest.
+A shift costs the elements of the Adds that it needs, and goes where they are fewest; of two places that cost as much,
+where fewer digits are lost (docs/decisions/0012-digits.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from normfold.flood import Outcome, ShiftCosts, State, flood, short_flood
 from normfold.frame import Array, Frame, Refuse, agree, agree_each, total
 from normfold.graph import Op, Value
-from normfold.magnitude import fits
+from normfold.magnitude import centres, fits
 from normfold.plan import ShiftPlace
 from normfold.precision import first_beyond
 from normfold.rules import TABLE
@@ -107,17 +108,18 @@ def place_shift(
     if best.elements > stays:
         why = f"one Add of {stays} elements here costs less than {best.elements} elsewhere"
         return Refuse("narrow-add", f"{op.name}: {why}")
-    best = _beside_the_scale(state, sharing, op, frame, scale, best)
+    best = _nearer_the_source(state, sharing, op, frame, scale, best)
     return Placed(best.outcome, _name(state, frame, best), best.elements)
 
 
-def _beside_the_scale(state: State, sharing: Sharing, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:
-    """Where the scale went to a near producer, the shift goes along if that costs no more and changes no more there.
+def _nearer_the_source(state: State, sharing: Sharing, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:
+    """To a near producer rather than to the readers, if that costs no more and changes no more there, in two cases.
 
-    The producer then writes the norm's own output, whose digits no shift can cost, and changes in any case.
+    Where the scale went there: the producer then writes the norm's own output, whose digits no shift can cost, and
+    changes in any case. And where the readers would lose digits to the mean of what they read.
     """
     moved = op.affine is not None and not agree_each(scale.decided[source_of(op)], state.half("scale", source_of(op)))
-    if not moved or best.place == "writer":
+    if best.place == "writer" or not (moved or centres(state.graph, op)):
         return best
     start = next((one for one in _placements(state, op, frame) if one.place == "writer"), None)
     found = None

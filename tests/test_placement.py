@@ -22,7 +22,7 @@ from normfold.graph import Model, Op, op_counts, prepare
 from normfold.models import create
 from normfold.plan import Plan
 from normfold.rewrite import rewrite
-from tests.graphs import FOLDED, check, draw, op_types, partial, run_float32
+from tests.graphs import FOLDED, as_float32, build, check, draw, fold, op_types, partial, run, run_float32
 from tests.models.test_vision import IMAGE, SMALL, pictures
 from tests.test_export import source_of
 
@@ -215,3 +215,43 @@ def test_a_residual_stream_is_not_walked_to_its_end_for_every_norm(
     """Every shift goes to a writer of the stream: of four times the blocks, four times the operators are asked."""
     short, long = (questions_asked(blocks, tmp_path, monkeypatch) for blocks in (10, 40))
     assert long <= 4 * short + short / 10
+
+
+CENTRED = """g (double[B,4,5,7] x) => (double y) {
+    a = Conv(x, u, c)
+    n = BatchNormalization<epsilon = 0.0078125>(a, gamma, beta, mean, var)
+    k = Conv(n, v, d)
+    y = Tanh(k)
+}"""
+CONVOLUTIONS = {"u": (4, 4, 1, 1), "c": (4,), "v": (3, 4, 1, 1), "d": (3,)}
+
+
+@pytest.mark.parametrize(("mean", "beta", "place"), [(5.0, 0.1, "writer"), (0.1, 5.0, "reader")])
+def test_of_two_free_places_a_shift_takes_the_one_that_costs_no_digits(mean: float, beta: float, place: str) -> None:
+    """A reader of `a * x` with its large mean rounds more than one of the norm's output, and the other way around."""
+    ones = np.ones(4)
+    constants = {"gamma": draw("gamma", 4), "beta": beta * ones, "mean": mean * ones, "var": ones}
+    after, plan = check(CENTRED, FOLDED, **CONVOLUTIONS, **constants)
+    assert op_types(after) == ["Conv", "Conv", "Tanh"] and plan.sites[0].shift == place
+
+
+def test_a_fold_rounds_no_more_than_its_original() -> None:
+    """What is averaged behind a norm loses its deviations and keeps its mean, and the digits that this costs."""
+    text = CENTRED.replace("k = Conv(n, v, d)", "p = GlobalAveragePool(n)\nk = Conv(p, v, d)")
+    rng = np.random.default_rng(0)
+    constants = {"gamma": np.ones(4), "beta": np.zeros(4), "mean": np.full(4, 30.0), "var": np.ones(4)}
+    weights = {
+        "u": np.eye(4)[:, :, None, None],
+        "c": np.full(4, 30.0),
+        "v": rng.normal(size=(3, 4, 1, 1)),
+        "d": np.zeros(3),
+    }
+    model = build(text, **constants, **weights)
+    after, _ = fold(model)
+    own, candidate = [], []
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=(2, 4, 5, 7)).astype(np.float32)
+        truth = run(model, {"x": x.astype(np.float64)})[0]
+        for found, graph in ((own, model), (candidate, after)):
+            found.append(np.square(run_float32(as_float32(graph), {"x": x})[0] - truth).mean())
+    assert np.mean(candidate) <= 1.5 * np.mean(own)
