@@ -91,14 +91,19 @@ def _open_ort(job: Job, feeds: Feeds) -> Call:
     if job.device == "cpu":
         fed = {name: fed[name] for name in names}
         return lambda: session.run(None, fed)
+    return bound(session, {name: fed[name] for name in names}, job.device)
+
+
+def bound(session: Any, feeds: Feeds, device: str) -> Call:
+    """A call whose inputs and outputs stay on the device, at addresses that a CUDA graph can rely on."""
     import onnxruntime as ort
 
     binding = session.io_binding()
-    for name in names:
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(fed[name], "cuda", 0))
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
     # The first run, on bound inputs, finds the shapes of the outputs; from then on they stay where they are.
     for entry in session.get_outputs():
-        binding.bind_output(entry.name, "cuda", 0)
+        binding.bind_output(entry.name, device, 0)
     session.run_with_iobinding(binding)
     for entry, value in zip(session.get_outputs(), binding.get_outputs(), strict=True):
         binding.bind_ortvalue_output(entry.name, value)
