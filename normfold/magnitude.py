@@ -47,13 +47,13 @@ def centres(graph: Graph, op: Op) -> bool:
     Its readers lose digits to the larger of the two: with the shift in their biases they contract `a * x`, with the
     shift in front of the norm `a * x + b`.
     """
-    affine = op.affine
-    for mean, var in _statistics(graph, op):
-        assert affine is not None
-        before = np.square(affine.frame.scale) * (np.square(mean) + var)
-        after = np.square(affine.frame.scale) * var + np.square(affine.frame.scale * mean + affine.frame.shift)
-        return bool(after.sum() < before.sum())
-    return False
+    found = next(_statistics(graph, op), None)
+    if op.affine is None or found is None:
+        return False
+    (mean, var), frame = found, op.affine.frame
+    before = np.square(frame.scale) * (np.square(mean) + var)
+    after = np.square(frame.scale) * var + np.square(frame.scale * mean + frame.shift)
+    return bool(after.sum() < before.sum())
 
 
 def _measured(graph: Graph, value: Value) -> Iterator[Array]:
@@ -69,10 +69,9 @@ def _statistics(graph: Graph, op: Op) -> Iterator[tuple[Array, Array]]:
     if op.affine is None or len(axes) != 1:
         return
     shape = [-1 if axis == axes[0] else 1 for axis in range(op.affine.frame.scale.ndim)]
+    read = _layout_of(graph, op.inputs[0])
     for node in op.affine.nodes:
-        if node.op_type == "BatchNormalization" and _layout_of(graph, node.inputs[0]) is _layout_of(
-            graph, op.inputs[0]
-        ):
+        if node.op_type == "BatchNormalization" and _layout_of(graph, node.inputs[0]) is read:
             mean, var = (graph.constant(item).reshape(shape) for item in node.inputs[3:5] if item is not None)
             yield mean, var
 
