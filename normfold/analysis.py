@@ -20,7 +20,7 @@ from normfold.frame import Frame, Refuse, varying_axes
 from normfold.graph import OLDEST_OPSET, Graph, Model, Op, Value, operators, opset
 from normfold.names import Named, NormModule, name_sites, per_token, site_name, token_norm
 from normfold.parallel import Merged, merges
-from normfold.placement import leaves_range, place_scale, place_shift
+from normfold.placement import leaves_range, place_scale, place_shift, source_of
 from normfold.plan import Plan, ShiftPlace, Status
 from normfold.precision import Ranges, holds_half
 from normfold.residual import residual_scales
@@ -122,8 +122,7 @@ def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, 
     alone: list[tuple[Op, Frame]] = []
     shared: list[tuple[Op, Frame]] = []
     for op, frame in found:
-        source = op.inputs[0]
-        (alone if source is None or len(graph.readers(source)) == 1 else shared).append((op, frame))
+        (alone if len(graph.readers(source_of(op))) == 1 else shared).append((op, frame))
     return [*alone, *reversed(shared)]
 
 

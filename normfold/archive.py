@@ -298,7 +298,7 @@ def read_graph(path: Path) -> ir.Model:
 def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
     """Some exporters write -1 where a size is not known; ONNX's way is to write none."""
     for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
+        for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:
                 dim.Clear()
     for node in graph.node:

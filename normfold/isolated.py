@@ -17,7 +17,7 @@ class AbortedError(RuntimeError):
 
 
 def isolated(compute: Callable[[], bytes]) -> bytes:
-    """What `compute` returns, from a copy of this process (where there is no fork: from this process).
+    """What `compute` returns, from a copy of this process; from this process where none can be made.
 
     Raises RuntimeError with the text of what `compute` raised, AbortedError when it ended the process.
     """
@@ -27,7 +27,12 @@ def isolated(compute: Callable[[], bytes]) -> bytes:
     with warnings.catch_warnings():
         # Python warns of other threads, whose locks a copy would find taken: `compute` is to take none of theirs.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:  # no memory for a copy, or no process left
+            os.close(source)
+            os.close(target)
+            return compute()
     if child == 0:
         _answer(compute, target)
     os.close(target)

@@ -16,6 +16,14 @@ def test_the_answer_comes_from_a_copy() -> None:
     assert int(isolated(lambda: str(os.getpid()).encode())) != os.getpid()
 
 
+def test_without_a_copy_the_answer_comes_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("no process left")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    assert int(isolated(lambda: str(os.getpid()).encode())) == os.getpid()
+
+
 def test_an_answer_larger_than_a_pipe_arrives_whole() -> None:
     assert isolated(lambda: bytes(10**7)) == bytes(10**7)
 
