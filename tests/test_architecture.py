@@ -20,6 +20,10 @@ GRAPH_LIBRARY = {
     "normfold.centre",
     "normfold.checkpoint",
     "normfold.constants",
+    "normfold.evaluator.call",
+    "normfold.evaluator.evaluator",
+    "normfold.evaluator.program",
+    "normfold.evaluator.values",
     "normfold.export",
     "normfold.files",
     "normfold.graph",
@@ -192,6 +196,15 @@ def test_only_the_command_line_knows_the_terminal() -> None:
 @pytest.mark.parametrize("judge", sorted(JUDGE))
 def test_the_judge_knows_nothing_of_the_folder(judge: str) -> None:
     assert not {name for name in reachable(judge) if is_folder(name)}
+
+
+def test_the_evaluator_stands_on_its_own() -> None:
+    inside = [name for name in MODULES if name.startswith("normfold.evaluator")]
+    assert len(inside) > 5
+    for name in inside:
+        outside = {found for found in reachable(name) if not found.startswith("normfold.evaluator")}
+        assert outside == {"normfold.errors"} or not outside, name
+    assert not {name for name in inside if name in importers("onnxruntime") | importers("onnx.reference")}
 
 
 def test_the_folder_knows_nothing_of_checkpoints_and_verdicts() -> None:

@@ -1,0 +1,57 @@
+"""The class that people use: a graph, ready to be run in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from normfold.errors import GraphError
+from normfold.evaluator.limits import Meter
+from normfold.evaluator.program import Program, Scope, Watch
+from normfold.evaluator.values import from_numpy, to_numpy
+
+
+class Evaluator:
+    """A graph in float64. Raises NotCoveredError for an operator that is not in the table.
+
+    The weights stay where they are (mapped, if they lie in external data) and are widened when an operator reads them;
+    a tensor is freed after its last use. Running needs the memory of the largest set of live tensors, in float64.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._program = Program(model)
+        self.inputs = tuple(value for value in model.graph.inputs if value not in self._program.weights)
+        self._overridable = tuple(value for value in model.graph.inputs if value in self._program.weights)
+        self.outputs = tuple(model.graph.outputs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The inputs that have to be fed."""
+        return tuple(str(value.name) for value in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs, in order."""
+        return tuple(str(value.name) for value in self.outputs)
+
+    def run(self, feeds: Mapping[str, Any], *, watch: Watch | None = None) -> tuple[Any, ...]:
+        """The outputs for these numpy arrays (lists for sequences): float64, or integers, booleans and str as they are.
+
+        watch: called after every operator, those in bodies included, with the node and its values. Raises
+        EvaluationError where an operator cannot take what it is given, NotCoveredError for an attribute that is not
+        known, CannotJudgeError where memory or the amount of work runs out.
+        """
+        scope = Scope()
+        for value in (*self.inputs, *self._overridable):
+            name = str(value.name)
+            if name in feeds:
+                given = feeds[name]
+                scope[value] = [from_numpy(item) for item in given] if isinstance(given, list) else from_numpy(given)
+            elif value in self.inputs:
+                raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
+        with torch.no_grad():
+            found = self._program.run(scope, Meter(), watch)
+        return tuple(to_numpy(value) for value in found)
