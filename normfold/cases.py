@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from normfold.errors import InputSpecError
-from normfold.inputs import INTEGERS, InputSpec, axis_limits, axis_sizes, draw, traced_sizes
+from normfold.inputs import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
 
 Array = npt.NDArray[Any]
 
 # Statistics are trained on inputs of about unit scale; smaller and larger ones reach other parts of the activations.
 SCALES = (1.0, 0.5, 2.0)
+# Long samples that are drawn so that every row of a table is read.
+_MOST_LONG = 8
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
 
@@ -53,41 +55,75 @@ class Case:
         floats = {name: value.astype(types[name]) for name, value in self.feeds.items() if value.dtype.kind == "f"}
         return replace(self, feeds={**self.feeds, **floats})
 
-    def moved(self, number: int) -> Case:
-        """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are."""
+    def moved(self, number: int, *, eps: float = 0.0) -> Case:
+        """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are.
+
+        eps: the distance from 1 to the next number of a type that is coarser than theirs, in which the model computes:
+        then each moves to its neighbour in that.
+        """
         if number == 0:
             return self
         rng = np.random.default_rng((self.seed, number))
-        feeds = {
-            name: np.nextafter(value, rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape))
-            if value.dtype.kind == "f"
-            else value
-            for name, value in self.feeds.items()
-        }
+
+        def neighbour(value: Array) -> Array:
+            toward = rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape)
+            if eps <= np.finfo(value.dtype).eps:
+                return np.nextafter(value, toward)
+            return np.asarray(value * (1.0 + eps * np.sign(toward)), dtype=value.dtype)
+
+        feeds = {name: neighbour(value) if value.dtype.kind == "f" else value for name, value in self.feeds.items()}
         return replace(self, feeds=feeds)
 
     def __str__(self) -> str:
         return self.origin or f"{self.axes} (seed {self.seed}, inputs x{self.scale:g})"
 
 
-def draw_cases(specs: Sequence[InputSpec], *, seed: int = 0, count: int | None = None) -> tuple[Case, ...]:
+def draw_cases(
+    specs: Sequence[InputSpec], *, seed: int = 0, count: int | None = None, parameters: int = 0
+) -> tuple[Case, ...]:
     """Inputs at every size that `inputs.axis_sizes` names, at the traced sizes at several scales, then at random ones.
 
     count: how many; by default those that the sizes and scales ask for. With a count, integers are dealt from a deck of
-    the vocabulary, for a row of a table that no sample reads cannot be judged. Every case has a seed of its own; the
-    same `seed` gives the same cases.
+    the vocabulary, for a row of a table that no sample reads cannot be judged; so are, without, a few samples more.
+    parameters: how many numbers the model holds, to tell which sizes are cheap. Every case has a seed of its own; the
+    same arguments give the same cases.
     """
-    plan = [(sizes, 1.0) for sizes in axis_sizes(specs)] + [(traced_sizes(specs), scale) for scale in SCALES]
+    plan = [(sizes, 1.0) for sizes in axis_sizes(specs, parameters=parameters)]
+    plan += [(traced_sizes(specs), scale) for scale in SCALES]
+    long = [(sizes, 1.0) for sizes in _vocabulary_sizes(specs, parameters=parameters)]
     if count is not None:
-        plan = plan[:count] + list(_random_sizes(specs, count - len(plan), seed=seed))
-    cases = tuple(draw_case(specs, sizes, seed=seed + i, scale=scale) for i, (sizes, scale) in enumerate(plan))
-    return cases if count is None else _dealt(cases, specs, seed=seed)
+        plan = (plan + long)[:count]
+        plan += _random_sizes(specs, count - len(plan), seed=seed)
+        return _dealt(_drawn(plan, specs, seed=seed), specs, seed=seed)
+    return (
+        *_drawn(plan, specs, seed=seed),
+        *_dealt(_drawn(long, specs, seed=seed + len(plan)), specs, seed=seed),
+    )
+
+
+def _drawn(plan: Sequence[tuple[dict[str, int], float]], specs: Sequence[InputSpec], *, seed: int) -> tuple[Case, ...]:
+    return tuple(draw_case(specs, sizes, seed=seed + i, scale=scale) for i, (sizes, scale) in enumerate(plan))
+
+
+def _vocabulary_sizes(specs: Sequence[InputSpec], *, parameters: int) -> list[dict[str, int]]:
+    """Sizes of a few long samples that have room for the whole vocabulary; none where that would take many, or cost."""
+    traced = traced_sizes(specs)
+    for spec in specs:
+        if spec.high is None or not spec.letters:
+            continue
+        letter = spec.letters[-1]
+        large = large_size(specs, letter, parameters=parameters)
+        sizes = {**traced, letter: traced[letter] if large is None else large}
+        room = math.prod(spec.shape(sizes))
+        if large is not None and spec.high <= _MOST_LONG * room:
+            return [sizes] * -(-spec.high // room)
+    return []
 
 
 def _dealt(cases: Sequence[Case], specs: Sequence[InputSpec], *, seed: int) -> tuple[Case, ...]:
     """The cases with every integer input dealt from a deck of all its values, shuffled anew when it runs out."""
     for spec in specs:
-        if spec.high is None:
+        if spec.high is None or spec.values or not cases:
             continue
         sizes = [case.feeds[spec.name].size for case in cases]
         rng = np.random.default_rng((seed, 1))
@@ -121,10 +157,15 @@ def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int
 def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:
     """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times."""
     rng = np.random.default_rng((seed, 0))
-    traced = traced_sizes(specs)
+    traced, axes = traced_sizes(specs), common_axes(specs)
     for _ in range(count):
         # A large batch takes longer and finds no more than the sizes that are tried in any case.
-        yield {letter: 1 + int(size * rng.random() ** 3) for letter, size in traced.items()}, float(rng.choice(SCALES))
+        sizes = {}
+        for letter, size in traced.items():
+            axis = axes[letter]
+            least = max(axis.smallest, axis.step)
+            sizes[letter] = least + int(((size - least) // axis.step + 1) * rng.random() ** 3) * axis.step
+        yield {letter: min(size, traced[letter]) for letter, size in sizes.items()}, float(rng.choice(SCALES))
 
 
 def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int) -> tuple[Case, ...]:
@@ -178,7 +219,7 @@ def _check_values(path: Path, spec: InputSpec, value: Array) -> None:
         raise InputSpecError(
             f"{path}: {spec.name} has to lie in [0, {spec.high}) and goes from {value.min()} to {value.max()}"
         )
-    if value.ndim != len(spec.dims) or (0 in value.shape and not spec.empty):
+    if value.ndim != len(spec.dims) or (0 in value.shape and 0 not in spec.lows.values()):
         raise InputSpecError(f"{path}: {spec.name} has the shape {list(value.shape)} and the model takes {spec}")
 
 
@@ -199,12 +240,12 @@ def _cut(path: Path, arrays: dict[str, Array], specs: Sequence[InputSpec]) -> It
 
 def _sizes(specs: Sequence[InputSpec], feeds: Mapping[str, Array], origin: str) -> dict[str, int]:
     """The sizes of the dynamic axes in these arrays. Raises InputSpecError where they contradict the model."""
-    limits = axis_limits(specs)
+    axes = common_axes(specs)
     sizes: dict[str, int] = {}
     for spec in specs:
         shape = feeds[spec.name].shape
         for dim, size in zip(spec.dims, shape, strict=True):
-            fits = dim == size if isinstance(dim, int) else size <= limits.get(dim, size)
+            fits = dim == size if isinstance(dim, int) else axes[dim].allows(size)
             if not fits or (isinstance(dim, str) and sizes.setdefault(dim, size) != size):
                 raise InputSpecError(f"{origin}: {spec.name} has the shape {list(shape)} and the model takes {spec}")
     return sizes

@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 from normfold import tidy
 from normfold.checkpoint import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
-from normfold.inputs import InputSpec, axis_limits, call_arguments, draw, traced_sizes
+from normfold.inputs import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
 
 # torch.onnx translates to this opset and converts upwards; below it there is nothing.
 LOWEST_OPSET = 18
@@ -144,16 +144,23 @@ def _flat_names(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 def _dynamic_shapes(arguments: Mapping[str, Any], specs: Sequence[InputSpec]) -> dict[str, Any]:
     """torch.export's description of the dynamic axes: the structure of the arguments with a Dim for each letter."""
-    limits = axis_limits(specs)
-    dims = {
-        letter: torch.export.Dim(letter, max=limits[letter]) if letter in limits else torch.export.Dim(letter)
-        for letter in traced_sizes(specs)
-    }
+    dims = {letter: _dim(letter, axis) for letter, axis in common_axes(specs).items()}
 
     def axes(spec: InputSpec) -> dict[int, Any]:
         return {axis: dims[dim] for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
 
     return {name: pytree.tree_map(axes, value) for name, value in arguments.items()}
+
+
+def _dim(letter: str, axis: Axis) -> Any:
+    """A dynamic axis as torch.export has them; the sizes 0 and 1 are left to it."""
+    bounds = {"max": None if axis.high is None else axis.high // axis.step}
+    if axis.low > 1:
+        bounds["min"] = axis.smallest // axis.step
+    named = {name: bound for name, bound in bounds.items() if bound is not None}
+    if axis.step == 1:
+        return torch.export.Dim(letter, **named)
+    return axis.step * torch.export.Dim(f"{letter}_", **named)
 
 
 def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.ExportedProgram:

@@ -94,7 +94,7 @@ def _derived(source: Source, module: nn.Module) -> Iterator[InputSpec]:
     # Batch and length of the first input: the source, where there is one.
     batch, length = source.inputs[0].dims[:2]
     for name in _PAST:
-        yield InputSpec(name, dtype, (layers, batch, heads, _CACHED, head_dim), empty=frozenset({_CACHED}))
+        yield InputSpec(name, dtype, (layers, batch, heads, _CACHED, head_dim), lows={_CACHED: 0})
     for name in _SOURCE:
         yield InputSpec(name, dtype, (layers, batch, heads, length, head_dim))
     yield InputSpec("keep", "bool", (batch, length))

@@ -18,6 +18,7 @@ from normfold.inputs import (
 )
 
 SPECS = ["x:float32[B,3,224,224]", "ids:int64[B,L=16]<256", "pos:float32[L=4<=64,8]", "s:float64[]", "m:bool[B,L<=9]"]
+SPECS += ["x:float32[B,3,H=32*n,W=32*n=64>=64<=320]", "x:float32[B>=33]", "rate:int64[]{8000,16000}"]
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -69,8 +70,13 @@ def test_drawn_inputs_have_the_shape_and_dtype_of_their_specification(spec: Inpu
         ("x:int64[B]<0", "exclusive"),
         ("x:int64[B=1]", "bakes the sizes 0 and 1"),
         ("x:int64[B=3,B=4]", "two sizes"),
-        ("x:int64[B=9<=8]", "past its own limit"),
-        ("x:int64[B>=1]", "neither a number nor a letter"),
+        ("x:int64[B=9<=8]", "past its limit of 8"),
+        ("x:int64[B=>1]", "neither a number nor a letter"),
+        ("x:int64[B=4>=8]", "traced at 4, which>=8 does not allow"),
+        ("x:int64[H=32*h=48]", "traced at 48, which=32\\*n does not allow"),
+        ("x:int64[H=32*h>=33<=63]", "axis H has no size"),
+        ("x:int64[H=0*h]", "cannot be a multiple of 0"),
+        ("x:float32[B]{1,2}", "a choice of numbers is for integers"),
     ],
 )
 def test_a_malformed_specification_says_what_is_wrong(text: str, complaint: str) -> None:
@@ -97,7 +103,7 @@ def test_traced_sizes_differ_from_each_other_and_from_static_dimensions() -> Non
 
 
 def test_each_axis_is_varied_on_its_own_and_within_its_limit() -> None:
-    specs = parse_specs(["ids:int64[B,L=16<=20]"])
+    specs = parse_specs(["ids:int64[B<=40,L=16<=20]"])
     sizes = axis_sizes(specs)
     traced = traced_sizes(specs)
     assert sizes[0] == traced
@@ -108,6 +114,34 @@ def test_each_axis_is_varied_on_its_own_and_within_its_limit() -> None:
     assert max(other["L"] for other in sizes) == 17
     assert max(other["B"] for other in sizes) == 2 * traced["B"] + 1
     assert axis_sizes(parse_specs(["x:float32[2,3]"])) == [{}]
+
+
+def test_one_size_of_an_axis_is_large_where_that_is_cheap() -> None:
+    def largest(text: str, parameters: int = 0) -> int:
+        return max(size for sizes in axis_sizes(parse_specs([text]), parameters=parameters) for size in sizes.values())
+
+    assert largest("x:float32[B,3,16,16]") == 65
+    assert largest("ids:int64[B,L]<256") == 513
+    assert largest("ids:int64[4,L<=128]<256") == 128
+    assert largest("x:float32[1,3,H=32*h,W=32*w]") == 128
+    # 64 images of this size are not cheap, nor is a model of a hundred million parameters.
+    assert largest("x:float32[B,3,224,224]") < 64
+    assert largest("ids:int64[B,L]<256", parameters=100_000_000) < 64
+
+
+def test_sizes_keep_their_least_and_their_multiple() -> None:
+    specs = parse_specs(["x:float32[B,3,H=32*h>=40,W>=33]"])
+    sizes = axis_sizes(specs)
+    assert {other["H"] % 32 for other in sizes} == {0}
+    assert min(other["H"] for other in sizes) == 64
+    assert min(other["W"] for other in sizes) == 33
+    assert len({other["H"] for other in sizes}) > 3
+    assert len({other["W"] for other in sizes}) > 3
+
+
+def test_a_choice_of_numbers_is_drawn_from() -> None:
+    drawn = draw(parse_specs(["rate:int64[99]{8000,16000}"]), {}, seed=0)["rate"]
+    assert set(np.unique(drawn)) == {8000, 16000}
 
 
 def test_an_axis_that_may_be_empty_is_tried_empty() -> None:

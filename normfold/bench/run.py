@@ -15,7 +15,7 @@ from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.variants import Variants, collect
 from normfold.errors import InputSpecError, UsageError
-from normfold.inputs import InputSpec, axis_limits, traced_sizes
+from normfold.inputs import InputSpec, common_axes, traced_sizes
 from normfold.origin import Load
 from normfold.tasks import Task
 
@@ -137,9 +137,10 @@ def axis_sizes(inputs: Sequence[InputSpec], batch: int) -> dict[str, int]:
                 f"--batch {batch}: the model takes {inputs[0]}, whose batch is fixed; use --batch {first}"
             )
         return traced_sizes(inputs)
-    limit = axis_limits(inputs).get(first, batch)
-    if batch > limit:
-        raise InputSpecError(f"--batch {batch}: the model takes {inputs[0]}, a batch of {limit} at most")
+    axis = common_axes(inputs)[first]
+    if not axis.allows(batch):
+        limit = f"a batch of {axis.high} at most" if axis.high is not None and batch > axis.high else "no such batch"
+        raise InputSpecError(f"--batch {batch}: the model takes {inputs[0]}, {limit}")
     return traced_sizes(inputs) | {first: batch}
 
 
