@@ -253,7 +253,8 @@ def traced_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
 def _free_size(axis: Axis, taken: set[int]) -> int:
     # Beyond a least size, the primes count from there on.
     base = axis.smallest - axis.step if axis.low > 1 else 0
-    candidates = [base + axis.step * count for count in (*_PRIMES, 2, 4)]
+    counts = (*_PRIMES, 2, 4) if axis.step == 1 else (2, *_PRIMES)
+    candidates = [base + axis.step * count for count in counts]
     candidates = [size for size in candidates if axis.allows(size)] or [axis.high or axis.smallest]
     return next((size for size in candidates if size not in taken), candidates[0])
 
