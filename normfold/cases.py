@@ -68,7 +68,7 @@ class Case:
         def neighbour(value: Array) -> Array:
             toward = rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape)
             if eps <= np.finfo(value.dtype).eps:
-                return np.nextafter(value, toward)
+                return np.asarray(np.nextafter(value, toward))
             return np.asarray(value * (1.0 + eps * np.sign(toward)), dtype=value.dtype)
 
         feeds = {name: neighbour(value) if value.dtype.kind == "f" else value for name, value in self.feeds.items()}

@@ -281,7 +281,7 @@ def axis_sizes(specs: Sequence[InputSpec], *, parameters: int = 0) -> list[dict[
 
 
 def large_size(specs: Sequence[InputSpec], letter: str, *, parameters: int) -> int | None:
-    """A size of this axis from 64 on at which one sample is cheap, the others being traced; None where there is none."""
+    """A size of this axis from 64 on at which a sample is cheap, the others being traced; None where there is none."""
     axis, traced = common_axes(specs)[letter], traced_sizes(specs)
     for size in _LARGE:
         fitting = size - size % axis.step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from torch import nn
 
 from normfold.errors import InputSpecError
 from normfold.inputs import DTYPES, INTEGERS, InputSpec
+
+# torch itself assumes that a size is 2 or more; a program that says so says nothing.
+_LEAST_STATED = 3
 
 _ONNX_NAMES = {"float": "float32", "double": "float64"}
 
@@ -35,9 +40,21 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
         dtype = _ONNX_NAMES.get(own, own)
         if dtype not in DTYPES or value.shape is None:
             raise InputSpecError(f"{path}: input {value.name} has {dtype} dtype or no shape; normfold cannot feed it.")
-        dims = tuple(_letter(dim, f"{value.name}_{axis}") for axis, dim in enumerate(value.shape))
-        specs.append(InputSpec(str(value.name), dtype, dims, high=_table_rows(value)))
+        steps: dict[str, int] = {}
+        dims = tuple(_dim(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
+        choice = _compared(value) if dtype in INTEGERS and math.prod(d for d in dims if isinstance(d, int)) == 1 else ()
+        specs.append(InputSpec(str(value.name), dtype, dims, high=_table_rows(value), steps=steps, values=choice))
     return tuple(specs)
+
+
+def _dim(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int | str:
+    """A dimension as it is or as the letter of a dynamic axis; of `32*h` the 32 goes into `steps`."""
+    multiple = None if isinstance(dim, int) else re.fullmatch(r"\s*([1-9]\d*)\s*\*\s*(\w+)\s*", str(dim.value))
+    if multiple is None:
+        return _letter(dim, unnamed)
+    letter = str(_letter(ir.SymbolicDim(f"{multiple[2]}x{multiple[1]}"), unnamed))
+    steps[letter] = int(multiple[1])
+    return letter
 
 
 def _letter(dim: int | ir.SymbolicDim, unnamed: str) -> int | str:
@@ -59,6 +76,19 @@ def _table_rows(value: ir.Value) -> int | None:
             constant = table.const_value if table is not None and node.inputs[1] is value else None
             rows.append(int(constant.shape.numpy()[0]) if constant is not None else None)
     return min((count for count in rows if count is not None), default=None)
+
+
+def _compared(value: ir.Value) -> tuple[int, ...]:
+    """The numbers that an integer is compared with, and one that it is not: what decides between branches."""
+    found: set[int] = set()
+    for node in value.consumers():
+        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"):
+            found.update(_compared(node.outputs[0]))
+        elif node.op_type == "Equal":
+            others = [item for item in node.inputs if item is not None and item is not value]
+            constants = [ir.convenience.get_const_tensor(item) for item in others]
+            found.update(int(number) for c in constants if c is not None and c.size == 1 for number in c.numpy().flat)
+    return (*sorted(found), max(found) + 1) if found else ()
 
 
 def matching(given: tuple[InputSpec, ...], found: tuple[InputSpec, ...], path: Path) -> tuple[InputSpec, ...]:
@@ -87,16 +117,24 @@ def program_inputs(program: torch.export.ExportedProgram) -> tuple[InputSpec, ..
         if not isinstance(value, torch.Tensor):
             continue
         dims: list[int | str] = []
-        limits: dict[str, int] = {}
+        limits, lows, steps = dict[str, int](), dict[str, int](), dict[str, int]()
         shape: tuple[Any, ...] = tuple(value.shape)
         for dim in shape:
             if isinstance(dim, int):
                 dims.append(dim)
                 continue
-            letter = str(_letter(ir.SymbolicDim(str(dim.node.expr)), "axis"))
+            letter = str(_dim(ir.SymbolicDim(str(dim.node.expr)), "axis", steps))
             dims.append(letter)
-            allowed = program.range_constraints.get(dim.node.expr)
-            if allowed is not None and allowed.upper.is_Integer:
-                limits[letter] = int(allowed.upper)
-        specs.append(InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims), limits=limits))
+            symbols = list(dim.node.expr.free_symbols)
+            allowed = program.range_constraints.get(symbols[0]) if len(symbols) == 1 else None
+            if allowed is None:
+                continue
+            step = steps.get(letter, 1)
+            if allowed.upper.is_Integer:
+                limits[letter] = step * int(allowed.upper)
+            if allowed.lower.is_Integer and int(allowed.lower) >= _LEAST_STATED:
+                lows[letter] = step * int(allowed.lower)
+        specs.append(
+            InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims), limits=limits, lows=lows, steps=steps)
+        )
     return tuple(specs)
