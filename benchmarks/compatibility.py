@@ -46,7 +46,7 @@ from normfold.report import TOKEN_STATISTICS
 from normfold.rewrite import rewrite
 from normfold.sites import collapse
 from normfold.truth import establish
-from normfold.verify import Yardstick
+from normfold.yardstick import Yardstick
 from tests.external import transformers_models
 from tests.external.trained import TRAINED
 

@@ -36,7 +36,7 @@ from normfold.graph import Model, prepare
 from normfold.inputs import InputSpec, parse_specs
 from normfold.rewrite import rewrite
 from normfold.truth import Outputs, establish, run_reference
-from normfold.verify import Yardstick
+from normfold.yardstick import Yardstick
 from tests.graphs import as_float32
 from tests.random_graphs import network
 

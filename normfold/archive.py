@@ -27,6 +27,7 @@ from normfold.clock import uncollected
 from normfold.errors import CheckpointError, GraphError
 from normfold.inference import check_shapes
 from normfold.runtime import one_line
+from normfold.sparse import densify
 from normfold.stand_ins import named_globals, registered
 from normfold.wellformed import check_model, subgraphs
 
@@ -280,6 +281,7 @@ def read_graph(path: Path) -> ir.Model:
         raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {one_line(e)}).") from e
     check_model(proto, path)
     _forget_negative_sizes(proto.graph)
+    densify(proto, path)
     try:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)

@@ -1,24 +1,21 @@
 """What the tensors of a graph hold, seen on inputs: what bounds the scales of a fold that float16 is to store.
 
-The graph runs in float64 (onnx.reference), on the first of the inputs that the verification draws: several sizes of
+The graph runs in float64, on the first of the inputs that the verification draws: several sizes of
 every dynamic axis, several scales.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from normfold.cases import Array, Case, draw_cases
 from normfold.figures import MASK
-from normfold.files import save
 from normfold.inputs import InputSpec
 from normfold.precision import Range, Ranges
-from normfold.truth import reference_tensors
+from normfold.truth_of_graph import graph_tensors
 
 CASES = 8
 
@@ -29,18 +26,18 @@ def calibrate(
     """The ranges of every floating tensor that the main graph of `model` writes.
 
     half: its float32 tensors are going to be float16. cases: the inputs, by default `CASES` drawn ones.
-    Raises GraphError where onnx.reference cannot run the graph, CannotJudgeError where memory runs out.
+    Raises GraphError where the graph cannot run, CannotJudgeError where memory runs out or an operator is not known.
     """
     cases = draw_cases(specs, count=CASES) if cases is None else cases
     names = {value.name or "" for node in model.graph for value in node.outputs}
     seen: dict[str, list[tuple[int, Range]]] = {}
-    with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
-        place = Path(folder) / "calibrated.onnx"
-        save(model, place)
-        for tensors in reference_tensors(place, cases):
-            for name, array in tensors.items():
-                if name in names and array.dtype.kind == "f" and array.size:
-                    seen.setdefault(name, []).append((array.size, range_of(array)))
+
+    def keep(name: str, array: Array) -> None:
+        if name in names and array.size:
+            seen.setdefault(name, []).append((array.size, range_of(array)))
+
+    for case in cases:
+        graph_tensors(model, case, keep)
     return Ranges({name: _joined(found) for name, found in seen.items()}, half)
 
 

@@ -9,6 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 Progress = Callable[[str], None]
+# Called after every step of a stage.
+Tick = Callable[[], None]
+
+
+def nothing() -> None:
+    """A tick when nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,13 @@ def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
     )
 
 
+def settled(value: Array, true: Array, undecided: Array | None) -> Array:
+    """The output with its undecided entries as they are in `true`."""
+    if undecided is None or np.shape(value) != true.shape:
+        return np.asarray(value)
+    return np.where(undecided, true, value).astype(np.asarray(value).dtype)
+
+
 def difference(value: Array, true: Array) -> float:
     """Largest absolute error of floats; share of entries that differ of anything else; inf for a wrong shape or NaN.
 
@@ -67,7 +74,9 @@ def difference(value: Array, true: Array) -> float:
     if value.shape != true.shape:
         return float("inf")
     if true.dtype.kind != "f":
-        return float(np.mean(value != true)) if true.size else 0.0
+        return float(np.mean(np.asarray(value != true, dtype=bool))) if true.size else 0.0
+    if value.dtype.kind not in "fiub":
+        return float("inf")
     value = value.astype(np.float64)
     masked = np.abs(true) >= MASK
     if np.isnan(value).any() or (np.abs(value[masked]) < MASK).any() or (value[masked] * true[masked] < 0).any():

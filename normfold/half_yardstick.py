@@ -12,11 +12,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from normfold.clock import Tick, nothing
 from normfold.files import save
 from normfold.half import half_specs, to_half
 from normfold.inputs import InputSpec
-from normfold.truth import Tick, Truth, nothing
-from normfold.verify import HALF_EDGE, Edge, Judged, Tolerance, Yardstick, judge
+from normfold.truth import Truth
+from normfold.verify import HALF_EDGE, Edge, Judged, Tolerance, judge
+from normfold.yardstick import Yardstick
 
 # Of the three digits of float16 a deep network leaves one or two. With none left nothing can be held to them.
 HALF_BOUND = 0.25

@@ -16,6 +16,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ import onnx.numpy_helper
 
 from normfold.cases import Array, Case
 from normfold.errors import NormfoldError
-from normfold.figures import MASK, difference
-from normfold.runtime import open_session
-from normfold.truth import reference_tensors
+from normfold.figures import difference
+from normfold.tensors import rms, runtime_tensors, written_names
+from normfold.truth_of_graph import graph_tensors, read_graph
 from normfold.verdict import Fault
-from normfold.verify import FLOOR_ULPS, FOLD_FACTOR, PLAIN, Edge, Yardstick
+from normfold.verify import FLOOR_ULPS, FOLD_FACTOR, Edge
+from normfold.yardstick import Yardstick
 
 # The command that folds; tests put a faulty one in its place.
 FOLDER = (sys.executable, "-m", "normfold", "fold")
@@ -39,8 +41,6 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _MOVED = 5
 # A map with two numbers per channel explains anything unless each channel has many more.
 _FEWEST = 4
-# Beyond this a message cannot hold both graphs and their tensors.
-_LARGEST = 1_900_000_000
 
 
 def localise(
@@ -70,29 +70,50 @@ def localise(
 
 def first_tensor(yardstick: Yardstick, model: Path, case: Case, tolerance: float, folder: Path) -> Fault:
     """The first tensor, in the order of the original, that `model` has too and that is past its bound at `case`."""
-    names = _shared(yardstick.path, model)
+    ours = set(written_names(model))
+    names = [name for name in written_names(yardstick.path) if name in ours]
+    found: dict[str, _Error] = {}
     try:
-        truth = next(reference_tensors(yardstick.path, [case]))
-        runs = [_tensors(yardstick.path, names, case.moved(run), folder) for run in range(_MOVED + 1)]
-        ours = _tensors(model, names, case, folder)
+        runs = [
+            runtime_tensors(yardstick.path, names, case.moved(run, eps=yardstick.body.eps), folder)
+            for run in range(_MOVED + 1)
+        ]
+        candidate = runtime_tensors(model, names, case, folder)
+
+        def keep(name: str, true: Array) -> None:
+            if name in candidate and candidate[name].dtype.kind == "f":
+                found[name] = _error([run[name] for run in runs], candidate[name], true, yardstick.body.eps)
+
+        graph_tensors(read_graph(yardstick.path), case, keep)
     except (NormfoldError, RuntimeError, MemoryError, ValueError):
         # The verdict stands; only where the fault lies stays unknown.
         return Fault(tolerance)
-    outputs = {output.name for output in onnx.load(yardstick.path, load_external_data=False).graph.output}
     after = None
-    for name in names:
-        true = truth.get(name)
-        if true is None or true.dtype.kind != "f" or name not in ours:
-            continue
-        scale = _rms(true)
-        bound = FOLD_FACTOR * max(difference(run[name], true) for run in runs) / scale
-        bound += FLOOR_ULPS * float(np.finfo(runs[0][name].dtype).eps)
-        error = difference(ours[name], true) / scale
-        if error <= bound:
+    for name in (name for name in names if name in found):
+        error = found[name]
+        if error.relative <= error.bound:
             after = name
-        elif name in outputs or not _explained(ours[name], true, bound * scale):
-            return Fault(tolerance, f"{name} ({_operator(yardstick.path, name)})", after, error, bound)
+        elif name in yardstick.outputs or not error.explained:
+            place = f"{name} ({_operator(yardstick.path, name)})"
+            return Fault(tolerance, place, after, error.relative, error.bound)
     return Fault(tolerance, after=after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """How far a tensor is from its float64 value, what would pass, and whether a map per channel explains it."""
+
+    relative: float
+    bound: float
+    explained: bool
+
+
+def _error(runs: Sequence[Array], value: Array, true: Array, eps: float) -> _Error:
+    scale = rms(true)
+    bound = FOLD_FACTOR * max(difference(run, true) for run in runs) / scale
+    bound += FLOOR_ULPS * max(float(np.finfo(runs[0].dtype).eps), eps)
+    relative = difference(value, true) / scale
+    return _Error(relative, bound, relative > bound and _explained(value, true, bound * scale))
 
 
 def first_site(
@@ -144,35 +165,6 @@ def _operator(path: Path, tensor: str) -> str:
     # The last scope is the operator, the one before it the module that called it.
     module = ast.literal_eval(scopes)[-2:-1]
     return f"{node.op_type} in {module[0]}" if module and module[0] else node.op_type
-
-
-def _shared(original: Path, model: Path) -> list[str]:
-    """Names of the tensors that operators of both graphs write, in the order of the original."""
-    ours, theirs = (
-        [name for node in onnx.load(path, load_external_data=False).graph.node for name in node.output if name]
-        for path in (model, original)
-    )
-    return [name for name in theirs if name in set(ours)]
-
-
-def _tensors(path: Path, names: Sequence[str], case: Case, folder: Path) -> dict[str, Array]:
-    """These tensors of a graph in its own precision, without optimisations."""
-    place = folder / f"tensors-{path.stem}.onnx"
-    if not place.exists():
-        model = onnx.load(path)
-        known = {output.name for output in model.graph.output}
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-        large = model.ByteSize() > _LARGEST
-        onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
-    session = open_session(place, PLAIN)
-    feeds = case.fed_to([feed.name for feed in session.get_inputs()])
-    return dict(zip(names, session.run(list(names), feeds), strict=True))
-
-
-def _rms(true: Array) -> float:
-    kept = true[np.abs(true) < MASK]
-    rms = float(np.sqrt(np.mean(np.square(kept)))) if kept.size else 0.0
-    return rms if rms > 0.0 else 1.0
 
 
 def _explained(value: Array, true: Array, allowed: float) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 
 from normfold.cases import Array
+from normfold.clock import Tick, nothing
 from normfold.errors import GraphError
-from normfold.figures import FAILED, Figures, figures
-from normfold.reference import float_weights, rounded_anew
+from normfold.figures import FAILED, Figures, figures, settled
 from normfold.runtime import Runtime, check_memory, one_line, open_session, ort_values
-from normfold.truth import Tick, Truth, nothing
+from normfold.truth import Truth
+from normfold.truth_of_graph import flat, flat_names
 
 # Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
 NEIGHBOURS = 5
@@ -77,40 +80,79 @@ def moved_runs(truth: Truth) -> int:
     return max(0, min(NEIGHBOURS, math.ceil(THROWS / len(truth.cases)) - others))
 
 
+class RenamedError(GraphError):
+    """A graph lacks an output that it should have."""
+
+
 def measure(
-    truth: Truth, path: Path, runtime: Runtime, *, moved: int = 0, rtol: float = 0.0, tick: Tick = nothing
+    truth: Truth,
+    path: Path,
+    runtime: Runtime,
+    *,
+    outputs: Sequence[str] | None = None,
+    moved: int = 0,
+    eps: float = 0.0,
+    rtol: float = 0.0,
+    tick: Tick = nothing,
 ) -> Measured:
     """Run the graph at `path` in onnxruntime on the truth's cases and take its errors.
 
-    moved: how many more runs to make per case, on inputs moved by one ULP. rtol: see `Figures.beyond`. Raises
-    GraphError when onnxruntime does not accept the graph; a run that fails counts as an infinite error.
+    outputs: the names of those to compare, in the order of the truth; by default all, as they come. moved: how many
+    more runs to make per case, on inputs moved by one ULP. eps: of the type that the graph computes in, where that is
+    coarser than its inputs. rtol: see `Figures.beyond`. Raises GraphError when onnxruntime does not accept the graph,
+    RenamedError when it lacks an output; a run that fails counts as an infinite error.
     """
     session = open_session(path, runtime)
-    names = tuple(output.name for output in session.get_outputs())
-    if len(names) != len(truth.outputs[0]):
-        raise GraphError(f"{path}: the graph has {len(names)} outputs and its source has {len(truth.outputs[0])}")
-    samples, own, failures, ulps = [], [], {}, [0.0] * len(names)
+    own = [output.name for output in session.get_outputs()]
+    wanted = own if outputs is None else list(outputs)
+    if missing := [name for name in wanted if name not in own]:
+        raise RenamedError(
+            f"{path} has no output {missing[0]!r}, which its source has; its outputs are {', '.join(own)}. Was it "
+            "renamed or dropped?"
+        )
+    count = len(truth.outputs[0]) + len(truth.parts)
+    samples, runs, failures = [], [], {}
+    names, ulps = tuple(wanted), [0.0] * count
     feed_names = [feed.name for feed in session.get_inputs()]
-    for number, (case, expected) in enumerate(zip(truth.cases, truth.outputs, strict=True)):
+    for number, case in enumerate(truth.cases):
         rows = []
         for run in range(moved + 1):
             try:
-                values = session.run(None, case.moved(run).fed_to(feed_names))
+                values = session.run(wanted, case.moved(run, eps=eps).fed_to(feed_names))
             except Exception as error:  # onnxruntime's own classes share no base but this
                 check_memory(error, f"{path} at {case} on {runtime}")
                 failures[number] = one_line(error)
-                rows.append((FAILED,) * len(names))
+                rows.append((FAILED,) * count)
                 break
             finally:
                 tick()
-            rows.append(tuple(figures(value, true, rtol=rtol) for value, true in zip(values, expected, strict=True)))
-            ulps = [_ulp(value) for value in values]
+            arrays = flat(values)
+            if len(arrays) != len(truth.outputs[0]):
+                raise GraphError(f"{path}: its outputs are not of the kinds that its source has")
+            names = truth.names(flat_names(wanted, values))
+            rows.append(_row(truth, number, arrays, rtol=rtol))
+            ulps = [_ulp(value, eps) for value in truth.pieces(arrays)]
         samples.append(rows[0])
-        own.append(rows)
-    return Measured(names, tuple(ulps), tuple(samples), _largest(own, len(names)), failures)
+        runs.append(rows)
+    return Measured(names, tuple(ulps), tuple(samples), _largest(runs, count), failures)
 
 
-def thrown(truth: Truth, path: Path, runtime: Runtime, *, throws: int, tick: Tick = nothing) -> Own:
+def _row(truth: Truth, number: int, arrays: Sequence[Array], *, rtol: float = 0.0) -> tuple[Figures, ...]:
+    """The figures of every piece of one case."""
+    pieces = zip(truth.pieces(arrays), truth.pieces(truth.outputs[number]), truth.masks(number), strict=True)
+    return tuple(figures(settled(value, true, mask), true, rtol=rtol) for value, true, mask in pieces)
+
+
+def thrown(
+    truth: Truth,
+    path: Path,
+    runtime: Runtime,
+    *,
+    throws: int,
+    outputs: Sequence[str] | None = None,
+    eps: float = 0.0,
+    tick: Tick = nothing,
+) -> Own:
     """The largest errors of `throws` more runs, each with other inputs and weights within rounding.
 
     Every float of the inputs moves to a neighbour, and as many of the weights as rounding them anew would move: a
@@ -122,13 +164,13 @@ def thrown(truth: Truth, path: Path, runtime: Runtime, *, throws: int, tick: Tic
         initializers = ort_values(rounded_anew(weights, seed=number))
         session = open_session(path, runtime, initializers)
         feed_names = [feed.name for feed in session.get_inputs()]
-        for kept, case, expected in zip(rows, truth.cases, truth.outputs, strict=True):
-            values = session.run(None, case.moved(number).fed_to(feed_names))
-            row = tuple(figures(value, true) for value, true in zip(values, expected, strict=True))
+        for at, (kept, case) in enumerate(zip(rows, truth.cases, strict=True)):
+            values = session.run(outputs, case.moved(number, eps=eps).fed_to(feed_names))
+            row = _row(truth, at, flat(values))
             if all(math.isfinite(found.max_abs) for found in row):  # no bound is to be infinite
                 kept.append(row)
             tick()
-    return _largest(rows, len(truth.outputs[0]))
+    return _largest(rows, len(truth.outputs[0]) + len(truth.parts))
 
 
 def _largest(rows: Sequence[Sequence[Sequence[Figures]]], outputs: int) -> Own:
@@ -140,5 +182,30 @@ def _largest(rows: Sequence[Sequence[Sequence[Figures]]], outputs: int) -> Own:
     )
 
 
-def _ulp(value: Array) -> float:
-    return float(np.finfo(value.dtype).eps) if value.dtype.kind == "f" else 0.0
+def _ulp(value: Array, eps: float) -> float:
+    return max(float(np.finfo(value.dtype).eps), eps) if value.dtype.kind == "f" else 0.0
+
+
+def float_weights(path: Path) -> dict[str, Array]:
+    """The initializers in float16 and float32 of the graph at `path`, by name."""
+    tensors = onnx.load(path).graph.initializer
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors if tensor.data_type in kinds}
+
+
+def rounded_anew(weights: Mapping[str, Array], *, seed: int) -> dict[str, Array]:
+    """Copies of `weights` with one entry in twelve moved to a neighbouring number; 0, 1 and the largest (masks) stay.
+
+    The variance of that is the variance of rounding, a twelfth of a unit in the last place squared.
+    """
+    rng = np.random.default_rng(seed)
+    moved = {}
+    for name, array in weights.items():
+        result = array.copy().reshape(-1)
+        at = rng.integers(0, result.size, result.size // 12) if result.size else np.zeros(0, int)
+        before = result[at]
+        after = np.nextafter(before, rng.choice(np.array([-np.inf, np.inf], array.dtype), at.shape))
+        kept = (before == 0) | (np.abs(before) == 1) | ~np.isfinite(after)
+        result[at] = np.where(kept, before, after)
+        moved[name] = result.reshape(array.shape)
+    return moved

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from normfold.cases import Array, Case, draw_case
+from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.figures import FAILED, MASK, Figures
 from normfold.inputs import InputSpec
 from normfold.runtime import Runtime, check_memory, one_line, open_session
-from normfold.truth import Tick, nothing
-from normfold.verify import PLAIN, Edge, Judged, Yardstick, judge
+from normfold.verify import PLAIN, Edge, Judged, judge
+from normfold.yardstick import Yardstick
 
 RECORD_EDGE = "recorded -> model"
 

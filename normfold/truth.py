@@ -2,15 +2,15 @@
 
 A torch module is copied, made double and run; code inside it that asks for float32 (attention that "upcasts", a norm
 that does) gets float64 instead. What cannot be run so (sizes or dtypes baked into an exported program), and every ONNX
-source, is run by onnx.reference on a copy of the graph whose float16, bfloat16 and float32 are all made float64.
+source, is run by normfold's own evaluator, which computes every float in float64 (docs/truth.md).
+
+What nobody can know is left out of the comparison: an entry (the place of a largest one, the side of a threshold) that
+changes when inputs and weights move within the rounding of float32 is undecided.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,28 +18,59 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normfold.cases import Array, Case, draw_cases
-from normfold.errors import CheckpointError, GraphError, InputSpecError
+from normfold.clock import Tick, nothing
+from normfold.errors import CannotJudgeError, CheckpointError
+from normfold.exercise import Exercise
 from normfold.figures import MASK
-from normfold.inputs import InputSpec, call_arguments
+from normfold.inputs import InputSpec
 from normfold.runtime import check_memory
+from normfold.truth_of_graph import Outputs, evaluator_of, read_graph, run_evaluator
+from normfold.truth_of_module import first_line, run_double, run_module
 
 if TYPE_CHECKING:
     from torch import nn
 
-Outputs = tuple[Array, ...]
-Tick = Callable[[], None]
+# An entry that moves by more than this share of its output's RMS when nothing moved beyond rounding has jumped.
+JUMP = 1e-2
+# Beyond this share of undecided entries nothing is judged.
+MOST_UNDECIDED = 0.1
+# Orders of magnitude from which on small channels are judged apart: their errors would drown in those of the large.
+ORDERS = 2
 
 
-def nothing() -> None:
-    """A tick when nobody watches."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Channels of one output that are of one magnitude, where the channels of an output differ by orders of it.
+
+    output: its number. axis: of the channels. magnitude: their RMS relative to that of the largest channels.
+    """
+
+    output: int
+    axis: int
+    channels: tuple[int, ...]
+    magnitude: float
+
+    def of(self, outputs: Sequence[Array]) -> Array:
+        """These channels of the output; the output itself where it has another shape than it should have."""
+        value = np.asarray(outputs[self.output])
+        fits = value.ndim > self.axis and value.shape[self.axis] > max(self.channels)
+        return np.take(value, self.channels, axis=self.axis) if fits else value
+
+    @property
+    def label(self) -> str:
+        """For people, behind the name of the output."""
+        shown = ", ".join(map(str, self.channels[:3])) + (", ..." if len(self.channels) > 3 else "")
+        return f"[channel {shown}, of {self.magnitude:.0e} of the largest]"
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Outputs in float64 (integers and booleans as they are): one tuple per case, in the order of the model's outputs.
+    """Outputs in float64 (integers, booleans and strings as they are): one tuple per case, in the order of the model's.
 
     method: how they were computed, for the report. from_module: whether the torch module itself computed them.
-    narrow: what the module computes in its own precision, None where there is no module.
+    narrow: what the module computes in its own precision, None where there is no module. parts: what is judged beside
+    the outputs themselves. undecided: per case and output the entries that rounding decides, None where it decides
+    none. unexercised: what no case of these has reached, for people.
     """
 
     cases: tuple[Case, ...]
@@ -47,23 +78,53 @@ class Truth:
     method: str
     from_module: bool
     narrow: tuple[Outputs, ...] | None = None
+    parts: tuple[Part, ...] = ()
+    undecided: tuple[tuple[Array | None, ...], ...] | None = None
+    unexercised: tuple[str, ...] = ()
 
     def only(self, numbers: Sequence[int]) -> Truth:
         """The truth about these cases alone."""
-        narrow = self.narrow
+
+        def chosen(rows: tuple[Any, ...] | None) -> Any:
+            return None if rows is None else tuple(rows[number] for number in numbers)
+
         return replace(
             self,
-            cases=tuple(self.cases[number] for number in numbers),
-            outputs=tuple(self.outputs[number] for number in numbers),
-            narrow=None if narrow is None else tuple(narrow[number] for number in numbers),
+            cases=chosen(self.cases),
+            outputs=chosen(self.outputs),
+            narrow=chosen(self.narrow),
+            undecided=chosen(self.undecided),
         )
 
+    def pieces(self, outputs: Sequence[Array]) -> tuple[Array, ...]:
+        """What is judged of these outputs: each of them, and the parts."""
+        return (*outputs, *(part.of(outputs) for part in self.parts))
+
+    def names(self, outputs: Sequence[str]) -> tuple[str, ...]:
+        """What the pieces are called."""
+        return (*outputs, *(f"{outputs[part.output]} {part.label}" for part in self.parts))
+
+    def masks(self, case: int) -> tuple[Array | None, ...]:
+        """For each piece the entries that are not compared; None where all are."""
+        if self.undecided is None:
+            return (None,) * (len(self.outputs[0]) + len(self.parts))
+        row = self.undecided[case]
+        return (*row, *(None if row[part.output] is None else part.of(row) for part in self.parts))  # type: ignore[arg-type]
+
     def scale(self, index: int) -> float:
-        """Root mean square of output `index` over all cases; 1 for an output that is zero everywhere."""
-        values = [np.asarray(outputs[index], dtype=np.float64).ravel() for outputs in self.outputs]
-        finite = np.concatenate([value[np.abs(value) < MASK] for value in values])
+        """Root mean square of piece `index` over all cases; 1 for one that is zero everywhere."""
+        finite = self._finite(index)
         rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
         return rms if rms > 0.0 else 1.0
+
+    def peak(self, index: int) -> float:
+        """The largest entry of piece `index` over all cases."""
+        return float(np.max(np.abs(self._finite(index)), initial=0.0))
+
+    def _finite(self, index: int) -> Array:
+        values = [np.asarray(self.pieces(outputs)[index]) for outputs in self.outputs]
+        numbers = [value.astype(np.float64).ravel() for value in values if value.dtype.kind in "fiub"]
+        return np.concatenate([number[np.abs(number) < MASK] for number in numbers] or [np.zeros(0)])
 
 
 def establish(
@@ -73,170 +134,122 @@ def establish(
     *,
     seed: int = 0,
     cases: Sequence[Case] | None = None,
+    thorough: bool = False,
     tick: Tick = nothing,
 ) -> Truth:
     """The truth about a model: from `module` if it runs in float64, otherwise from the graph at `graph_path`.
 
-    cases: the inputs; by default those that `draw_cases` draws from `seed`. tick: called after every run of the model.
+    cases: the inputs; by default those that `draw_cases` draws from `seed`. thorough: run the graph in float64 even
+    where the module gave the truth, to say what the cases did not reach. tick: called after every run of the model.
     Raises InputSpecError when the module does not run at all, CheckpointError when the outputs hold NaN, GraphError
-    when neither way leads anywhere, CannotJudgeError when memory runs out.
+    when neither way leads anywhere, CannotJudgeError when memory runs out or the graph has an operator whose float64
+    value is not known.
     """
     cases = draw_cases(specs, seed=seed) if cases is None else tuple(cases)
     if module is None:
-        outputs = run_reference(graph_path, cases, tick=tick)
-        return _checked(Truth(cases, outputs, "onnx.reference in float64", from_module=False))
+        return _finished(_of_graph(graph_path, cases, "float64", tick=tick))
     # First: a model that does not run in float32 either is to hear about its inputs, not about its dtypes.
     narrow = run_module(module, cases, tick=tick)
     try:
-        outputs = _run_double(module, cases, tick=tick)
+        outputs = run_double(module, cases, tick=tick)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         check_memory(error, "the source in float64")
-        method = f"onnx.reference in float64, for the module does not run in float64 ({_first_line(error)})"
-        outputs = run_reference(graph_path, cases, tick=tick)
-        return _checked(Truth(cases, outputs, method, from_module=False, narrow=narrow))
-    return _checked(Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow))
+        method = f"the exported graph in float64, for the module does not run in float64 ({first_line(error)})"
+        return _finished(replace(_of_graph(graph_path, cases, method, tick=tick), narrow=narrow))
+    truth = Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow)
+    if thorough:
+        truth = replace(truth, unexercised=_of_graph(graph_path, cases, "", tick=tick).unexercised)
+    return _finished(truth)
 
 
-def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
-    """The module's outputs as they are, in its own precision. Raises InputSpecError naming the inputs it refuses."""
+def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> Truth:
+    """The graph at `path` in float64, with what its operators tell on the way. Raises GraphError, CannotJudgeError."""
+    model = read_graph(path)
+    evaluator = evaluator_of(model, path)
+    exercise = Exercise(model)
     found = []
     for case in cases:
-        try:
-            found.append(_call(module, case.feeds))
-        except Exception as error:  # whatever a user's forward raises means the same: not these inputs
-            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in case.feeds.items())
-            check_memory(error, f"the source on {shapes}")
-            raise InputSpecError(
-                f"the model itself does not run on {shapes}: {_first_line(error)}. Every size that an input "
-                f'specification allows has to work: fix the axis (a number instead of a letter) or limit it ("L<=64")'
-            ) from error
+        found.append(run_evaluator(evaluator, case, path, watch=exercise.saw))
         tick()
-    return tuple(found)
+    undecided = None
+    if exercise.jumps or any(value.dtype.kind != "f" for value in found[0]):
+        moved = evaluator_of(model, path, seed=1)
+        moves = (run_evaluator(moved, case.moved(1), path) for case in cases)
+        undecided = tuple(_undecided(outputs, other) for outputs, other in zip(found, moves, strict=True))
+    return Truth(
+        tuple(cases), tuple(found), method, from_module=False, undecided=undecided, unexercised=exercise.missed()
+    )
 
 
-def _run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> tuple[Outputs, ...]:
-    double, found = _double(module), []
-    with _float64_only():
-        for case in cases:
-            found.append(_call(double, {name: _widen(value) for name, value in case.feeds.items()}))
-            tick()
-    return tuple(found)
+def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
+    """Outputs of the graph at `path` in float64. Raises what `establish` does."""
+    return _of_graph(path, cases, "", tick=tick).outputs
 
 
-def _double(module: nn.Module) -> nn.Module:
-    import torch
-
-    with warnings.catch_warnings():
-        # Copying an exported program warns about torch's own pytree classes.
-        warnings.simplefilter("ignore", FutureWarning)
-        double = copy.deepcopy(module)
-    for layer in double.modules():
-        if isinstance(layer, torch.nn.RMSNorm) and layer.eps is None:
-            # Left to itself the norm takes the epsilon of the dtype that it runs in: another function in float64.
-            weight = layer.weight
-            layer.eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
-    return double.double()
+def _undecided(outputs: Outputs, moved: Outputs) -> tuple[Array | None, ...]:
+    return tuple(_changed(one, other) for one, other in zip(outputs, moved, strict=True))
 
 
-def _call(module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
-    import torch
-    from torch.utils import _pytree
-
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
-    args, kwargs = call_arguments(module.forward, tensors)
-    with torch.no_grad():
-        leaves = _pytree.tree_leaves(module(*args, **kwargs))
-    tensors_out = [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return tuple((t.double() if t.is_floating_point() else t).numpy() for t in tensors_out)
-
-
-@contextmanager
-def _float64_only() -> Iterator[None]:
-    """Every narrower float that code asks for by name becomes a float64, and so does torch's default dtype."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    # Exported programs assert the dtypes that they were traced with.
-    asserted = torch.ops.aten._assert_tensor_metadata.default
-
-    class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if func is asserted:
-                return None
-            wide = [torch.float64 if isinstance(a, torch.dtype) and a in narrow else a for a in args]
-            named = {
-                key: torch.float64 if isinstance(value, torch.dtype) and value in narrow else value
-                for key, value in (kwargs or {}).items()
-            }
-            return func(*wide, **named)
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Float64Mode():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def _changed(value: Array, moved: Array) -> Array | None:
+    """The entries that are something else when inputs and weights move within rounding; None where there are none."""
+    if value.shape != moved.shape:
+        return np.ones(value.shape, dtype=bool)
+    if value.dtype.kind != "f":
+        differs = np.asarray(value != moved, dtype=bool)
+    else:
+        finite = np.abs(value) < MASK
+        scale = float(np.sqrt(np.mean(np.square(value[finite])))) if finite.any() else 0.0
+        with np.errstate(invalid="ignore"):
+            differs = finite & ~(np.abs(value - moved) <= JUMP * scale)
+    return differs if differs.any() else None
 
 
-def run_reference(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
-    """Outputs of the graph at `path`, every float in it made float64, by onnx.reference. Raises GraphError."""
-    from normfold.reference import check_fits, reference_session
-
-    check_fits(path)
-    try:
-        session = reference_session(path)
-        names = session.input_names
-        found = []
-        for case in cases:
-            with np.errstate(all="ignore"):
-                values = session.run(None, {name: _widen(value) for name, value in case.fed_to(names).items()})
-            found.append(tuple(np.asarray(value) for value in values))
-            tick()
-        return tuple(found)
-    except Exception as error:  # the reference raises whatever numpy does
-        check_memory(error, f"{path} in float64")
-        raise GraphError(
-            f"{path}: onnx.reference cannot run this graph in float64, so there is nothing to verify against: "
-            f"{_first_line(error)}. `fold --no-verify` writes its result without a check"
-        ) from error
-
-
-def reference_tensors(path: Path, cases: Iterable[Case]) -> Iterator[dict[str, Array]]:
-    """Every tensor of the graph at `path` in float64, by name, case by case. Raises GraphError."""
-    from normfold.reference import reference_session
-
-    try:
-        session = reference_session(path)
-        for case in cases:
-            feeds = {name: _widen(value) for name, value in case.fed_to(session.input_names).items()}
-            with np.errstate(all="ignore"):
-                found = session.run(None, feeds, intermediate=True)
-            yield {name: np.asarray(value) for name, value in dict(found).items()}
-    except Exception as error:  # the reference raises whatever numpy does
-        check_memory(error, f"{path} in float64")
-        raise GraphError(f"{path}: onnx.reference cannot run this graph: {_first_line(error)}") from error
-
-
-def _widen(value: Array) -> Array:
-    return value.astype(np.float64) if value.dtype.kind == "f" else value
-
-
-def _checked(truth: Truth) -> Truth:
+def _finished(truth: Truth) -> Truth:
+    """The truth with its parts. Raises CheckpointError for NaN, CannotJudgeError where too little is decided."""
     for case, outputs in zip(truth.cases, truth.outputs, strict=True):
         for index, value in enumerate(outputs):
             if value.dtype.kind == "f" and np.isnan(value).any():
                 raise CheckpointError(
-                    f"the source itself yields NaN: output {index} at {case}, computed by {truth.method}. "
+                    f"the source itself yields NaN: output {index} at {case}, computed in {truth.method}. "
                     "Nothing can be verified against that: are the weights finite, and does the model take "
                     "normally distributed inputs?"
                 )
-    return truth
+    for index in range(len(truth.outputs[0])):
+        masks = [row[index] for row in truth.undecided or ()]
+        undecided = sum(int(mask.sum()) for mask in masks if mask is not None)
+        entries = sum(outputs[index].size for outputs in truth.outputs)
+        if undecided > MOST_UNDECIDED * entries:
+            raise CannotJudgeError(
+                f"output {index} is decided by rounding: {undecided} of its {entries} entries change when inputs and "
+                "weights move by less than float32 can hold, so there can be no verdict on it. Inputs of your own may "
+                "decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
+            )
+    return replace(truth, parts=_parts(truth.outputs))
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _parts(outputs: Sequence[Outputs]) -> tuple[Part, ...]:
+    """Channels of other magnitudes than the largest, on the last axis or axis 1, whichever tells them further apart."""
+    found: list[Part] = []
+    for index, value in enumerate(outputs[0]):
+        if value.dtype.kind != "f":
+            continue
+        axes = {1 % value.ndim, value.ndim - 1} if value.ndim > 1 else ()
+        choices = [_by_magnitude(index, axis, [row[index] for row in outputs]) for axis in axes]
+        found += max(choices, key=lambda parts: max((1 / part.magnitude for part in parts), default=0.0), default=[])
+    return tuple(found)
+
+
+def _by_magnitude(index: int, axis: int, values: Sequence[Array]) -> list[Part]:
+    if len({value.shape[axis] for value in values}) > 1 or values[0].shape[axis] < 2:
+        return []
+    rest = tuple(other for other in range(values[0].ndim) if other != axis)
+    squares = [np.square(np.where(np.abs(value) < MASK, value, 0.0)).sum(rest) for value in values]
+    rms = np.sqrt(np.sum(squares, axis=0) / max(sum(value.size // value.shape[axis] for value in values), 1))
+    present = np.flatnonzero(rms)
+    if not present.size:
+        return []
+    decades = np.floor(np.log10(rms.max() / rms[present])).astype(int)
+    return [
+        Part(index, axis, tuple(present[decades == decade].tolist()), float(10.0**-decade))
+        for decade in np.unique(decades[decades >= ORDERS]).tolist()
+    ]

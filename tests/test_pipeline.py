@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from normfold import errors, files, origin, outputs, pipeline, reference, rewrite
 from normfold.checkpoint import load_checkpoint
 from normfold.report import Report
-from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE, Yardstick
+from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
+from normfold.yardstick import Yardstick
 
 CHANNELS = 12
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"

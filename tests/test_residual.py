@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from normfold.reference import Erf, Gelu, widened
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
@@ -22,7 +23,6 @@ from normfold.errors import NotExpressibleError
 from normfold.export import export
 from normfold.models import create
 from normfold.plan import Site
-from normfold.reference import Erf, Gelu, widened
 from tests.graphs import EXACT, Outcome, build, draw, fold, kept, op_types, same_function
 
 VOCAB = 40

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from normfold.reference import rounded_anew, widened
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -19,10 +20,10 @@ from normfold.errors import CheckpointError, GraphError, InputSpecError, Verific
 from normfold.figures import difference
 from normfold.inputs import parse_specs
 from normfold.measure import Own
-from normfold.reference import rounded_anew, widened
 from normfold.runtime import Runtime
 from normfold.truth import Truth
-from normfold.verify import Edge, Yardstick
+from normfold.verify import Edge
+from normfold.yardstick import Yardstick
 from tests.graphs import as_float32, build, draw
 
 CHANNELS = 16

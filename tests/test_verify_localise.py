@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from normfold import localise, pipeline
 from normfold.inputs import parse_specs
 from normfold.truth import establish
-from normfold.verify import Edge, Yardstick
+from normfold.verify import Edge
+from normfold.yardstick import Yardstick
 
 CHANNELS = 12
 NORMS = 5

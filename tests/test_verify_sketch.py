@@ -14,7 +14,8 @@ from normfold.inputs import parse_specs
 from normfold.measure import measure
 from normfold.sketch import CASES, WIDTH, Sketch, project
 from normfold.truth import establish
-from normfold.verify import PLAIN, Yardstick
+from normfold.verify import PLAIN
+from normfold.yardstick import Yardstick
 from tests.test_verify_command import CHANNELS, change, graph, spoil
 
 INPUTS = (f"x:float32[B,{CHANNELS}]",)

@@ -1,0 +1,268 @@
+"""What a candidate is held to, and the comparisons: see verify.py for the bounds and why they are what they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from normfold.clock import Tick, nothing
+from normfold.errors import CannotJudgeError, CheckpointError, GraphError, VerificationError
+from normfold.figures import difference, rms_error, settled
+from normfold.measure import Measured, Own, RenamedError, measure, moved_runs, thrown
+from normfold.runtime import UNOPTIMISED, Runtime, open_session, version
+from normfold.tensors import first_parting
+from normfold.truth import Truth
+from normfold.truth_of_graph import Body, body_of, read_graph
+from normfold.verify import (
+    EXPORT_BOUND,
+    EXPORT_EDGE,
+    EXPORT_FACTOR,
+    FEW,
+    FLOOR_ULPS,
+    FOLD_EDGE,
+    FOLD_FACTOR,
+    NEAR,
+    OPTIMISED,
+    PEAK_ULPS,
+    PLAIN,
+    RUNTIME_EDGE,
+    RUNTIME_EXCUSE,
+    SAMPLE_FACTOR,
+    SAMPLE_FLOOR_ULPS,
+    THROWN_AGAIN,
+    Edge,
+    Tolerance,
+    judge,
+    judged,
+    with_sizes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What candidates are held to: the truth, and how far from it the original graph at `path` is itself.
+
+    outputs: the names of the original's. body: how finely it computes. scales, peaks: of the pieces of the truth, RMS
+    and largest entry. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
+    """
+
+    truth: Truth
+    path: Path
+    outputs: tuple[str, ...]
+    body: Body
+    original: Measured
+    scales: tuple[float, ...]
+    peaks: tuple[float, ...]
+    tolerance: Tolerance | None = None
+    tick: Tick = nothing
+
+    @classmethod
+    def lay(cls, truth: Truth, path: Path, *, tolerance: Tolerance | None = None, tick: Tick = nothing) -> Yardstick:
+        """Measure the original graph at `path`.
+
+        Raises GraphError when onnxruntime does not accept it, CannotJudgeError when it is farther from the truth than
+        rounding explains.
+        """
+        outputs = tuple(output.name for output in open_session(path, PLAIN).get_outputs())
+        if not outputs:
+            raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
+        body = body_of(read_graph(path))
+        original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
+        pieces = range(len(original.names))
+        scales, peaks = (tuple(map(of, pieces)) for of in (truth.scale, truth.peak))
+        yardstick = cls(truth, path, outputs, body, original, scales, peaks, tolerance, tick)
+        yardstick._check_conditioned()
+        return yardstick
+
+    def _check_conditioned(self) -> None:
+        """Raise CannotJudgeError where rounding does not explain how far the source is from its own float64 value.
+
+        The exported graph of a module is judged by the module, whose own float32 run is looked at here.
+        """
+        module = self._own_of_module() if self.truth.from_module else None
+        own = self.original.own if module is None else module
+        for index in range(len(self.truth.outputs[0])):
+            error = own.worst[index] / self.scales[index]
+            if math.isfinite(error) and error <= self.body.ceiling:
+                continue
+            if not math.isfinite(error) and module is None:
+                continue  # `own` says what happened there
+            raise CannotJudgeError(self._apart(index, error, own))
+
+    def _apart(self, index: int, error: float, own: Own) -> str:
+        rows = [row[index] for row in own.samples]
+        case = self.truth.cases[max(range(len(rows)), key=rows.__getitem__)]
+        text = (
+            f"there can be no verdict on output {self.original.names[index]!r}: the original itself is {error:.1e} "
+            f"(relative) away from its float64 value at {case}, and rounding explains {self.body.ceiling:g} at most. "
+            "Either the model amplifies rounding, or normfold and onnxruntime do not compute the same"
+        )
+        place = first_parting(self.path, case, self.body.ceiling)
+        text += f"; the first tensor at which they part is {place}" if place else ""
+        return f"{text}. `fold --no-verify` folds without a verdict; inputs of your own (--inputs) may be milder"
+
+    def compare(self, candidate: Path, runtimes: Sequence[Runtime] = (OPTIMISED,)) -> Iterator[Edge]:
+        """The candidate against the original, and in every runtime against itself.
+
+        Raises VerificationError when onnxruntime does not accept the candidate, CheckpointError when the original is
+        not finite.
+        """
+        try:
+            plain = self.measure(candidate)
+        except RenamedError as error:
+            yield Edge(FOLD_EDGE, math.inf, math.inf, max(self.bounds(self.own())), passed=False, detail=str(error))
+            return
+        fold = self.fold_edge(plain)
+        yield fold
+        # A bound that the candidate breaks without optimisations says nothing of them.
+        held = self if fold.passed else replace(self, tolerance=None)
+        for runtime in runtimes:
+            yield held.runtime_edge(candidate, plain, runtime)
+
+    def export_edges(self) -> tuple[Edge, ...]:
+        """The original graph against the module that it was exported from; none where it is itself the source.
+
+        Where this one fails there is nothing to compare a candidate with.
+        """
+        if self.truth.narrow is None:
+            return ()
+        module = self._own_of_module()
+        if module is not None and self.truth.from_module:
+            edge = self._judge(EXPORT_EDGE, self.original, module, EXPORT_FACTOR)
+            return (with_sizes(edge, self.truth),)
+        truth = replace(self.truth, outputs=self.truth.narrow, method="torch in its own precision")
+        measured = measure(truth, self.path, PLAIN, tick=self.tick)
+        scales = [truth.scale(index) for index in range(len(measured.names))]
+        outputs = judged(measured, scales, [EXPORT_BOUND] * len(measured.names), None)
+        edge = judge(EXPORT_EDGE, truth.cases, outputs, f"against {truth.method}", measured.failures)
+        return (with_sizes(edge, truth),)
+
+    def fold_edge(self, plain: Measured) -> Edge:
+        """The candidate against the original, graph optimisations off in both."""
+        own = self.own()
+        edge = self._judge(FOLD_EDGE, plain, own, FOLD_FACTOR, each=True)
+        if self._near(edge):
+            edge = self._judge(FOLD_EDGE, plain, self._thrown_again(edge, own, PLAIN), FOLD_FACTOR, each=True)
+        return with_sizes(edge, self.truth)
+
+    def runtime_edge(self, candidate: Path, plain: Measured, runtime: Runtime) -> Edge:
+        """The candidate in an optimising runtime against itself in an unoptimised one, `plain`."""
+        name = RUNTIME_EDGE if runtime == OPTIMISED else f"{RUNTIME_EDGE} ({runtime})"
+        own = self.own().or_larger(plain.own)
+        try:
+            fast = self._measure(candidate, runtime)
+        except GraphError as error:  # without optimisations it did run
+            return Edge(name, math.inf, math.inf, max(self.bounds(own)), passed=False, detail=str(error))
+        edge = self._judge(name, fast, own, FOLD_FACTOR, each=True)
+        if edge.passed:
+            return edge
+        # The runtime may add in another order, in the original as in the candidate: that much is no bug.
+        original = self._measure(self.path, runtime)
+        excused = own.or_larger(original.own.at_most(own, RUNTIME_EXCUSE))
+        edge = self._judge(name, fast, excused, FOLD_FACTOR, each=True)
+        if self._near(edge):
+            edge = self._judge(name, fast, self._thrown_again(edge, excused, runtime), FOLD_FACTOR, each=True)
+        return edge if edge.passed else replace(edge, detail=f"{self._blame(runtime, original)}; {edge.detail}")
+
+    def _near(self, edge: Edge) -> bool:
+        return not edge.passed and max(output.excess for output in edge.outputs) <= NEAR
+
+    def _thrown_again(self, edge: Edge, own: Own, runtime: Runtime) -> Own:
+        """The original's own error once more, of many runs at the samples where the candidate is past its bound."""
+        suspects = sorted({n for output in edge.outputs for n, need in enumerate(output.needs) if need > 1.0})
+        if not suspects:
+            return own
+        truth, eps = self.truth.only(suspects), self.body.eps
+        again = thrown(truth, self.path, runtime, throws=THROWN_AGAIN, outputs=self.outputs, eps=eps, tick=self.tick)
+        return own.at(suspects, again)
+
+    def measure(self, candidate: Path) -> Measured:
+        """A candidate without optimisations.
+
+        Raises VerificationError when onnxruntime does not accept it, RenamedError when it lacks an output.
+        """
+        try:
+            return self._measure(candidate, PLAIN)
+        except RenamedError:
+            raise
+        except GraphError as error:
+            raise VerificationError(str(error)) from error
+
+    def _measure(self, path: Path, runtime: Runtime) -> Measured:
+        rtol = self.tolerance.rtol if self.tolerance is not None else 0.0
+        whole = runtime.level in (UNOPTIMISED, OPTIMISED.level)
+        return measure(
+            self.truth if whole else self.truth.only(range(min(FEW, len(self.truth.cases)))),
+            path,
+            runtime,
+            outputs=self.outputs,
+            eps=self.body.eps,
+            rtol=rtol,
+            tick=self.tick,
+        )
+
+    def own(self) -> Own:
+        """The original's own errors: the largest of all its runs. Raises CheckpointError if they are not finite."""
+        for number, row in enumerate(self.original.samples):
+            if not all(math.isfinite(sample.max_abs) for sample in row):
+                said = self.original.failures.get(
+                    number, "its outputs are not finite, or have another shape, in its own precision"
+                )
+                raise CheckpointError(f"the unfolded model itself fails at {self.truth.cases[number]}: {said}")
+        module = self._own_of_module()
+        return self.original.own if module is None else self.original.own.or_larger(module)
+
+    def bounds(self, own: Own, factor: float = FOLD_FACTOR) -> list[float]:
+        """The largest relative error that passes, per output."""
+        return [
+            factor * error / scale + (FLOOR_ULPS + PEAK_ULPS * peak / scale) * ulp
+            for error, scale, peak, ulp in zip(own.worst, self.scales, self.peaks, self.original.ulps, strict=True)
+        ]
+
+    def _allowed(self, own: Sequence[tuple[float, ...]], output: int) -> tuple[float, ...] | None:
+        """The largest RMS error that passes, case by case; None for integers."""
+        ulp = self.original.ulps[output]
+        if not ulp:
+            return None
+        pieces = [self.truth.pieces(outputs)[output] for outputs in self.truth.outputs]
+        return tuple(
+            SAMPLE_FACTOR * row[output] + SAMPLE_FLOOR_ULPS * ulp * rms_error(true, np.zeros_like(true))
+            for row, true in zip(own, pieces, strict=False)
+        )
+
+    def _own_of_module(self) -> Own | None:
+        """The module's in its own precision; None without a module, or where it gave the truth in that precision."""
+        if not self.truth.narrow:
+            return None
+        truth, rows = self.truth, []
+        for number, narrow in enumerate(self.truth.narrow):
+            pieces = zip(truth.pieces(narrow), truth.pieces(truth.outputs[number]), truth.masks(number), strict=True)
+            rows.append([(settled(value, true, mask), true) for value, true, mask in pieces])
+        worst = [max(difference(*pair) for pair in column) for column in zip(*rows, strict=True)]
+        if not np.isfinite(worst).all():
+            raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
+        return Own(tuple(worst), tuple(tuple(rms_error(*pair) for pair in row) for row in rows))
+
+    def _judge(self, name: str, measured: Measured, own: Own, factor: float, *, each: bool = False) -> Edge:
+        """each: hold every sample to its own error too."""
+        largest = max((error / scale for error, scale in zip(own.worst, self.scales, strict=True)), default=0.0)
+        whose = "without optimisations the" if name.startswith(RUNTIME_EDGE) else "the original's own"
+        comparison = f"against {self.truth.method}; {whose} relative error is {largest:.1e}"
+        atol = None if self.tolerance is None or name == EXPORT_EDGE else self.tolerance.atol
+        outputs = judged(measured, self.scales, self.bounds(own, factor), atol)
+        if each:
+            rows = own.samples[: len(measured.samples)]
+            outputs = tuple(replace(output, allowed=self._allowed(rows, i)) for i, output in enumerate(outputs))
+        return judge(name, self.truth.cases, outputs, comparison, measured.failures)
+
+    def _blame(self, runtime: Runtime, original: Measured) -> str:
+        """Whose fault it is when only the optimising runtime is wrong."""
+        said = f"the graph is right without optimisations: onnxruntime {version()} ({runtime}) computes it wrongly"
+        worst = max(error / scale for error, scale in zip(original.own.worst, self.scales, strict=True))
+        if worst > max(self.bounds(self.own())):
+            return f"{said}, and the unfolded original too, by a relative error of {worst:.1e}"
+        return f"{said}, the unfolded original it computes rightly"
