@@ -17,7 +17,7 @@ from normfold.archive import format_of
 from normfold.cases import SCALES, Case, draw_cases, read_cases
 from normfold.checkpoint import Source, load_checkpoint
 from normfold.clock import Clock
-from normfold.errors import CannotJudgeError, GraphError, UsageError
+from normfold.errors import CannotJudgeError, UsageError
 from normfold.export import export
 from normfold.files import save
 from normfold.half import HALF, half_specs, single_specs
@@ -30,6 +30,7 @@ from normfold.runtime import UNOPTIMISED, Runtime, levels, open_session, version
 from normfold.truth import establish
 from normfold.verdict import Verdict
 from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
+from normfold.yardstick import Yardstick
 
 SAMPLES = 32
 
@@ -177,18 +178,18 @@ def _against_source(
             original = Path(folder) / "original.onnx"
             with meter.stage("export", "exporting the source"):
                 save(export(source), original)
-        with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 2)):
-            truth = establish(source.module, original, specs, cases=cases, tick=meter.tick)
+        with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
+            truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
         runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
         with meter.stage("verify", "comparing", runs):
             converted = Path(folder) / "original.float16.onnx" if half else None
             yardstick, edges = lay(truth, original, specs, half=converted, tolerance=asked.tolerance, tick=meter.tick)
-            _check_outputs(list(outputs), model, yardstick.original.names, place)
+            yardstick = _renamed(list(outputs), yardstick, manifest, from_module=source.module is not None)
             if all(edge.passed for edge in edges):
                 edges += tuple(yardstick.compare(model, asked.runtimes))
         fault = None
         # A bound of the user's own says nothing of where a fault lies: without one there may be none.
-        wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and _is_wrong(edge)), None)
+        wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and edge.outputs and _is_wrong(edge)), None)
         if wrong is not None:
             with meter.stage("localise", "looking for the fault"):
                 sites, center = ((), False) if manifest is None else (manifest.sites, manifest.center)
@@ -204,6 +205,7 @@ def _against_source(
         cases=tuple(str(case) for case in cases),
         edges=edges,
         fault=fault,
+        unexercised=truth.unexercised,
         notes=(*source.warnings, *([CONVERTED] if half else [])),
         seconds=dict(meter.clock.seconds),
     )
@@ -225,13 +227,15 @@ def _runs(cases: Sequence[Case], runtime: Runtime) -> int:
     return len(cases) if runtime.level in (UNOPTIMISED, OPTIMISED.level) else min(FEW, len(cases))
 
 
-def _check_outputs(names: Sequence[str], model: Path, others: Sequence[str], place: Path) -> None:
-    """Raise GraphError where it is not clear which output is to be compared with which."""
-    if len(names) != len(others) or (sorted(names) == sorted(others) and list(names) != list(others)):
-        raise GraphError(
-            f"the outputs differ, so nothing can be compared: {model} has {', '.join(names)}, and {place} has "
-            f"{', '.join(others)}"
-        )
+def _renamed(names: Sequence[str], yardstick: Yardstick, manifest: Manifest | None, *, from_module: bool) -> Yardstick:
+    """The outputs of an exported module have names that its exporter made up: another tool's are taken in their order.
+
+    Everything else is matched by name, and a name that is not there is a failure.
+    """
+    unknown = not set(names) & set(yardstick.outputs)
+    if from_module and manifest is None and unknown and len(names) == len(yardstick.outputs):
+        return replace(yardstick, renamed=tuple(names))
+    return yardstick
 
 
 def _cases(specs: Sequence[InputSpec], asked: _Asked, *, half: bool) -> tuple[Case, ...]:

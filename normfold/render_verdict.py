@@ -26,6 +26,7 @@ def _parts(verdict: Verdict) -> Iterator[RenderableType]:
         yield Text(f"{edge.name}: {edge.detail}.")
     if verdict.fault is not None:
         yield from (Text(line) for line in fault_lines(verdict.fault))
+    yield from (Text(f"Not exercised: {line}.", style="yellow") for line in verdict.unexercised)
     yield from (Text(f"Note: {note}", style="yellow") for note in verdict.notes)
     yield Text("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in verdict.seconds.items()))
     yield Text(headline(verdict), style="bold green" if verdict.passed else "bold red")

@@ -38,7 +38,8 @@ class Verdict:
     """Everything that one run of `verify` has to say.
 
     source: None when only the recorded outputs were at hand. method: how the truth was computed. cases: the samples,
-    in words. notes: what a reader should know of how it was judged. seconds: wall-clock time per stage.
+    in words. unexercised: what no sample reached, so that nothing is proved of it. notes: what a reader should know of
+    how it was judged. seconds: wall-clock time per stage.
     """
 
     normfold: str
@@ -50,6 +51,7 @@ class Verdict:
     cases: tuple[str, ...]
     edges: tuple[Edge, ...]
     fault: Fault | None = None
+    unexercised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -76,6 +78,7 @@ class Verdict:
             "samples": list(self.cases),
             "edges": [_edge(edge, self.cases) for edge in self.edges],
             "fault": None if self.fault is None else _fault(self.fault),
+            "unexercised": list(self.unexercised),
             "notes": list(self.notes),
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
         }

@@ -92,7 +92,8 @@ def summary(verdict: Verdict) -> str:
         lines += ["", f"**{_markdown(edge.name)}**: {_markdown(edge.detail)}"]
     if verdict.fault is not None:
         lines += ["", *(f"- {_markdown(line)}" for line in fault_lines(verdict.fault))]
-    lines += [part for note in verdict.notes[:_ROWS] for part in ("", f"> {_markdown(note)}")]
+    notes = [*(f"Not exercised: {line}." for line in verdict.unexercised), *verdict.notes]
+    lines += [part for note in notes[:_ROWS] for part in ("", f"> {_markdown(note)}")]
     return _cut("\n".join(lines) + "\n")
 
 

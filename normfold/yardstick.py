@@ -48,6 +48,7 @@ class Yardstick:
 
     outputs: the names of the original's. body: how finely it computes. scales, peaks: of the pieces of the truth, RMS
     and largest entry. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
+    renamed: what candidates call the outputs, in the same order, where that is known to be something else.
     """
 
     truth: Truth
@@ -59,6 +60,7 @@ class Yardstick:
     peaks: tuple[float, ...]
     tolerance: Tolerance | None = None
     tick: Tick = nothing
+    renamed: tuple[str, ...] = ()
 
     @classmethod
     def lay(cls, truth: Truth, path: Path, *, tolerance: Tolerance | None = None, tick: Tick = nothing) -> Yardstick:
@@ -199,7 +201,7 @@ class Yardstick:
             self.truth if whole else self.truth.only(range(min(FEW, len(self.truth.cases)))),
             path,
             runtime,
-            outputs=self.outputs,
+            outputs=self.outputs if path == self.path else self.renamed or self.outputs,
             eps=self.body.eps,
             rtol=rtol,
             tick=self.tick,
