@@ -103,6 +103,13 @@ def broadcast(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(*(tuple(tensor.shape) for tensor in tensors)))
 
 
+def axis_in(axis: int, rank: int) -> int:
+    """An axis counted from the front. Raises ValueError where there is none of this number."""
+    if not -rank <= axis < rank:
+        raise ValueError(f"there is no axis {axis} in {rank} dimensions")
+    return axis % rank
+
+
 def is_float(value: Value) -> bool:
     """Whether this is a floating tensor."""
     return isinstance(value, Tensor) and value.dtype == torch.float64

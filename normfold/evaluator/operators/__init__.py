@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normfold.evaluator.call import Function, Rows
-from normfold.evaluator.operators import activations, casts, elementwise, logic
+from normfold.evaluator.operators import (
+    activations,
+    casts,
+    creation,
+    elementwise,
+    layout,
+    logic,
+    padding,
+)
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
     ("", casts.ROWS),
+    ("", creation.ROWS),
     ("", elementwise.ROWS),
+    ("", layout.ROWS),
     ("", logic.ROWS),
+    ("", padding.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

@@ -182,15 +182,14 @@ def _parsed(x: Array, *, is_target_float: bool) -> Tensor:
 
 
 def bit_cast(call: Call, x: Tensor) -> Tensor:
-    """The bits of X, read as another type. A float has them only in a file that says its type, and if it is there as
-    a constant: elsewhere float64 is not what the model would hold.
-    """
+    """The bits of X, read as another type: of a float, those that its type in the file would hold."""
     to, kind = call.element_type("to", _T.UNDEFINED), call.declared(0)
-    if is_float(x) and not (call.constant and kind in (*_ROUNDED, _T.DOUBLE)):
-        raise call.refuse("it reads the bits of a float")
+    if is_float(x) and kind not in (*_ROUNDED, _T.DOUBLE):
+        raise call.refuse(f"it reads the bits of {kind or 'an undeclared type'}")
     if to not in DTYPES or to in _NIBBLES or to in _NARROW:
         raise call.refuse(f"it reads bits as {to}")
-    stored = x.numpy().astype(kind.numpy()) if is_float(x) and kind is not None else x.numpy()
+    with np.errstate(over="ignore"):
+        stored = x.numpy().astype(kind.numpy()) if is_float(x) and kind is not None else x.numpy()
     found: Tensor = from_numpy(stored.view(to.numpy()))
     return found
 
