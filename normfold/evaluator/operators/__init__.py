@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normfold.evaluator.call import Function, Rows
-from normfold.evaluator.operators import elementwise
+from normfold.evaluator.operators import (
+    elementwise,
+    matrix,
+)
 
-_FAMILIES: tuple[tuple[str, Rows], ...] = (("", elementwise.ROWS),)
+_FAMILIES: tuple[tuple[str, Rows], ...] = (
+    ("", elementwise.ROWS),
+    ("", matrix.ROWS),
+)
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
     (domain, name, version): function
