@@ -10,11 +10,15 @@ from collections.abc import Mapping
 
 from normfold.evaluator.call import Function, Rows
 from normfold.evaluator.operators import (
+    columns,
+    convolution,
     elementwise,
     matrix,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
+    ("", columns.ROWS),
+    ("", convolution.ROWS),
     ("", elementwise.ROWS),
     ("", matrix.ROWS),
 )
