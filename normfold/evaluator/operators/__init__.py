@@ -27,6 +27,17 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", padding.ROWS),
+    columns,
+    convolution,
+    elementwise,
+    matrix,
+)
+
+_FAMILIES: tuple[tuple[str, Rows], ...] = (
+    ("", columns.ROWS),
+    ("", convolution.ROWS),
+    ("", elementwise.ROWS),
+    ("", matrix.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
