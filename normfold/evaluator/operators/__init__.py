@@ -12,32 +12,27 @@ from normfold.evaluator.call import Function, Rows
 from normfold.evaluator.operators import (
     activations,
     casts,
+    columns,
+    convolution,
     creation,
     elementwise,
     layout,
     logic,
+    matrix,
     padding,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
     ("", casts.ROWS),
+    ("", columns.ROWS),
+    ("", convolution.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
     ("", layout.ROWS),
     ("", logic.ROWS),
-    ("", padding.ROWS),
-    columns,
-    convolution,
-    elementwise,
-    matrix,
-)
-
-_FAMILIES: tuple[tuple[str, Rows], ...] = (
-    ("", columns.ROWS),
-    ("", convolution.ROWS),
-    ("", elementwise.ROWS),
     ("", matrix.ROWS),
+    ("", padding.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
