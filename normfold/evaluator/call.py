@@ -119,6 +119,11 @@ class Call:
         self.read.add(name)
         return self.bodies[name]
 
+    def declared(self, index: int) -> ir.DataType | None:
+        """The element type of an input as the file has it, None where it does not say."""
+        value = self.node.inputs[index]
+        return None if value is None else value.dtype
+
     def wants(self, output: int) -> bool:
         """Whether anybody reads this output."""
         return output < len(self.node.outputs) and bool(self.node.outputs[output].name)

@@ -7,7 +7,7 @@ optional that holds nothing is None.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ DTYPES: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT8E4M3FNUZ: torch.float64,
     ir.DataType.FLOAT8E5M2: torch.float64,
     ir.DataType.FLOAT8E5M2FNUZ: torch.float64,
+    ir.DataType.FLOAT8E8M0: torch.float64,
     ir.DataType.FLOAT4E2M1: torch.float64,
     ir.DataType.BOOL: torch.bool,
     ir.DataType.INT8: torch.int8,
@@ -45,6 +46,13 @@ DTYPES: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.UINT4: torch.uint8,
     ir.DataType.INT2: torch.int8,
     ir.DataType.UINT2: torch.uint8,
+}
+
+# torch has few kernels for wide unsigned integers; these have the same bits.
+_SIGNED: Mapping[torch.dtype, torch.dtype] = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
 }
 
 
@@ -93,3 +101,58 @@ def size_of(value: Value) -> int:
 def broadcast(*tensors: Tensor) -> tuple[int, ...]:
     """The shape that these tensors have together. Raises ValueError where they do not fit."""
     return tuple(np.broadcast_shapes(*(tuple(tensor.shape) for tensor in tensors)))
+
+
+def axis_in(axis: int, rank: int) -> int:
+    """An axis counted from the front. Raises ValueError where there is none of this number."""
+    if not -rank <= axis < rank:
+        raise ValueError(f"there is no axis {axis} in {rank} dimensions")
+    return axis % rank
+
+
+def is_float(value: Value) -> bool:
+    """Whether this is a floating tensor."""
+    return isinstance(value, Tensor) and value.dtype == torch.float64
+
+
+def through_numpy(function: Callable[..., Any], *values: Value) -> Any:
+    """What a function of numpy makes of these values. Integers wrap as in C; a division by zero raises."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="raise"):
+        return _each(_adopted, function(*map(to_numpy, values)))
+
+
+def by_bits(function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Run a function for which signed integers of the same bits do as well: one that moves elements, or adds them."""
+    dtype = tensors[0].dtype
+    if dtype not in _SIGNED:
+        return function(*tensors)
+    return _each(lambda found: found.view(dtype), function(*(tensor.view(_SIGNED[dtype]) for tensor in tensors)))
+
+
+def moved(function: Callable[..., Any], *values: Value) -> Any:
+    """Run a function of torch that only moves elements about, on tensors of any type: strings too, by their places."""
+    if not isinstance(values[0], np.ndarray):
+        return by_bits(function, *values)
+    table = np.concatenate([value.reshape(-1) for value in values])
+    places = torch.split(torch.arange(len(table)), [value.size for value in values])
+    found = function(*(place.reshape(value.shape) for place, value in zip(places, values, strict=True)))
+    return _each(lambda place: _taken(table, place), found)
+
+
+def _each(function: Callable[[Any], Any], found: Any) -> Any:
+    return type(found)(map(function, found)) if isinstance(found, tuple | list) else function(found)
+
+
+def _adopted(array: Any) -> Value:
+    """A new array as a value, without a copy where torch can do without."""
+    array = np.asarray(array)
+    if array.dtype == object:
+        return array
+    floating = array.dtype.kind == "f"
+    return torch.from_numpy(np.require(array, np.float64 if floating else None, requirements=["C", "W"]))
+
+
+def _taken(table: Array, places: Tensor) -> Array:
+    found = np.empty(tuple(places.shape), dtype=object)
+    found[...] = table[places.numpy()]
+    return found

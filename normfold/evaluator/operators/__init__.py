@@ -9,9 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from normfold.evaluator.call import Function, Rows
-from normfold.evaluator.operators import elementwise
+from normfold.evaluator.operators import (
+    activations,
+    casts,
+    columns,
+    convolution,
+    creation,
+    elementwise,
+    layout,
+    logic,
+    matrix,
+    padding,
+)
 
-_FAMILIES: tuple[tuple[str, Rows], ...] = (("", elementwise.ROWS),)
+_FAMILIES: tuple[tuple[str, Rows], ...] = (
+    ("", activations.ROWS),
+    ("", casts.ROWS),
+    ("", columns.ROWS),
+    ("", convolution.ROWS),
+    ("", creation.ROWS),
+    ("", elementwise.ROWS),
+    ("", layout.ROWS),
+    ("", logic.ROWS),
+    ("", matrix.ROWS),
+    ("", padding.ROWS),
+)
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
     (domain, name, version): function
