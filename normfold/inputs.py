@@ -73,10 +73,14 @@ class Axis:
         """Whether the axis may have this size."""
         return self.low <= size and (self.high is None or size <= self.high) and size % self.step == 0
 
+    def nearest(self, size: int) -> int:
+        """The multiple at or above `size`."""
+        return -(-size // self.step) * self.step
+
     @property
     def smallest(self) -> int:
         """The least size that it may have."""
-        return -(-self.low // self.step) * self.step
+        return self.nearest(self.low)
 
     def and_also(self, other: Axis) -> Axis:
         """What both allow."""

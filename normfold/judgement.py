@@ -27,7 +27,9 @@ from normfold.localise import localise
 from normfold.measure import moved_runs
 from normfold.origin import Load, Manifest, common_inputs, find_source, load_source, read_manifest
 from normfold.runtime import UNOPTIMISED, Runtime, levels, open_session, version
+from normfold.sizes import fitting
 from normfold.truth import establish
+from normfold.truth_of_graph import parameter_count
 from normfold.verdict import Verdict
 from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
 from normfold.yardstick import Yardstick
@@ -171,7 +173,10 @@ def _against_source(
         source = load_source(place, load, manifest, single_specs(candidate.inputs))
         half = _is_converted(source, outputs, manifest)
         specs = common_inputs(source, candidate, half=half)
-        cases = _cases(specs, asked, half=half)
+        if source.module is None:
+            specs = fitting(specs, place)
+        parameters = 0 if candidate.graph is None else parameter_count(candidate.graph)
+        cases = _cases(specs, asked, half=half, parameters=parameters)
     with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
         original = place
         if source.module is not None:
@@ -238,13 +243,14 @@ def _renamed(names: Sequence[str], yardstick: Yardstick, manifest: Manifest | No
     return yardstick
 
 
-def _cases(specs: Sequence[InputSpec], asked: _Asked, *, half: bool) -> tuple[Case, ...]:
+def _cases(specs: Sequence[InputSpec], asked: _Asked, *, half: bool, parameters: int) -> tuple[Case, ...]:
     """Real inputs first, then drawn ones up to the number asked for, at every size of a dynamic axis in any case.
 
     half: of numbers that float16 has.
     """
     real = read_cases(asked.inputs, specs, count=asked.samples)
-    sizes = min(asked.samples, len(axis_sizes(specs)) + len(SCALES))
-    drawn = draw_cases(specs, seed=asked.seed, count=max(asked.samples - len(real), sizes))
+    sizes = min(asked.samples, len(axis_sizes(specs, parameters=parameters)) + len(SCALES))
+    count = max(asked.samples - len(real), sizes)
+    drawn = draw_cases(specs, seed=asked.seed, count=count, parameters=parameters)
     cases = (*real, *drawn)
     return tuple(case.typed(half_specs(specs)).typed(specs) for case in cases) if half else cases

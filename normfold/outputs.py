@@ -24,8 +24,10 @@ from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec
 from normfold.origin import MANIFEST_KEY, Load
 from normfold.report import GraphReport, OutputInfo, Report, manifest
+from normfold.sizes import fitting
 from normfold.sketch import Sketch
 from normfold.truth import establish
+from normfold.truth_of_graph import parameter_count
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,15 +93,19 @@ def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: 
                     save(graph.original, unfolded)
             with clock.stage("verify", "running the source in float64"):
                 inputs = graph.source.inputs
+                if graph.source.module is None:
+                    inputs = fitting(inputs, unfolded)
+                    report = replace(report, inputs=tuple(map(str, inputs)))
                 half = Path(elsewhere) / "unfolded.float16.onnx" if planned.report.dtype == HALF else None
-                truth = establish(graph.source.module, unfolded, inputs, cases=_cases(inputs, half=half is not None))
+                cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
+                truth = establish(graph.source.module, unfolded, inputs, cases=cases)
                 yardstick, edges = lay(truth, unfolded, inputs, half=half)
                 report = replace(report, edges=edges)
                 if report.failed:
                     return report
                 record = Sketch.record(yardstick)
         with clock.stage("save", f"writing {place.name}"):
-            graph.model.metadata_props[MANIFEST_KEY] = _manifest(planned, graph, place, record)
+            graph.model.metadata_props[MANIFEST_KEY] = _manifest(planned, graph, report, place, record)
             if graph.model is graph.source.graph:
                 save_unchanged(graph.source.path, graph.model, draft)
             else:
@@ -114,14 +120,14 @@ def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: 
         return replace(report, output=OutputInfo(str(place), _size(draft), _sha256(draft), unfolded_bytes))
 
 
-def _cases(specs: Sequence[InputSpec], *, half: bool) -> tuple[Case, ...]:
+def _cases(specs: Sequence[InputSpec], *, half: bool, parameters: int) -> tuple[Case, ...]:
     """Drawn inputs of the source; numbers that float16 has, where the model is going to take float16."""
     if not half:
-        return draw_cases(specs)
-    return tuple(case.typed(specs) for case in draw_cases(half_specs(specs)))
+        return draw_cases(specs, parameters=parameters)
+    return tuple(case.typed(specs) for case in draw_cases(half_specs(specs), parameters=parameters))
 
 
-def _manifest(planned: Planned, graph: Folded, place: Path, record: Sketch | None) -> str:
+def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path, record: Sketch | None) -> str:
     path, load = graph.source.path.resolve(), planned.load
     try:
         relative = Path(os.path.relpath(path, place.parent.resolve())).as_posix()
@@ -129,7 +135,7 @@ def _manifest(planned: Planned, graph: Folded, place: Path, record: Sketch | Non
         relative = None
     return manifest(
         planned.report,
-        graph.report,
+        report,
         path=relative,
         dtype=planned.report.dtype,
         load={"ema": load.ema, "allow_unfinished": load.allow_unfinished},

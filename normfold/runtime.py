@@ -89,7 +89,10 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     options = ort.SessionOptions()
     for name, value in (initializers or {}).items():
         options.add_initializer(name, value)
-    options.log_severity_level = 3
+    # What it has to say it says in its exceptions too.
+    options.log_severity_level = 4
+    # What is not needed any more is given back: a verification is to fit where the model fits.
+    options.enable_cpu_mem_arena = False
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])
     provider = _PROVIDERS[runtime.provider]

@@ -65,6 +65,11 @@ def graph_tensors(model: ir.Model, case: Case, keep: Callable[[str, Array], None
     run_evaluator(evaluator_of(model, Path("the graph")), case, Path("the graph"), watch=watch)
 
 
+def parameter_count(model: ir.Model) -> int:
+    """How many numbers the weights of a graph are."""
+    return sum(tensor.size for graph in model.graphs() for tensor in _tensors(graph))
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
     """How finely a graph computes inside, whatever its inputs and outputs are.

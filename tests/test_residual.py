@@ -11,19 +11,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from normfold.reference import Erf, Gelu, widened
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
 
 from normfold import pipeline, save_checkpoint
 from normfold.checkpoint import load_checkpoint
 from normfold.cli import app
 from normfold.errors import NotExpressibleError
+from normfold.evaluator import Evaluator
 from normfold.export import export
 from normfold.models import create
 from normfold.plan import Site
 from tests.graphs import EXACT, Outcome, build, draw, fold, kept, op_types, same_function
+from tests.widened import widened
 
 VOCAB = 40
 SMALL = {"vocab": VOCAB, "dim": 16, "heads": 2, "hidden": 24, "positions": 20}
@@ -60,7 +60,7 @@ def saved(case: Case, folder: Path) -> Path:
 
 
 def exact(model: onnx.ModelProto, feeds: dict[str, NDArray[np.int64]]) -> NDArray[np.float64]:
-    return np.asarray(ReferenceEvaluator(model, new_ops=[Erf, Gelu]).run(None, feeds)[0])
+    return np.asarray(Evaluator(ir.from_proto(model)).run(feeds)[0])
 
 
 @pytest.mark.parametrize("case", [ENCODER, TRANSLATOR, UNIFIED], ids=lambda case: str(case[0]))

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from normfold.reference import rounded_anew, widened
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -19,12 +18,13 @@ from normfold.cases import draw_cases
 from normfold.errors import CheckpointError, GraphError, InputSpecError, VerificationError
 from normfold.figures import difference
 from normfold.inputs import parse_specs
-from normfold.measure import Own
+from normfold.measure import Own, rounded_anew
 from normfold.runtime import Runtime
 from normfold.truth import Truth
 from normfold.verify import Edge
 from normfold.yardstick import Yardstick
 from tests.graphs import as_float32, build, draw
+from tests.widened import widened
 
 CHANNELS = 16
 SPECS = parse_specs([f"x:float32[B,{CHANNELS}]"])

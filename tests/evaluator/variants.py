@@ -99,9 +99,7 @@ def retyped(case: Case, target: int) -> Case | None:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = target
     feeds = {name: _cast(value, FLOATS[target]) for name, value in case.feeds.items()}
-    return replace(
-        case, name=f"{case.name}, {np.dtype(FLOATS[target]).name}", model=model, feeds=feeds, recorded=None
-    )
+    return replace(case, name=f"{case.name}, {np.dtype(FLOATS[target]).name}", model=model, feeds=feeds, recorded=None)
 
 
 def carried(case: Case) -> Case:
