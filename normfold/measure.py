@@ -15,7 +15,7 @@ from normfold.cases import Array
 from normfold.clock import Tick, nothing
 from normfold.errors import GraphError
 from normfold.figures import FAILED, Figures, figures, settled
-from normfold.runtime import Runtime, check_memory, one_line, open_session, ort_values
+from normfold.runtime import Runtime, check_memory, one_line, open_session, ort_values, run_session
 from normfold.truth import Truth
 from normfold.truth_of_graph import flat, flat_names
 
@@ -118,7 +118,7 @@ def measure(
         rows = []
         for run in range(moved + 1):
             try:
-                values = session.run(wanted, case.moved(run, eps=eps).fed_to(feed_names))
+                values = run_session(session, wanted, case.moved(run, eps=eps).fed_to(feed_names))
             except Exception as error:  # onnxruntime's own classes share no base but this
                 check_memory(error, f"{path} at {case} on {runtime}")
                 failures[number] = one_line(error)
@@ -165,7 +165,7 @@ def thrown(
         session = open_session(path, runtime, initializers)
         feed_names = [feed.name for feed in session.get_inputs()]
         for at, (kept, case) in enumerate(zip(rows, truth.cases, strict=True)):
-            values = session.run(outputs, case.moved(number, eps=eps).fed_to(feed_names))
+            values = run_session(session, outputs, case.moved(number, eps=eps).fed_to(feed_names))
             row = _row(truth, at, flat(values))
             if all(math.isfinite(found.max_abs) for found in row):  # no bound is to be infinite
                 kept.append(row)

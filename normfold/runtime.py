@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
 }
 _THREADS = 4
+# Seconds that one run may take: what does not end by then is a loop without one.
+LONGEST_RUN = 900.0
 _MEMORY = ("bad_alloc", "out of memory", "allocate memory", "bfcarena")
 
 
@@ -109,8 +112,33 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     return session
 
 
+def run_session(session: Any, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Any]:
+    """Run a session, `LONGEST_RUN` seconds at most. Raises CannotJudgeError past that, or what onnxruntime raises."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(LONGEST_RUN, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        found: list[Any] = session.run(outputs, dict(feeds), options)
+    except Exception as error:  # onnxruntime's own classes share no base but this
+        if timer.finished.is_set():
+            raise CannotJudgeError(
+                f"onnxruntime was still running the graph after {LONGEST_RUN:.0f} seconds and was stopped; give "
+                "smaller inputs (--input)"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+    return found
+
+
 def check_memory(error: Exception, doing: str) -> None:
-    """Raise CannotJudgeError if `error` says that memory ran out: that is no verdict on the model."""
+    """Raise CannotJudgeError if `error` says that memory or time ran out: that is no verdict on the model."""
+    if isinstance(error, CannotJudgeError):
+        raise error
     if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY):
         raise CannotJudgeError(
             f"memory ran out while running {doing}: {one_line(error)}. Try smaller inputs (--input with smaller sizes "

@@ -16,7 +16,7 @@ from typing import Any
 from normfold.cases import draw_case
 from normfold.errors import InputSpecError
 from normfold.inputs import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
-from normfold.runtime import Runtime, check_memory, one_line, open_session
+from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
 
 Sizes = Mapping[str, int]
 
@@ -71,7 +71,7 @@ class _Probe:
     def _runs(self, sizes: Sizes) -> bool:
         case = draw_case(self.specs, sizes, seed=0)
         try:
-            self.session.run(None, case.fed_to([feed.name for feed in self.session.get_inputs()]))
+            run_session(self.session, None, case.fed_to([feed.name for feed in self.session.get_inputs()]))
         except Exception as error:  # onnxruntime's own classes share no base but this
             check_memory(error, f"{self.path} at {case}")
             self.said = f"at {case.axes}: {one_line(error)}"

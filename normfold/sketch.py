@@ -21,7 +21,7 @@ from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.figures import FAILED, MASK, Figures
 from normfold.inputs import InputSpec
-from normfold.runtime import Runtime, check_memory, one_line, open_session
+from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
 from normfold.verify import PLAIN, Edge, Judged, judge
 from normfold.yardstick import Yardstick
 
@@ -131,7 +131,7 @@ class Sketch:
         samples, failures, cases = [], {}, self.draw(specs)
         for number, (case, recorded) in enumerate(zip(cases, self.cases, strict=True)):
             try:
-                values: Sequence[Array | None] = session.run(list(self.names), case.fed_to(feeds))
+                values: Sequence[Array | None] = run_session(session, list(self.names), case.fed_to(feeds))
             except Exception as error:  # onnxruntime's own classes share no base but this
                 check_memory(error, f"{model} at {case} on {runtime}")
                 failures[number] = one_line(error)

@@ -12,7 +12,7 @@ import onnx
 from normfold.cases import Array, Case
 from normfold.errors import NormfoldError
 from normfold.figures import MASK, difference
-from normfold.runtime import Runtime, open_session
+from normfold.runtime import Runtime, open_session, run_session
 from normfold.truth_of_graph import graph_tensors, read_graph
 
 # Beyond this a message cannot hold a graph with its tensors.
@@ -35,7 +35,7 @@ def runtime_tensors(path: Path, names: Sequence[str], case: Case, folder: Path) 
         onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
     session = open_session(place, Runtime())
     feeds = case.fed_to([feed.name for feed in session.get_inputs()])
-    return dict(zip(names, session.run(list(names), feeds), strict=True))
+    return dict(zip(names, run_session(session, list(names), feeds), strict=True))
 
 
 def rms(true: Array) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 
 from normfold.cases import Array, Case, draw_cases
 from normfold.clock import Tick, nothing
+from normfold.demand import check_fits
 from normfold.errors import CannotJudgeError, CheckpointError
 from normfold.exercise import Exercise
 from normfold.figures import MASK
@@ -166,6 +167,7 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
     """The graph at `path` in float64, with what its operators tell on the way. Raises GraphError, CannotJudgeError."""
     model = read_graph(path)
     evaluator = evaluator_of(model, path)
+    check_fits(model, cases, path)
     exercise = Exercise(model)
     found = []
     for case in cases:
