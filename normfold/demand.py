@@ -51,8 +51,8 @@ def live_elements(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
     """
     copy = model.clone()
     for value in copy.graph.inputs:
-        if value.name in shapes:
-            value.shape = ir.Shape(list(shapes[value.name]))
+        if str(value.name) in shapes:
+            value.shape = ir.Shape(list(shapes[str(value.name)]))
     for node in copy.graph:
         for value in node.outputs:
             # What the file declares may name sizes that are known now.
@@ -60,18 +60,19 @@ def live_elements(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> int:
     infer_shapes(copy)
     last = {value: number for number, node in enumerate(copy.graph) for value in node.inputs if value is not None}
     kept = set(copy.graph.outputs)
-    alive = {value: _elements(value) for value in copy.graph.inputs if value.name in shapes}
+    alive = {value: _elements(value) for value in copy.graph.inputs if str(value.name) in shapes}
     most = sum(alive.values())
     for number, node in enumerate(copy.graph):
         alive |= {value: _elements(value) for value in node.outputs}
         most = max(most, sum(alive.values()))
-        for value in (*node.inputs, *node.outputs):
-            if value in alive and value not in kept and last.get(value, number) <= number:
-                del alive[value]
+        touched = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        for value in touched:
+            if value not in kept and last.get(value, number) <= number:
+                alive.pop(value, None)
     return most
 
 
 def _elements(value: ir.Value) -> int:
-    if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+    if value.shape is None or not value.shape.is_static():
         return 0
-    return math.prod(int(dim) for dim in value.shape)  # type: ignore[arg-type]
+    return math.prod(value.shape.numpy())
