@@ -30,6 +30,8 @@ from normfold.evaluator import Evaluator, NotCoveredError
 from normfold.evaluator.operators import lookup
 
 Verdict = Literal["agrees", "recorded", "not run", "not covered", "disagrees", "departs"]
+ort.set_default_logger_severity(4)  # it warns of forms that are deprecated
+
 # Domain ("" for ai.onnx), operator, and the opset that introduced the schema in force.
 Operator = tuple[str, str, int]
 

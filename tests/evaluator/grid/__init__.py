@@ -1,0 +1,47 @@
+"""A grid of our own: operators over their attributes, shapes and opsets, one literal row a form.
+
+The families are files; a row is written as rows.py says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+from tests.evaluator.agreement import Case
+from tests.evaluator.backend import variants
+from tests.evaluator.grid import (
+    convolution,
+    layout,
+    matrix,
+    normalisation,
+    pointwise,
+    pooling,
+    reductions,
+    resize,
+)
+from tests.evaluator.grid.rows import numbered
+
+FAMILIES: tuple[ModuleType, ...] = (
+    convolution,
+    layout,
+    matrix,
+    normalisation,
+    pointwise,
+    pooling,
+    reductions,
+    resize,
+)
+
+
+def rows() -> Iterator[Case]:
+    """Every row, at the newest opset that accepts it."""
+    for family in FAMILIES:
+        name = family.__name__.rpartition(".")[2]
+        yield from numbered(name, family.cases())
+
+
+def cases() -> Iterator[Case]:
+    """Every row at every opset that means something else, in float32, float64 and float16."""
+    for found in rows():
+        yield from variants(found, convert=False)
