@@ -14,9 +14,12 @@ from normfold.evaluator.operators import (
     casts,
     creation,
     elementwise,
+    indexing,
     layout,
     logic,
     padding,
+    reductions,
+    scatter,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -24,9 +27,12 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", casts.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
+    ("", indexing.ROWS),
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", padding.ROWS),
+    ("", reductions.ROWS),
+    ("", scatter.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
