@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from normfold.evaluator.call import Call, Rows
-from normfold.evaluator.values import DTYPES, Array, Tensor, Value, from_numpy, through_numpy
+from normfold.evaluator.values import DTYPES, Array, Tensor, Value, from_numpy, is_float, through_numpy
 
 
 def constant(call: Call) -> Value:
@@ -65,9 +65,11 @@ def number_range(call: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Ten
     """From start in steps of delta, up to limit, which is left out."""
     call.integer("stash_type", 1)  # how float16 is worked
     first, last, step = (value.reshape(()).item() for value in (start, limit, delta))
-    count = max(math.ceil((last - first) / step), 0) if start.dtype.is_floating_point else len(range(first, last, step))
+    count = max(math.ceil((last - first) / step), 0)
+    if not is_float(start):
+        count = len(range(int(first), int(last), int(step)))
     call.reserve(count)
-    steps = torch.arange(count, dtype=start.dtype if start.dtype.is_floating_point else torch.int64)
+    steps = torch.arange(count, dtype=torch.float64 if is_float(start) else torch.int64)
     return (first + steps * step).to(start.dtype)
 
 
