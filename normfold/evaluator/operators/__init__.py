@@ -14,6 +14,7 @@ from normfold.evaluator.operators import (
     convolution,
     elementwise,
     matrix,
+    normalize,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -21,6 +22,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", convolution.ROWS),
     ("", elementwise.ROWS),
     ("", matrix.ROWS),
+    ("", normalize.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
