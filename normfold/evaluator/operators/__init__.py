@@ -23,6 +23,7 @@ from normfold.evaluator.operators import (
     padding,
     reductions,
     scatter,
+    normalize,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -39,6 +40,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", padding.ROWS),
     ("", reductions.ROWS),
     ("", scatter.ROWS),
+    ("", normalize.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
