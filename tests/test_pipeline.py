@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from normfold import errors, files, origin, outputs, pipeline, reference, rewrite
+from normfold import demand, errors, files, origin, outputs, pipeline, rewrite
 from normfold.checkpoint import load_checkpoint
 from normfold.report import Report
 from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
@@ -293,15 +293,15 @@ def test_a_trained_checkpoint_folds_completely(vit: tuple[Path, Report]) -> None
 
 
 def test_a_trained_checkpoint_and_its_unfolded_graph_have_the_same_truth(tmp_path: Path) -> None:
-    """The two independent ways to float64 agree: torch, and onnx.reference on the export."""
-    from normfold.truth import establish, run_reference
+    """The two independent ways to float64 agree: torch, and the evaluator on the export."""
+    from normfold.truth import establish, run_graph
 
     source = load_checkpoint(FIXTURES / "vit_un.pt")
     outputs.save(pipeline.export(source), tmp_path / "a.onnx")
     truth = establish(source.module, tmp_path / "a.onnx", source.inputs)
     assert truth.from_module
     checked = 0
-    for ours, theirs in zip(truth.outputs, run_reference(tmp_path / "a.onnx", truth.cases), strict=True):
+    for ours, theirs in zip(truth.outputs, run_graph(tmp_path / "a.onnx", truth.cases), strict=True):
         for mine, other in zip(ours, theirs, strict=True):
             # The exporter stores what it folds as float32; this model makes 1e-5 of that.
             np.testing.assert_allclose(mine, other, rtol=0, atol=5e-6 * truth.scale(0))
@@ -410,7 +410,7 @@ def test_a_move_that_fails_takes_back_what_was_moved(tmp_path: Path, monkeypatch
 
 def test_a_model_too_large_for_its_truth_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 GB of weights do not run in float64 on most machines: said before they are read, with what to do."""
-    monkeypatch.setattr(reference, "WIDENING", 1e12)
+    monkeypatch.setattr(demand, "_COPIES", 1e12)
     source = foldable(tmp_path)
     with pytest.raises(errors.CannotJudgeError, match=r"GB of memory to run in float64.*--no-verify") as caught:
         pipeline.fold(source, tmp_path / "out.onnx")
