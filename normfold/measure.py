@@ -107,8 +107,8 @@ def measure(
     wanted = own if outputs is None else list(outputs)
     if missing := [name for name in wanted if name not in own]:
         raise RenamedError(
-            f"{path} has no output {missing[0]!r}, which its source has; its outputs are {', '.join(own)}. Was it "
-            "renamed or dropped?"
+            f"{path} has no output {missing[0]!r}, which its source has; it was renamed or dropped: its outputs "
+            f"are {', '.join(own)}"
         )
     count = len(truth.outputs[0]) + len(truth.parts)
     samples, runs, failures = [], [], {}

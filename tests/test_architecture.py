@@ -23,6 +23,8 @@ GRAPH_LIBRARY = {
     "normfold.demand",
     "normfold.evaluator.call",
     "normfold.evaluator.evaluator",
+    "normfold.evaluator.operators.casts",
+    "normfold.evaluator.operators.creation",
     "normfold.evaluator.program",
     "normfold.evaluator.values",
     "normfold.exercise",
@@ -36,7 +38,6 @@ GRAPH_LIBRARY = {
     "normfold.precision",
     "normfold.rewrite",
     "normfold.tidy",
-    "normfold.truth",
     "normfold.truth_of_graph",
     "normfold.wellformed",
 }

@@ -303,7 +303,7 @@ def test_an_export_that_is_right_only_at_the_traced_size(tmp_path: Path) -> None
     baked = save(tmp_path / "b.onnx", nodes, {"axis": np.array([0]), "three": np.array([3.0])})
     edge = check_export(Mean(), baked)
     assert not edge.passed
-    assert edge.detail.startswith("disagrees at B=1; B=2; B=4; B=7 and agrees at B=3.")
+    assert edge.detail.startswith("disagrees at B=1; B=2; B=4; B=7; B=513 and agrees at B=3.")
 
 
 def test_an_export_that_only_runs_at_the_traced_size(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_widening_reaches_constants_casts_and_subgraphs(tmp_path: Path) -> None:
 
 def test_cases_cover_sizes_seeds_and_scales() -> None:
     cases = draw_cases(SPECS)
-    assert {case.sizes["B"] for case in cases} == {1, 2, 3, 4, 7}
+    assert {case.sizes["B"] for case in cases} == {1, 2, 3, 4, 7, 513}
     assert {case.scale for case in cases} == {0.5, 1.0, 2.0}
     assert len({case.seed for case in cases}) == len(cases)
     again = draw_cases(SPECS)
