@@ -16,10 +16,13 @@ from normfold.evaluator.operators import (
     convolution,
     creation,
     elementwise,
+    indexing,
     layout,
     logic,
     matrix,
     padding,
+    reductions,
+    scatter,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -29,10 +32,13 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", convolution.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
+    ("", indexing.ROWS),
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", matrix.ROWS),
     ("", padding.ROWS),
+    ("", reductions.ROWS),
+    ("", scatter.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

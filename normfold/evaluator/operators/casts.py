@@ -44,8 +44,8 @@ _LARGEST = {
     _T.FLOAT4E2M1: 6.0,
 }
 _NIBBLES = {_T.INT4: (4, True), _T.UINT4: (4, False), _T.INT2: (2, True), _T.UINT2: (2, False)}
-# Digits that onnxruntime prints of a float.
-_DIGITS = {_T.DOUBLE: 17}
+# Digits that onnxruntime prints of a float, of a double too.
+_DIGITS = 8
 
 
 def cast(call: Call, x: Value) -> Value:
@@ -123,12 +123,12 @@ def truncated(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Floats as integers, as x86 casts them: towards zero, in 32 bits, or in 64 for a wide target, of which the low
     ones are kept; what has no place in those is their smallest number.
     """
-    if dtype == torch.uint64:
-        high = x >= 2.0**63
-        low = _of_x86(torch.where(high, x - 2.0**63, x), torch.int64)
-        return torch.where(high, low ^ torch.iinfo(torch.int64).min, low).view(torch.uint64)
-    wide = torch.int64 if dtype in (torch.int64, torch.uint32) else torch.int32
-    return _wrapped(_of_x86(x, wide), dtype)
+    if dtype in (torch.uint64, torch.uint32):
+        signed = torch.int64 if dtype == torch.uint64 else torch.int32
+        middle = -torch.iinfo(signed).min
+        low = _of_x86(torch.where(x >= middle, x - middle, x), signed)
+        return torch.where(x >= middle, low ^ -middle, low).view(dtype)
+    return _wrapped(_of_x86(x, torch.int64 if dtype == torch.int64 else torch.int32), dtype)
 
 
 def _of_x86(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -156,15 +156,14 @@ def _nibble(x: Tensor, bits: int, signed: bool) -> Tensor:
 
 
 def _printed(call: Call, x: Value) -> Value:
-    """Numbers as onnxruntime prints them: floats of the type that the file declares, with 8 digits, or 17."""
+    """Numbers as onnxruntime prints them: floats of the type that the file declares, with 8 digits."""
     if not isinstance(x, Tensor):
         return x
     if not is_float(x):
         return strings(to_numpy(x.to(torch.uint8) if x.dtype == torch.bool else x))
     kind = call.declared(0) or _T.FLOAT
-    digits = _DIGITS.get(kind, 8)
     named = {"nan": "NaN", "inf": "INF", "-inf": "-INF"}
-    texts = [f"{float(item):.{digits}g}" for item in rounded(x, kind).reshape(-1).tolist()]
+    texts = [f"{float(item):.{_DIGITS}g}" for item in rounded(x, kind).reshape(-1).tolist()]
     return strings(np.array([named.get(text, text) for text in texts], dtype=object).reshape(x.shape))
 
 
