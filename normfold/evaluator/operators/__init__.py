@@ -15,6 +15,8 @@ from normfold.evaluator.operators import (
     elementwise,
     matrix,
     normalize,
+    pooling,
+    regions,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -23,6 +25,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", elementwise.ROWS),
     ("", matrix.ROWS),
     ("", normalize.ROWS),
+    ("", pooling.ROWS),
+    ("", regions.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
