@@ -10,7 +10,6 @@ import pytest
 from normfold.evaluator import EvaluationError, Evaluator
 from tests.evaluator.one_node import agrees, evaluated, feeds_of, floats, grid, model_of
 
-
 FORMS = [
     *grid(pads=[None, [1, 2, 0, 1], [-1, 0, 2, -2]], strides=[None, [2, 3]], dilations=[None, [2, 1]], group=[None, 4]),
     *grid(auto_pad=["SAME_UPPER", "SAME_LOWER", "VALID"], strides=[None, [2, 3]], group=[None, 2]),

@@ -14,7 +14,7 @@ PLAIN = [
     *grid(kernel_shape=[[3, 2], [3, 3]], strides=[None, [2, 3]], pads=PADS),
     *grid(kernel_shape=[[3, 2], [3, 3]], strides=[None, [2, 3]], auto_pad=["SAME_UPPER", "SAME_LOWER", "VALID"]),
 ]
-CEILED = grid(kernel_shape=[[3, 2], [2, 3]], strides=[[2, 3], [3, 2]], pads=PADS, ceil_mode=[1])
+CEILED = grid(kernel_shape=[[3, 2], [3, 3]], strides=[[2, 3], [3, 2]], pads=PADS, ceil_mode=[1])
 GAPS = grid(kernel_shape=[[3, 2]], dilations=[[2, 1]], strides=[None, [2, 3]], pads=PADS[:2], ceil_mode=[None, 1])
 
 
