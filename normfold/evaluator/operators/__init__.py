@@ -20,8 +20,11 @@ from normfold.evaluator.operators import (
     layout,
     logic,
     matrix,
+    normalize,
     padding,
+    pooling,
     reductions,
+    regions,
     scatter,
 )
 
@@ -36,8 +39,11 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", matrix.ROWS),
+    ("", normalize.ROWS),
     ("", padding.ROWS),
+    ("", pooling.ROWS),
     ("", reductions.ROWS),
+    ("", regions.ROWS),
     ("", scatter.ROWS),
 )
 
