@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,3 +97,9 @@ def initializer(array: Any, kind: int | None = None) -> onnx.TensorProto:
         return numpy_helper.from_array(np.asarray(array))
     array = np.asarray(array)
     return helper.make_tensor("weight", kind, array.shape, array.reshape(-1).tolist())
+
+
+def grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """Attributes: the product of the choices, where None leaves one out."""
+    found = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return [{name: value for name, value in case.items() if value is not None} for case in found]

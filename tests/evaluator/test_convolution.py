@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import resource
 from typing import Any
 
@@ -9,14 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from normfold.evaluator import EvaluationError, Evaluator
-from tests.evaluator.one_node import agrees, evaluated, feeds_of, floats, model_of
-
-
-def grid(**choices: list[Any]) -> list[dict[str, Any]]:
-    """The product of the choices; None leaves an attribute out."""
-    found = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    return [{name: value for name, value in case.items() if value is not None} for case in found]
-
+from tests.evaluator.one_node import agrees, evaluated, feeds_of, floats, grid, model_of
 
 FORMS = [
     *grid(pads=[None, [1, 2, 0, 1], [-1, 0, 2, -2]], strides=[None, [2, 3]], dilations=[None, [2, 1]], group=[None, 4]),

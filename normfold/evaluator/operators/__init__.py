@@ -21,7 +21,9 @@ from normfold.evaluator.operators import (
     logic,
     matrix,
     padding,
+    pooling,
     reductions,
+    regions,
     scatter,
     normalize,
 )
@@ -38,7 +40,9 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", logic.ROWS),
     ("", matrix.ROWS),
     ("", padding.ROWS),
+    ("", pooling.ROWS),
     ("", reductions.ROWS),
+    ("", regions.ROWS),
     ("", scatter.ROWS),
     ("", normalize.ROWS),
 )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from normfold.evaluator.call import Call, Rows
-from normfold.evaluator.values import DTYPES, Array, Tensor, Value, from_numpy, is_float, through_numpy
+from normfold.evaluator.values import DTYPES, Array, Tensor, Value, is_float, through_numpy
 
 
 def constant(call: Call) -> Value:
-    """The attribute: a tensor, dense or sparse, or a number, a string, a list of them."""
+    """The attribute: a tensor, a number, a string, or a list of them. Sparse ones are dense since the file was read."""
     if call.has("value"):
         return call.tensor("value")
     if call.has("value_float"):
@@ -23,8 +22,6 @@ def constant(call: Call) -> Value:
         return torch.tensor(call.integer("value_int", 0), dtype=torch.int64)
     if call.has("value_string"):
         return _texts([call.text("value_string", "")]).reshape(())
-    if call.has("sparse_value"):
-        return _dense(call, call.attribute("sparse_value"))
     if call.has("value_floats"):
         return torch.tensor(call.numbers("value_floats"), dtype=torch.float64)
     if call.has("value_ints"):
@@ -36,17 +33,6 @@ def _texts(items: list[str]) -> Array:
     found = np.empty(len(items), dtype=object)
     found[:] = items
     return found
-
-
-def _dense(call: Call, sparse: Any) -> Value:
-    """A sparse tensor: values, and their places, flat or by axis."""
-    sizes = [int(size) for size in sparse.dims]
-    call.reserve(*sizes)
-    values, places = sparse.values.numpy(), sparse.indices.numpy()
-    found = np.zeros(math.prod(sizes), dtype=values.dtype)
-    flat = np.ravel_multi_index(tuple(places.T), sizes) if places.ndim == 2 else places
-    found[flat] = values
-    return from_numpy(found.reshape(sizes))
 
 
 def constant_of_shape(call: Call, shape: Tensor) -> Value:

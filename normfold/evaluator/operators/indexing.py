@@ -60,9 +60,11 @@ def one_hot(call: Call, indices: Tensor, depth: Tensor, values: Value) -> Value:
 
 
 def non_zero(call: Call, x: Tensor) -> Tensor:
-    """The places of what is not 0, a column each."""
+    """The places of what is not 0, a column each. A scalar counts as one row, against the schema's text, which gives
+    it none, as in onnxruntime.
+    """
     found: Tensor = through_numpy(lambda array: np.stack(np.nonzero(np.atleast_1d(array))).astype(np.int64), x)
-    return found if x.ndim else found[:0]
+    return found
 
 
 def unique(call: Call, x: Value) -> tuple[Value, ...]:

@@ -51,6 +51,8 @@ def _places(mode: str, size: int, before: int, after: int) -> Tensor:
     if mode == "wrap":
         return places.remainder(size)
     if mode == "reflect":
+        if max(before, after) >= size:
+            raise ValueError(f"{max(before, after)} elements cannot be mirrored from {size}")
         period = max(2 * (size - 1), 1)
         places = places.remainder(period)
         return torch.where(places < size, places, period - places)

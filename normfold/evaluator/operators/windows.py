@@ -40,10 +40,11 @@ class Windows:
         return found
 
 
-def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
+def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int], *, same_counts_gaps: bool = True) -> Windows:
     """The windows that a node's attributes describe.
 
     SAME pads so that there are ceil(size / stride) of them, an odd one at the end (UPPER) or at the beginning (LOWER).
+    same_counts_gaps: as the standard has it; onnxruntime's pooling does as if the windows had no gaps, and makes fewer.
     """
     rank = len(sizes)
     given = call.integers("kernel_shape")
@@ -57,8 +58,8 @@ def windows(call: Call, sizes: Sequence[int], kernel: Sequence[int]) -> Windows:
         pads = [0] * (2 * rank)
     elif mode in ("SAME_UPPER", "SAME_LOWER"):
         needed = [
-            same_padding(size, stride, (extent - 1) * gap + 1)
-            for size, stride, extent, gap in zip(sizes, strides, kernel, dilations, strict=True)
+            same_padding(size, stride, (count - 1) * (gap if same_counts_gaps else 1) + 1)
+            for size, stride, count, gap in zip(sizes, strides, kernel, dilations, strict=True)
         ]
         small = [total // 2 for total in needed]
         large = [total - total // 2 for total in needed]

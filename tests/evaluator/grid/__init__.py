@@ -11,26 +11,44 @@ from types import ModuleType
 from tests.evaluator.agreement import Case
 from tests.evaluator.backend import variants
 from tests.evaluator.grid import (
+    attention,
+    control,
     convolution,
     layout,
     matrix,
+    microsoft,
+    ml,
     normalisation,
+    optimised,
     pointwise,
     pooling,
+    quantised,
+    recurrent,
     reductions,
     resize,
+    transforms,
+    words,
 )
 from tests.evaluator.grid.rows import numbered
 
 FAMILIES: tuple[ModuleType, ...] = (
+    attention,
+    control,
     convolution,
     layout,
     matrix,
+    microsoft,
+    ml,
     normalisation,
+    optimised,
     pointwise,
     pooling,
+    quantised,
+    recurrent,
     reductions,
     resize,
+    transforms,
+    words,
 )
 
 

@@ -30,7 +30,9 @@ def plain() -> Iterator[Case]:
         forms = {"auto_pad": auto, "strides": strides, "dilations": dilations}
         yield row("Conv", F(1, 2, size, 11), F(3, 2, 3, 2), **forms)
     for group, channels, out in [(1, 4, 3), (2, 4, 6), (4, 4, 4), (4, 4, 8), (3, 3, 3)]:
-        yield row("Conv", F(1, channels, 5, 5), F(out, channels // group, 3, 3), F(out), group=group, kernel_shape=[3, 3])
+        yield row(
+            "Conv", F(1, channels, 5, 5), F(out, channels // group, 3, 3), F(out), group=group, kernel_shape=[3, 3]
+        )
     yield row("Conv", F(2, 3, 8), F(4, 3, 3), F(4), pads=[2, 1])
     yield row("Conv", F(2, 4, 8), F(4, 1, 3), group=4, dilations=[3], auto_pad="SAME_UPPER")
     yield row("Conv", F(2, 3, 8), F(4, 3, 1))
@@ -55,7 +57,9 @@ def transposed() -> Iterator[Case]:
         yield row("ConvTranspose", F(1, 2, 5, 6), F(2, 3, 2, 4), auto_pad=auto, strides=strides)
     for shape, auto, strides in product(([10, 12], [11, 13], [9, 12]), AUTO[:1] + AUTO[2:], ([2, 2],)):
         yield row("ConvTranspose", F(1, 2, 5, 6), F(2, 3, 3, 3), output_shape=shape, auto_pad=auto, strides=strides)
-    yield row("ConvTranspose", F(1, 2, 5, 6), F(2, 3, 3, 3), output_shape=[12, 14], output_padding=[1, 1], strides=[2, 2])
+    yield row(
+        "ConvTranspose", F(1, 2, 5, 6), F(2, 3, 3, 3), output_shape=[12, 14], output_padding=[1, 1], strides=[2, 2]
+    )
     for group, channels, out in [(1, 4, 3), (2, 4, 6), (4, 4, 4), (4, 4, 8)]:
         yield row("ConvTranspose", F(1, channels, 5, 5), F(channels, out // group, 3, 3), F(out), group=group)
     yield row("ConvTranspose", F(2, 3, 8), F(3, 4, 3), F(4), strides=[2], pads=[1, 0])
@@ -76,7 +80,9 @@ def integer() -> Iterator[Case]:
             scales = [np.asarray(0.1, np.float32), const(np.asarray(3, dtype))]
             weight = [const(w), const(np.asarray(0.05, np.float32)), const(np.asarray(0, wtype))]
             result = [const(np.asarray(0.3, np.float32)), const(np.asarray(7, dtype))]
-            yield row("QLinearConv", x, const(scales[0]), scales[1], *weight, *result, group=2, pads=pads, strides=strides)
+            yield row(
+                "QLinearConv", x, const(scales[0]), scales[1], *weight, *result, group=2, pads=pads, strides=strides
+            )
     each = [const(U(0.01, 0.1, 4)), const(V(0, 0, 0, 0, dtype=np.int8))]
     fixed = [const(np.asarray(0.1, np.float32)), const(np.asarray(3, np.uint8))]
     x, w = N(0, 200, 1, 3, 5, 5, dtype=np.uint8), const(N(-90, 90, 4, 3, 3, 3, dtype=np.int8))

@@ -104,7 +104,13 @@ def splits() -> Iterator[Case]:
 def pads() -> Iterator[Case]:
     amounts = [[0, 1, 2, 0, 1, 2], [1, 0, 2, 0, 3, 1], [0, 0, 0, 0, 0, 0], [0, -1, 2, 0, 1, -2], [0, -1, -1, 0, -1, 0]]
     for pads, mode in product(amounts, (None, "constant", "reflect", "edge", "wrap")):
-        yield row("Pad", F(2, 4, 5), pads=pads, mode=mode if mode != "wrap" else "edge", value=1.5 if mode == "constant" else None)
+        yield row(
+            "Pad",
+            F(2, 4, 5),
+            pads=pads,
+            mode=mode if mode != "wrap" else "edge",
+            value=1.5 if mode == "constant" else None,
+        )
         yield row("Pad", F(2, 4, 5), pads, mode=mode)
     yield row("Pad", F(2, 4, 5), [0, 1, 2, 0, 1, 2], 2.5)
     yield row("Pad", F(2, 4, 5), [1, 2, 3, 0], 2.5, [1, 2])
@@ -146,7 +152,11 @@ def scatters() -> Iterator[Case]:
     for op, axis in product(("Scatter", "ScatterElements"), (None, 0, 1, -1)):
         yield row(op, F(3, 4), V([0, 2, 1], [1, -1, 0], dtype=np.int64), F(2, 3), axis=axis)
     for reduction, axis in product((None, "none", "add", "mul", "max", "min"), (0, 1, -1)):
-        indices = V([0, 2, 1], [0, 2, -1], dtype=np.int64) if reduction in (None, "none") else V([0, 0, 1], [1, 0, 0], dtype=np.int64)
+        indices = (
+            V([0, 2, 1], [0, 2, -1], dtype=np.int64)
+            if reduction in (None, "none")
+            else V([0, 0, 1], [1, 0, 0], dtype=np.int64)
+        )
         if reduction in (None, "none") and axis == 0:
             indices = V([0, 2, 1], [1, 0, -1], dtype=np.int64)
         yield row("ScatterElements", F(3, 4), indices, F(2, 3), axis=axis, reduction=reduction)
@@ -156,7 +166,13 @@ def scatters() -> Iterator[Case]:
         yield row("ScatterND", F(4, 3), V([1], [1], [-1], dtype=np.int64), F(3, 3), reduction=reduction)
         yield row("ScatterND", N(1, 9, 4, 3), V([1], [1], [3], dtype=np.int64), N(1, 9, 3, 3), reduction=reduction)
         indices = V([1, 1], [0, 1], dtype=np.int32)
-        yield row("ScatterElements", N(1, 9, 4, 3, dtype=np.int32), indices, N(1, 9, 2, 2, dtype=np.int32), reduction=reduction)
+        yield row(
+            "ScatterElements",
+            N(1, 9, 4, 3, dtype=np.int32),
+            indices,
+            N(1, 9, 2, 2, dtype=np.int32),
+            reduction=reduction,
+        )
     yield row("ScatterND", F(4, 3), np.zeros((0, 1), np.int64), F(0, 3))
     yield row("ScatterElements", F(4, 3), np.zeros((0, 3), np.int64), F(0, 3))
     for axis, mode in product((None, -2, 1, 2), (None, "linear", "circular")):
@@ -173,7 +189,14 @@ def made() -> Iterator[Case]:
     yield row("ConstantOfShape", const(np.asarray([], np.int64)))
     for dtype in (*DTYPES, np.float32, np.float64, np.float16):
         yield row("ConstantOfShape", V(2, 2, dtype=np.int64), value=numpy_helper.from_array(np.asarray([1], dtype)))
-    for shape, target in [((3, 1), [2, 1, 4]), ((3, 4), [1]), ((), [2, 2]), ((2, 1), [2, 0]), ((4,), [3, 4]), ((3, 4), [3, 1])]:
+    for shape, target in [
+        ((3, 1), [2, 1, 4]),
+        ((3, 4), [1]),
+        ((), [2, 2]),
+        ((2, 1), [2, 0]),
+        ((4,), [3, 4]),
+        ((3, 4), [3, 1]),
+    ]:
         yield row("Expand", F(*shape), target)
     for repeats in ([1, 2], [2, 3], [0, 1], [3, 1]):
         yield row("Tile", F(2, 3), repeats)

@@ -92,10 +92,23 @@ def integer() -> Iterator[Case]:
         a, b = N(0, 90, 2, 3, 4, dtype=left), N(0, 90, 4, 5, dtype=right)
         yield row("MatMulInteger", a, b)
         yield row("MatMulInteger", a, b, np.asarray(3, left), np.asarray(2, right))
-        yield row("MatMulInteger", N(0, 90, 3, 4, dtype=left), b, V(3, dtype=left), const(V(1, 2, 3, 4, 5, dtype=right)))
+        yield row(
+            "MatMulInteger", N(0, 90, 3, 4, dtype=left), b, V(3, dtype=left), const(V(1, 2, 3, 4, 5, dtype=right))
+        )
         scale, point = np.asarray(0.1, np.float32), np.asarray(3, left)
         weights = [np.asarray(0.05, np.float32), np.asarray(2, right)]
-        yield row("QLinearMatMul", a, const(scale), const(point), const(b), *map(const, weights), const(scale * 7), const(point))
+        yield row(
+            "QLinearMatMul",
+            a,
+            const(scale),
+            const(point),
+            const(b),
+            *map(const, weights),
+            const(scale * 7),
+            const(point),
+        )
     each = [const(U(0.01, 0.1, 5)), const(V(0, 1, 2, 3, 4, dtype=np.int8))]
     fixed = [const(np.asarray(0.1, np.float32)), const(np.asarray(3, np.uint8))]
-    yield row("QLinearMatMul", N(0, 200, 3, 4, dtype=np.uint8), *fixed, const(N(-90, 90, 4, 5, dtype=np.int8)), *each, *fixed)
+    yield row(
+        "QLinearMatMul", N(0, 200, 3, 4, dtype=np.uint8), *fixed, const(N(-90, 90, 4, 5, dtype=np.int8)), *each, *fixed
+    )

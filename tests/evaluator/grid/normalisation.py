@@ -51,7 +51,9 @@ def layer() -> Iterator[Case]:
     for axis in (None, 0, 1, 2, -1, -2, -3):
         width = (2, 3, 4)[axis if axis is not None else -1 :]
         for epsilon, bias in product((None, 0.01), (False, True)):
-            yield row("LayerNormalization", F(2, 3, 4), F(*width), F(*width) if bias else None, axis=axis, epsilon=epsilon)
+            yield row(
+                "LayerNormalization", F(2, 3, 4), F(*width), F(*width) if bias else None, axis=axis, epsilon=epsilon
+            )
         yield row("LayerNormalization", F(2, 3, 4), F(*width), F(*width), axis=axis, outputs=3, stash_type=1)
         yield row("RMSNormalization", F(2, 3, 4), F(*width), axis=axis)
         yield row("RMSNormalization", F(2, 3, 4), F(*width), axis=axis, epsilon=0.1, stash_type=1)

@@ -21,7 +21,14 @@ ANYWHERE = (
     "Abs Neg Ceil Floor Round Sign Exp Erf Sin Cos Tan Sinh Cosh Asinh Atan Tanh Sigmoid Relu Softplus Softsign Selu "
     "HardSwish Mish Gelu Identity Elu Celu LeakyRelu ThresholdedRelu HardSigmoid Shrink Swish IsNaN IsInf Reciprocal"
 ).split()
-WITHIN = {"Sqrt": (0.0, 9.0), "Log": (0.01, 9.0), "Asin": (-1, 1), "Acos": (-1, 1), "Atanh": (-0.99, 0.99), "Acosh": (1.01, 9)}
+WITHIN = {
+    "Sqrt": (0.0, 9.0),
+    "Log": (0.01, 9.0),
+    "Asin": (-1, 1),
+    "Acos": (-1, 1),
+    "Atanh": (-0.99, 0.99),
+    "Acosh": (1.01, 9),
+}
 ATTRIBUTES = [
     ("Elu", {"alpha": 0.3}),
     ("Elu", {"alpha": -1.7}),
@@ -87,7 +94,13 @@ def unary() -> Iterator[Case]:
     for op, dtype in product(("Abs", "Neg", "Sign", "Relu", "Identity", "Shrink"), INTEGERS):
         yield row(op, N(0 if dtype in UNSIGNED else -5, 6, 3, 4, dtype=dtype))
     yield row("Abs", V(-(2**31) + 1, 2**31 - 1, dtype=np.int32))
-    for shape, slope in [((2, 3, 4), (4,)), ((2, 3, 4), (3, 1)), ((2, 3, 4), (1,)), ((2, 3, 4), ()), ((2, 3, 4), (2, 3, 4))]:
+    for shape, slope in [
+        ((2, 3, 4), (4,)),
+        ((2, 3, 4), (3, 1)),
+        ((2, 3, 4), (1,)),
+        ((2, 3, 4), ()),
+        ((2, 3, 4), (2, 3, 4)),
+    ]:
         yield row("PRelu", F(*shape), F(*slope))
     yield row("PRelu", N(-5, 6, 3, 4, dtype=np.int32), N(2, 4, 4, dtype=np.int32))
     for ratio in (None, 0.3):

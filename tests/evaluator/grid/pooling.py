@@ -34,10 +34,14 @@ def maximum() -> Iterator[Case]:
     for order, pads, dilations in product((None, 1), (None, [1, 0, 0, 1]), (None, [1, 2])):
         forms = {"pads": pads, "dilations": dilations, "storage_order": order}
         yield row("MaxPool", F(2, 3, 6, 5), kernel_shape=[2, 2], strides=[2, 1], outputs=2, **forms)
-    yield row("MaxPool", V([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]).reshape(1, 1, 3, 4), kernel_shape=[2, 2], outputs=2)
+    yield row(
+        "MaxPool", V([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]).reshape(1, 1, 3, 4), kernel_shape=[2, 2], outputs=2
+    )
     yield row("MaxPool", F(1, 2, 9), kernel_shape=[3], pads=[1, 2], strides=[2], ceil_mode=1)
     yield row("MaxPool", F(1, 2, 9), kernel_shape=[3], dilations=[3])
-    yield row("MaxPool", F(1, 2, 4, 5, 6), kernel_shape=[2, 3, 2], strides=[1, 2, 2], pads=[1, 0, 0, 0, 1, 1], outputs=2)
+    yield row(
+        "MaxPool", F(1, 2, 4, 5, 6), kernel_shape=[2, 3, 2], strides=[1, 2, 2], pads=[1, 0, 0, 0, 1, 1], outputs=2
+    )
     yield row("MaxPool", F(1, 1, 5), kernel_shape=[2], strides=[3], ceil_mode=1)
     for dtype in (np.int8, np.uint8):
         yield row("MaxPool", N(0, 99, 1, 2, 5, 5, dtype=dtype), kernel_shape=[2, 2])
@@ -52,17 +56,41 @@ def average() -> Iterator[Case]:
         yield row("AveragePool", F(1, 2, 8, 9), kernel_shape=kernel, **forms)
         yield row("AveragePool", F(1, 2, 8, 9), kernel_shape=kernel, dilations=[2, 1], **forms)
     for auto, strides, size, count in product(AUTO, (None, [2, 2], [3, 2]), (8, 9), (None, 1)):
-        yield row("AveragePool", F(1, 2, size, 7), kernel_shape=[3, 2], auto_pad=auto, strides=strides, count_include_pad=count)
+        yield row(
+            "AveragePool",
+            F(1, 2, size, 7),
+            kernel_shape=[3, 2],
+            auto_pad=auto,
+            strides=strides,
+            count_include_pad=count,
+        )
     for ceil, count in product((None, 1), (None, 1)):
-        yield row("AveragePool", F(1, 2, 9), kernel_shape=[4], strides=[3], pads=[1, 2], ceil_mode=ceil, count_include_pad=count)
-        yield row("AveragePool", F(1, 2, 4, 5, 6), kernel_shape=[2, 3, 2], strides=[2, 2, 3], ceil_mode=ceil, count_include_pad=count)
+        yield row(
+            "AveragePool",
+            F(1, 2, 9),
+            kernel_shape=[4],
+            strides=[3],
+            pads=[1, 2],
+            ceil_mode=ceil,
+            count_include_pad=count,
+        )
+        yield row(
+            "AveragePool",
+            F(1, 2, 4, 5, 6),
+            kernel_shape=[2, 3, 2],
+            strides=[2, 2, 3],
+            ceil_mode=ceil,
+            count_include_pad=count,
+        )
     yield row("AveragePool", F(1, 1, 5), kernel_shape=[2], strides=[3], ceil_mode=1, count_include_pad=1)
 
 
 def p_norm() -> Iterator[Case]:
     for p, pads, strides in product((None, 1, 2, 3), (None, [1, 0, 0, 1]), (None, [2, 1])):
         yield row("LpPool", F(1, 2, 6, 7), kernel_shape=[3, 2], p=p, pads=pads, strides=strides)
-        yield row("LpPool", F(1, 2, 6, 7), kernel_shape=[2, 2], p=p, pads=pads, strides=strides, dilations=[2, 2], ceil_mode=1)
+        yield row(
+            "LpPool", F(1, 2, 6, 7), kernel_shape=[2, 2], p=p, pads=pads, strides=strides, dilations=[2, 2], ceil_mode=1
+        )
     for auto in AUTO:
         yield row("LpPool", F(1, 2, 7, 6), kernel_shape=[3, 2], strides=[2, 2], auto_pad=auto)
     yield row("LpPool", F(1, 2, 9), kernel_shape=[4], strides=[3], ceil_mode=1)

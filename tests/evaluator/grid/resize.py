@@ -56,10 +56,14 @@ def resize_more() -> Iterator[Case]:
     for mode, scales in product(("linear", "cubic"), SCALES):
         yield row("Resize", x, None, const(V(*scales)), mode=mode, antialias=1)
         yield row("Resize", x, None, const(V(*scales)), mode=mode, antialias=1, exclude_outside=1)
-        yield row("Resize", x, None, const(V(*scales)), mode=mode, antialias=1, coordinate_transformation_mode="align_corners")
+        yield row(
+            "Resize", x, None, const(V(*scales)), mode=mode, antialias=1, coordinate_transformation_mode="align_corners"
+        )
     for a, outside, scales in product((None, -0.5), (None, 1), SCALES):
         yield row("Resize", x, None, const(V(*scales)), mode="cubic", cubic_coeff_a=a, exclude_outside=outside)
-    for policy, mode, axes in product(("stretch", "not_larger", "not_smaller"), ("nearest", "linear", "cubic"), ([2, 3], [3, 2], [-1, -2])):
+    for policy, mode, axes in product(
+        ("stretch", "not_larger", "not_smaller"), ("nearest", "linear", "cubic"), ([2, 3], [3, 2], [-1, -2])
+    ):
         yield row("Resize", x, None, None, [7, 8], mode=mode, axes=axes, keep_aspect_ratio_policy=policy)
     for mode, axes in product(("nearest", "linear"), ([2, 3], [3])):
         yield row("Resize", x, None, const(V(*([0.7, 1.6][: len(axes)]))), mode=mode, axes=axes)
@@ -68,7 +72,12 @@ def resize_more() -> Iterator[Case]:
         forms = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 9.5}
         yield row("Resize", x, region, None, [5, 6], mode=mode, axes=[2, 3], **forms)
         yield row("Resize", x, region, None, [5, 6], mode=mode, axes=[3, 2], **forms)
-    for shape, scales in [((2, 3, 5), (1, 1, 1.7)), ((5,), (2.5,)), ((4, 5), (1.5, 0.7)), ((1, 1, 2, 3, 4), (1, 1, 2, 1.5, 0.6))]:
+    for shape, scales in [
+        ((2, 3, 5), (1, 1, 1.7)),
+        ((5,), (2.5,)),
+        ((4, 5), (1.5, 0.7)),
+        ((1, 1, 2, 3, 4), (1, 1, 2, 1.5, 0.6)),
+    ]:
         for mode in ("nearest", "linear"):
             yield row("Resize", F(*shape), None, const(V(*scales)), mode=mode)
     yield row("Resize", F(1, 4, 5, 2), None, const(V(1, 1.5, 2, 1)), mode="linear")
@@ -80,7 +89,9 @@ def resize_more() -> Iterator[Case]:
 
 
 def upsample() -> Iterator[Case]:
-    for mode, scales in product(("nearest", "linear"), ([1.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.5, 2.5], [1.0, 1.0, 1.0, 1.0])):
+    for mode, scales in product(
+        ("nearest", "linear"), ([1.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.5, 2.5], [1.0, 1.0, 1.0, 1.0])
+    ):
         yield row("Upsample", F(1, 2, 3, 4), mode=mode, scales=scales)
         yield row("Upsample", F(1, 2, 3, 4), const(V(*scales)), mode=mode)
         yield row("Upsample", F(1, 2, 3, 4), V(*scales), mode=mode)

@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tests.evaluator.agreement import Case
-from tests.evaluator.variants import NEWEST, OLDEST, accepted
+from tests.evaluator.variants import NEWEST, OLDEST, RUNTIME_ONLY, accepted
 
 Draw = Callable[[np.random.Generator], np.ndarray]
 MICROSOFT = "com.microsoft"
@@ -123,7 +123,7 @@ def _newest(node: Any, feeds: dict[str, Any], weights: Sequence[Any], results: S
     inputs = [helper.make_tensor_value_info(n, _element_type(v), v.shape) for n, v in feeds.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in results]
     graph = helper.make_graph([node], "grid", inputs, outputs, initializer=weights)
-    if node.domain == MICROSOFT:
+    if node.domain == MICROSOFT or node.op_type in RUNTIME_ONLY:
         imports = [helper.make_opsetid("", BESIDE), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
     for version in range(NEWEST[node.domain], 0, -1):
