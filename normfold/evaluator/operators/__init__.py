@@ -12,6 +12,7 @@ from normfold.evaluator.call import Function, Rows
 from normfold.evaluator.operators import (
     activations,
     casts,
+    control,
     creation,
     elementwise,
     indexing,
@@ -20,11 +21,13 @@ from normfold.evaluator.operators import (
     padding,
     reductions,
     scatter,
+    sequences,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
     ("", casts.ROWS),
+    ("", control.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
     ("", indexing.ROWS),
@@ -33,6 +36,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", padding.ROWS),
     ("", reductions.ROWS),
     ("", scatter.ROWS),
+    ("", sequences.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
