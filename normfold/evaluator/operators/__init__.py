@@ -14,6 +14,7 @@ from normfold.evaluator.operators import (
     casts,
     columns,
     convolution,
+    control,
     creation,
     elementwise,
     indexing,
@@ -26,6 +27,7 @@ from normfold.evaluator.operators import (
     regions,
     scatter,
     normalize,
+    sequences,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -33,6 +35,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", casts.ROWS),
     ("", columns.ROWS),
     ("", convolution.ROWS),
+    ("", control.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
     ("", indexing.ROWS),
@@ -45,6 +48,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", regions.ROWS),
     ("", scatter.ROWS),
     ("", normalize.ROWS),
+    ("", sequences.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
