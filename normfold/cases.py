@@ -55,18 +55,18 @@ class Case:
         floats = {name: value.astype(types[name]) for name, value in self.feeds.items() if value.dtype.kind == "f"}
         return replace(self, feeds={**self.feeds, **floats})
 
-    def moved(self, number: int, *, eps: float = 0.0) -> Case:
+    def moved(self, number: int, *, eps: float = 0.0, mirrored: bool = False) -> Case:
         """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are.
 
         eps: the distance from 1 to the next number of a type that is coarser than theirs, in which the model computes:
-        then each moves to its neighbour in that.
+        then each moves to its neighbour in that. mirrored: each moves the other way.
         """
         if number == 0:
             return self
         rng = np.random.default_rng((self.seed, number))
 
         def neighbour(value: Array) -> Array:
-            toward = rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape)
+            toward = rng.choice(np.array([-np.inf, np.inf], value.dtype), value.shape) * (-1 if mirrored else 1)
             if eps <= np.finfo(value.dtype).eps:
                 return np.asarray(np.nextafter(value, toward))
             return np.asarray(value * (1.0 + eps * np.sign(toward)), dtype=value.dtype)

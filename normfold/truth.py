@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 # An entry that moves by more than this share of its output's RMS when nothing moved beyond rounding has jumped.
 JUMP = 1e-2
-# Beyond this share of undecided entries nothing is judged.
-MOST_UNDECIDED = 0.1
+# Beyond this share of undecided entries nothing is judged, of floats and of anything else.
+MOST_UNDECIDED = {True: 0.1, False: 0.5}
+# What rounding to float32 may move: a unit in its last place.
+SINGLE = 2.0**-23
 # Orders of magnitude from which on small channels are judged apart: their errors would drown in those of the large.
 ORDERS = 2
 
@@ -175,9 +177,12 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
         tick()
     undecided = None
     if exercise.jumps or any(value.dtype.kind != "f" for value in found[0]):
-        moved = evaluator_of(model, path, seed=1)
-        moves = (run_evaluator(moved, case.moved(1), path) for case in cases)
-        undecided = tuple(_undecided(outputs, other) for outputs, other in zip(found, moves, strict=True))
+        # Moved one way and the other: a tie goes to another side in one of the two.
+        sides = [(evaluator_of(model, path, move=move), move < 0) for move in (SINGLE, -SINGLE)]
+        undecided = tuple(
+            _undecided(outputs, [run_evaluator(e, case.moved(1, mirrored=back), path) for e, back in sides])
+            for outputs, case in zip(found, cases, strict=True)
+        )
     return Truth(
         tuple(cases), tuple(found), method, from_module=False, undecided=undecided, unexercised=exercise.missed()
     )
@@ -188,22 +193,24 @@ def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tup
     return _of_graph(path, cases, "", tick=tick).outputs
 
 
-def _undecided(outputs: Outputs, moved: Outputs) -> tuple[Array | None, ...]:
-    return tuple(_changed(one, other) for one, other in zip(outputs, moved, strict=True))
+def _undecided(outputs: Outputs, moved: Sequence[Outputs]) -> tuple[Array | None, ...]:
+    """Per output the entries that are something else in one of the moved runs; None where there are none."""
+    masks = (
+        np.logical_or.reduce([_changed(value, other[index]) for other in moved]) for index, value in enumerate(outputs)
+    )
+    return tuple(mask if mask.any() else None for mask in masks)
 
 
-def _changed(value: Array, moved: Array) -> Array | None:
-    """The entries that are something else when inputs and weights move within rounding; None where there are none."""
+def _changed(value: Array, moved: Array) -> Array:
+    """The entries that are something else when inputs and weights move within rounding."""
     if value.shape != moved.shape:
         return np.ones(value.shape, dtype=bool)
     if value.dtype.kind != "f":
-        differs = np.asarray(value != moved, dtype=bool)
-    else:
-        finite = np.abs(value) < MASK
-        scale = float(np.sqrt(np.mean(np.square(value[finite])))) if finite.any() else 0.0
-        with np.errstate(invalid="ignore"):
-            differs = finite & ~(np.abs(value - moved) <= JUMP * scale)
-    return differs if differs.any() else None
+        return np.asarray(value != moved, dtype=bool)
+    finite = np.abs(value) < MASK
+    scale = float(np.sqrt(np.mean(np.square(value[finite])))) if finite.any() else 0.0
+    with np.errstate(invalid="ignore"):
+        return np.asarray(finite & ~(np.abs(value - moved) <= JUMP * scale))
 
 
 def _finished(truth: Truth) -> Truth:
@@ -220,7 +227,7 @@ def _finished(truth: Truth) -> Truth:
         masks = [row[index] for row in truth.undecided or ()]
         undecided = sum(int(mask.sum()) for mask in masks if mask is not None)
         entries = sum(outputs[index].size for outputs in truth.outputs)
-        if undecided > MOST_UNDECIDED * entries:
+        if undecided > MOST_UNDECIDED[truth.outputs[0][index].dtype.kind == "f"] * entries:
             raise CannotJudgeError(
                 f"output {index} is decided by rounding: {undecided} of its {entries} entries change when inputs and "
                 "weights move by less than float32 can hold, so there can be no verdict on it. Inputs of your own may "

@@ -34,10 +34,10 @@ def read_graph(path: Path) -> ir.Model:
     return model
 
 
-def evaluator_of(model: ir.Model, path: Path, *, seed: int | None = None) -> Evaluator:
+def evaluator_of(model: ir.Model, path: Path, *, move: float = 0.0) -> Evaluator:
     """The float64 evaluator of a graph. Raises NotCoveredError, with the name of the file."""
     try:
-        return Evaluator(model, seed=seed)
+        return Evaluator(model, move=move)
     except NotCoveredError as error:
         raise NotCoveredError(f"{path}: {error}") from error
 

@@ -19,12 +19,12 @@ class Evaluator:
 
     The weights stay where they are (mapped, if they lie in external data) and are widened when an operator reads them;
     a tensor is freed after its last use. Running needs the memory of the largest set of live tensors, in float64.
-    seed: move every floating weight within the rounding of float32, at random: what the outputs do then is what nobody
-    can know better.
+    move: move every floating weight by up to half of this, relatively, at random, and as far the other way where it is
+    negative: what the outputs do then is what rounding decides.
     """
 
-    def __init__(self, model: ir.Model, *, seed: int | None = None) -> None:
-        self._program = Program(model, seed=seed)
+    def __init__(self, model: ir.Model, *, move: float = 0.0) -> None:
+        self._program = Program(model, move=move)
         self.inputs = tuple(value for value in model.graph.inputs if value not in self._program.weights)
         self._overridable = tuple(value for value in model.graph.inputs if value in self._program.weights)
         self.outputs = tuple(model.graph.outputs)

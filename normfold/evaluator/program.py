@@ -27,9 +27,6 @@ Watch = Callable[[Node, Sequence[Value], Sequence[Value]], None]
 # Weights up to this size are widened to float64 once; larger ones for every use, so that they are held narrow.
 _KEPT_BYTES = 1 << 20
 
-# The distance from 1 to the next float32.
-_EPS = 2.0**-23
-
 # Operators that give something else every time.
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -108,11 +105,12 @@ class Scope:
 class Program:
     """A model ready to run. Raises NotCoveredError for an operator that is not in the table.
 
-    seed: move every floating weight within the rounding of float32, at random.
+    move: move every floating weight by up to half of this, relatively, at random; the negative number moves it as far
+    the other way.
     """
 
-    def __init__(self, model: ir.Model, *, seed: int | None = None) -> None:
-        self._rng = None if seed is None else torch.Generator().manual_seed(seed)
+    def __init__(self, model: ir.Model, *, move: float = 0.0) -> None:
+        self._move, self._rng = move, torch.Generator().manual_seed(0)
         self.functions = model.functions
         self._kept: dict[ir.Value, Value] = {}
         self._constants: set[ir.Value] = set()
@@ -228,8 +226,8 @@ class Program:
         if stored is None:
             raise EvaluationError(f"{value.name!r} is read and nothing writes it")
         found = from_numpy(stored.numpy())
-        if self._rng is not None and isinstance(found, torch.Tensor) and found.is_floating_point():
-            found *= 1.0 + _EPS * (torch.rand(found.shape, generator=self._rng, dtype=found.dtype) - 0.5)
+        if self._move and isinstance(found, torch.Tensor) and found.is_floating_point():
+            found *= 1.0 + self._move * (torch.rand(found.shape, generator=self._rng, dtype=found.dtype) - 0.5)
         if stored.nbytes <= _KEPT_BYTES:
             self._kept[value] = found
         return found
