@@ -29,7 +29,7 @@ from normfold.origin import Load, Manifest, common_inputs, find_source, load_sou
 from normfold.runtime import UNOPTIMISED, Runtime, levels, open_session, version
 from normfold.sizes import fitting
 from normfold.truth import establish
-from normfold.truth_of_graph import parameter_count
+from normfold.truth_of_graph import check_bounded, parameter_count
 from normfold.verdict import Verdict
 from normfold.verify import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
 from normfold.yardstick import Yardstick
@@ -177,6 +177,8 @@ def _against_source(
             specs = fitting(specs, place)
         parameters = 0 if candidate.graph is None else parameter_count(candidate.graph)
         cases = _cases(specs, asked, half=half, parameters=parameters)
+        if candidate.graph is not None:
+            check_bounded(candidate.graph, model, cases)
     with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
         original = place
         if source.module is not None:

@@ -53,6 +53,18 @@ def run_evaluator(evaluator: Evaluator, case: Case, path: Path, *, watch: Watch 
         raise
 
 
+def check_bounded(model: ir.Model, path: Path, cases: Sequence[Case]) -> None:
+    """Raise CannotJudgeError where the graph allocates or loops without end, before onnxruntime does so.
+
+    Looked at on the smallest case; a graph that the evaluator does not know, or that does not run, is left to others.
+    """
+    smallest = min(cases, key=lambda case: sum(array.size for array in case.feeds.values()))
+    try:
+        run_evaluator(evaluator_of(model, path), smallest, path)
+    except (NotCoveredError, GraphError):
+        return
+
+
 def graph_tensors(model: ir.Model, case: Case, keep: Callable[[str, Array], None]) -> None:
     """Every floating tensor of the main graph in float64, told to `keep` with its name as soon as it is there."""
     names = {value: str(value.name) for node in model.graph for value in node.outputs if value.name}
