@@ -18,10 +18,14 @@ from normfold.evaluator.operators import (
     indexing,
     layout,
     logic,
+    ml_features,
+    ml_labels,
+    ml_linear,
     padding,
     reductions,
     scatter,
     sequences,
+    strings,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -33,10 +37,14 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", indexing.ROWS),
     ("", layout.ROWS),
     ("", logic.ROWS),
+    ("ai.onnx.ml", ml_features.ROWS),
+    ("ai.onnx.ml", ml_labels.ROWS),
+    ("ai.onnx.ml", ml_linear.ROWS),
     ("", padding.ROWS),
     ("", reductions.ROWS),
     ("", scatter.ROWS),
     ("", sequences.ROWS),
+    ("", strings.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
