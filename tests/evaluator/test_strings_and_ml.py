@@ -23,24 +23,44 @@ def words(*items: str) -> Any:
     return np.array(items, object)
 
 
+NORMALIZED = product(
+    (words("Mon", "tue", "ÄÖß", "é", "MON"), words("Mon", "mon").reshape(1, 2)),
+    ("C", "C.UTF-8"),
+    (0, 1),
+    ("NONE", "LOWER", "UPPER"),
+    ({}, {"stopwords": ["mon", "É"]}),
+)
+SPLIT = product(
+    (words(" a b  c ", "", "x"), words("a,b,,c", ",").reshape(2, 1), words("", ""), words("a\tb c\u00a0d"), words()),
+    ({}, {"delimiter": ","}, {"delimiter": ", "}),
+    ({}, {"maxsplit": 0}, {"maxsplit": 1}, {"maxsplit": 2}),
+)
+COUNTED = product(
+    (np.array([2, 3, 5, 2, 3, 3, 5, 2]), np.array([[2, 3, 5, 2], [7, 2, 2, 3]], np.int32)),
+    ("TF", "IDF", "TFIDF"),
+    ((1, 1), (1, 2), (2, 2)),
+    (0, 1, 5),
+)
+POOL = {
+    "ngram_counts": [0, 3],
+    "ngram_indexes": [0, 1, 2, 4, 3],
+    "pool_int64s": [2, 3, 5, 2, 3, 5, 2],
+    "weights": [1.0, 0.5, 2.0, 3.0, 0.25],
+}
+WORD_POOL = {"ngram_counts": [0, 1], "ngram_indexes": [1, 0], "pool_strings": ["a", "b", "a"]}
 STRINGS: list[tuple[Case, int]] = [
-    *((("StringNormalizer", 10, [x], {"locale": locale, "is_case_sensitive": exact, "case_change_action": case, **stop}), 1)
-      for x, locale, exact, case, stop in product(
-        (words("Mon", "tue", "ÄÖß", "é", "MON"), words("Mon", "mon").reshape(1, 2)), ("C", "C.UTF-8"), (0, 1),
-        ("NONE", "LOWER", "UPPER"), ({}, {"stopwords": ["mon", "É"]}))),
-    *((("StringSplit", 20, [x], {**delimiter, **most}), 2) for x, delimiter, most in product(
-        (words(" a b  c ", "", "x"), words("a,b,,c", ",").reshape(2, 1), words("", ""), words("a\tb c\u00a0d"),
-         words()), ({}, {"delimiter": ","}, {"delimiter": ", "}), ({}, {"maxsplit": 0}, {"maxsplit": 1}, {"maxsplit": 2}))),
+    *((("StringNormalizer", 10, [x], {
+        "locale": locale, "is_case_sensitive": exact, "case_change_action": case, **stop}), 1)
+      for x, locale, exact, case, stop in NORMALIZED),
+    *((("StringSplit", 20, [x], {**delimiter, **most}), 2) for x, delimiter, most in SPLIT),
     *((("RegexFullMatch", 20, [words("a1", "ä", "a1\n", "", "a.b@c.d")], {"pattern": pattern}), 1)
       for pattern in (r"\w\d?", "a?.", r"[a-z.]+@[a-z.]+", "")),
     (("StringConcat", 20, [words("a", "b").reshape(2, 1), words("c", "d", "")], {}), 1),
-    *((("TfIdfVectorizer", 9, [x], {"mode": mode, "min_gram_length": low, "max_gram_length": high,
-        "max_skip_count": skips, "ngram_counts": [0, 3], "ngram_indexes": [0, 1, 2, 4, 3],
-        "pool_int64s": [2, 3, 5, 2, 3, 5, 2], "weights": [1.0, 0.5, 2.0, 3.0, 0.25]}), 1) for x, mode, (low, high), skips in product(
-        (np.array([2, 3, 5, 2, 3, 3, 5, 2]), np.array([[2, 3, 5, 2], [7, 2, 2, 3]], np.int32)), ("TF", "IDF", "TFIDF"),
-        ((1, 1), (1, 2), (2, 2)), (0, 1, 5))),
-    (("TfIdfVectorizer", 9, [words("a", "b", "a")], {"mode": "TF", "min_gram_length": 1, "max_gram_length": 2,
-      "max_skip_count": 0, "ngram_counts": [0, 1], "ngram_indexes": [1, 0], "pool_strings": ["a", "b", "a"]}), 1),
+    *((("TfIdfVectorizer", 9, [x], {
+        "mode": mode, "min_gram_length": low, "max_gram_length": high, "max_skip_count": skips, **POOL}), 1)
+      for x, mode, (low, high), skips in COUNTED),
+    (("TfIdfVectorizer", 9, [words("a", "b", "a")], {
+        "mode": "TF", "min_gram_length": 1, "max_gram_length": 2, "max_skip_count": 0, **WORD_POOL}), 1),
 ]  # fmt: skip
 
 
