@@ -21,6 +21,9 @@ from normfold.evaluator.operators import (
     layout,
     logic,
     matrix,
+    ml_features,
+    ml_labels,
+    ml_linear,
     padding,
     pooling,
     reductions,
@@ -28,6 +31,7 @@ from normfold.evaluator.operators import (
     scatter,
     normalize,
     sequences,
+    strings,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -42,6 +46,9 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", matrix.ROWS),
+    ("ai.onnx.ml", ml_features.ROWS),
+    ("ai.onnx.ml", ml_labels.ROWS),
+    ("ai.onnx.ml", ml_linear.ROWS),
     ("", padding.ROWS),
     ("", pooling.ROWS),
     ("", reductions.ROWS),
@@ -49,6 +56,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", scatter.ROWS),
     ("", normalize.ROWS),
     ("", sequences.ROWS),
+    ("", strings.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
