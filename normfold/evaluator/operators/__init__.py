@@ -17,6 +17,8 @@ from normfold.evaluator.operators import (
     normalize,
     pooling,
     regions,
+    resampling,
+    sampling,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -27,6 +29,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", normalize.ROWS),
     ("", pooling.ROWS),
     ("", regions.ROWS),
+    ("", resampling.ROWS),
+    ("", sampling.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
