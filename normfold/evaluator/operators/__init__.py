@@ -32,6 +32,8 @@ from normfold.evaluator.operators import (
     normalize,
     sequences,
     strings,
+    resampling,
+    sampling,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -57,6 +59,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", normalize.ROWS),
     ("", sequences.ROWS),
     ("", strings.ROWS),
+    ("", resampling.ROWS),
+    ("", sampling.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
