@@ -20,7 +20,7 @@ import numpy as np
 from normfold.cases import Array, Case, draw_cases
 from normfold.clock import Tick, nothing
 from normfold.demand import check_fits
-from normfold.errors import CannotJudgeError, CheckpointError
+from normfold.errors import CannotJudgeError, CheckpointError, GraphError
 from normfold.exercise import Exercise
 from normfold.figures import MASK
 from normfold.inputs import InputSpec
@@ -161,8 +161,16 @@ def establish(
         return _finished(replace(_of_graph(graph_path, cases, method, tick=tick), narrow=narrow))
     truth = Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow)
     if thorough:
-        truth = replace(truth, unexercised=_of_graph(graph_path, cases, "", tick=tick).unexercised)
+        truth = replace(truth, unexercised=_unexercised(graph_path, cases, tick=tick))
     return _finished(truth)
+
+
+def _unexercised(path: Path, cases: Sequence[Case], *, tick: Tick) -> tuple[str, ...]:
+    """What the cases do not reach of an exported graph, whose truth the module gave."""
+    try:
+        return _of_graph(path, cases, "", tick=tick).unexercised
+    except (CannotJudgeError, GraphError) as error:
+        return (f"unknown, for the exported graph was not run in float64: {error}",)
 
 
 def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> Truth:
