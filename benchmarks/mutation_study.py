@@ -4,7 +4,7 @@
 
 Mutations: each fixture is exported and folded; then one thing in the folded graph is made wrong, as folding tools have
 been wrong, and the judge compares the mutant with the original. How much a mutation really changes is measured apart:
-mutant and folded graph in float64 by onnx.reference, on inputs of other seeds than the judge's, as the largest change
+mutant and folded graph in float64 by the evaluator, on inputs of other seeds than the judge's, as the largest change
 of an output in units of its bound, the larger of those that the original's own error sets on these inputs and on the
 judge's. Beyond 1 it is no rounding any more and has to be caught.
 
@@ -35,7 +35,7 @@ from normfold.files import save
 from normfold.graph import Model, prepare
 from normfold.inputs import InputSpec, parse_specs
 from normfold.rewrite import rewrite
-from normfold.truth import Outputs, establish, run_reference
+from normfold.truth import Outputs, establish, run_graph
 from normfold.yardstick import Yardstick
 from tests.graphs import as_float32
 from tests.random_graphs import network
@@ -89,7 +89,7 @@ def subject(name: str, folder: Path) -> Subject:
     truth = establish(source.module, unfolded, source.inputs, cases=draw_cases(source.inputs, count=SAMPLES))
     cases = draw_cases(source.inputs, seed=PROBE_SEED, count=PROBES)
     probing = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
-    probes, yardstick = run_reference(folded, cases), Yardstick.lay(truth, unfolded)
+    probes, yardstick = run_graph(folded, cases), Yardstick.lay(truth, unfolded)
     allowed = [max(pair) for pair in zip(_allowed(probing), _allowed(yardstick), strict=True)]
     return Subject(name, folder, source, original, onnx.load(folded), yardstick, probes, allowed)
 
@@ -109,7 +109,7 @@ def judge_mutant(of: Subject, kind: str, rng: np.random.Generator) -> Result | N
     cases = draw_cases(of.source.inputs, seed=PROBE_SEED, count=PROBES)
     change = max(
         difference(now, before) / of.allowed[output]
-        for values, expected in zip(run_reference(path, cases), of.probes, strict=True)
+        for values, expected in zip(run_graph(path, cases), of.probes, strict=True)
         for output, (now, before) in enumerate(zip(values, expected, strict=True))
     )
     return Result(kind, of.name, change, not of.yardstick.fold_edge(of.yardstick.measure(path)).passed)

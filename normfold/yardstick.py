@@ -88,7 +88,9 @@ class Yardstick:
         module = self._own_of_module() if self.truth.from_module else None
         own = self.original.own if module is None else module
         for index in range(len(self.truth.outputs[0])):
-            error = own.worst[index] / self.scales[index]
+            # Of anything but floats the error is a share of entries, and has no scale.
+            floating = self.truth.outputs[0][index].dtype.kind == "f"
+            error = own.worst[index] / (self.scales[index] if floating else 1.0)
             if math.isfinite(error) and error <= self.body.ceiling:
                 continue
             if not math.isfinite(error) and module is None:
