@@ -26,6 +26,7 @@ from normfold.evaluator.operators import (
     scatter,
     sequences,
     strings,
+    trees,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -45,6 +46,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", scatter.ROWS),
     ("", sequences.ROWS),
     ("", strings.ROWS),
+    ("ai.onnx.ml", trees.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
