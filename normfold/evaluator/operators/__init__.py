@@ -34,6 +34,7 @@ from normfold.evaluator.operators import (
     strings,
     resampling,
     sampling,
+    trees,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -61,6 +62,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", strings.ROWS),
     ("", resampling.ROWS),
     ("", sampling.ROWS),
+    ("ai.onnx.ml", trees.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
