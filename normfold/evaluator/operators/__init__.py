@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from normfold.evaluator.call import Function, Rows
 from normfold.evaluator.operators import (
+    attention,
     columns,
     convolution,
     elementwise,
@@ -23,6 +24,7 @@ from normfold.evaluator.operators import (
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
+    ("", attention.ROWS),
     ("", columns.ROWS),
     ("", convolution.ROWS),
     ("", elementwise.ROWS),
