@@ -12,6 +12,7 @@ from normfold.evaluator.call import Function, Rows
 from normfold.evaluator.operators import (
     activations,
     casts,
+    attention,
     columns,
     convolution,
     control,
@@ -27,6 +28,7 @@ from normfold.evaluator.operators import (
     padding,
     pooling,
     reductions,
+    recurrent,
     regions,
     scatter,
     normalize,
@@ -40,6 +42,7 @@ from normfold.evaluator.operators import (
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
     ("", casts.ROWS),
+    ("", attention.ROWS),
     ("", columns.ROWS),
     ("", convolution.ROWS),
     ("", control.ROWS),
@@ -55,6 +58,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", padding.ROWS),
     ("", pooling.ROWS),
     ("", reductions.ROWS),
+    ("", recurrent.ROWS),
     ("", regions.ROWS),
     ("", scatter.ROWS),
     ("", normalize.ROWS),
