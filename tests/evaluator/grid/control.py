@@ -16,11 +16,10 @@ TRUE, FALSE = np.asarray(True), np.asarray(False)
 
 
 def cases() -> Iterator[Case]:
-    for opset in (8, 11, 13, 16, 19, 21, 23, 25):
+    for opset in (11, 18):
         yield from branches(opset)
         yield from loops(opset)
-        if opset > 8:
-            yield from scans(opset)
+        yield from scans(opset)
     yield from scan_of_opset_8()
     yield from sequences()
     yield from optionals()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from tests.evaluator.agreement import Case
 from tests.evaluator.grid.rows import F, N, U, V, text
