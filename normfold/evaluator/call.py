@@ -28,7 +28,10 @@ class EvaluationError(GraphError):
 
 
 class Body(Protocol):
-    """A subgraph of an If, Loop or Scan: its inputs in order, and its outputs."""
+    """A subgraph of an If, Loop or Scan, to be called with its inputs in order. outputs: as the file declares them."""
+
+    @property
+    def outputs(self) -> Sequence[ir.Value]: ...
 
     def __call__(self, *inputs: Value) -> tuple[Value, ...]: ...
 

@@ -11,7 +11,7 @@ import torch
 from normfold.errors import GraphError
 from normfold.evaluator.limits import Meter
 from normfold.evaluator.program import Program, Scope, Watch
-from normfold.evaluator.values import from_numpy, to_numpy
+from normfold.evaluator.values import Value, from_numpy, to_numpy
 
 
 class Evaluator:
@@ -38,7 +38,8 @@ class Evaluator:
         return tuple(str(value.name) for value in self.outputs)
 
     def run(self, feeds: Mapping[str, Any], *, watch: Watch | None = None) -> tuple[Any, ...]:
-        """The outputs for these numpy arrays (lists for sequences): float64, or integers, booleans and str as they are.
+        """The outputs for these numpy arrays (lists for sequences, None for an empty optional): float64, or integers,
+        booleans and str as they are.
 
         watch: called after every operator, those in bodies included, with the node and its values. Raises
         EvaluationError where an operator cannot take what it is given, NotCoveredError for an attribute that is not
@@ -48,10 +49,15 @@ class Evaluator:
         for value in (*self.inputs, *self._overridable):
             name = str(value.name)
             if name in feeds:
-                given = feeds[name]
-                scope[value] = [from_numpy(item) for item in given] if isinstance(given, list) else from_numpy(given)
+                scope[value] = _taken(feeds[name])
             elif value in self.inputs:
                 raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
         with torch.no_grad():
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)
+
+
+def _taken(given: Any) -> Value:
+    if isinstance(given, list):
+        return [from_numpy(item) for item in given]
+    return None if given is None else from_numpy(given)

@@ -58,6 +58,21 @@ class Block:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A subgraph of the step that is running, to be called with its inputs."""
+
+    block: Block
+    run: Callable[..., tuple[Value, ...]]
+
+    @property
+    def outputs(self) -> Sequence[ir.Value]:
+        return self.block.outputs
+
+    def __call__(self, *inputs: Value) -> tuple[Value, ...]:
+        return self.run(*inputs)
+
+
 class Scope:
     """The values of a block that is running, and those of the blocks around it."""
 
@@ -166,9 +181,11 @@ class Program:
         self, step: Step, read: Sequence[Value], scope: Scope, meter: Meter, watch: Watch | None
     ) -> tuple[Value, ...]:
         if step.inner is not None:
-            return self._called(step.inner, Scope(), meter, watch, *read)
+            return self._called(step.inner, None, meter, watch, *read)
         assert step.function is not None
-        bodies = {name: partial(self._called, body, Scope(scope), meter, watch) for name, body in step.bodies.items()}
+        bodies = {
+            name: _Body(body, partial(self._called, body, scope, meter, watch)) for name, body in step.bodies.items()
+        }
         call = Call(step.node, step.version, meter, step.constant, bodies)
         try:
             written = step.function(call, *read)
@@ -186,8 +203,9 @@ class Program:
         return written
 
     def _called(
-        self, body: Block, scope: Scope, meter: Meter, watch: Watch | None, *inputs: Value
+        self, body: Block, outer: Scope | None, meter: Meter, watch: Watch | None, *inputs: Value
     ) -> tuple[Value, ...]:
+        scope = Scope(outer)
         for value in body.inputs:
             scope[value] = None
         for value, content in zip(body.inputs, inputs, strict=False):

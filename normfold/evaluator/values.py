@@ -7,7 +7,7 @@ optional that holds nothing is None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,13 @@ def strings(array: Array) -> Array:
         item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in array.reshape(-1)
     ]
     return found
+
+
+def empty(sizes: Sequence[int], kind: ir.DataType | None) -> Value:
+    """A tensor without elements; floating where no type is known."""
+    if kind == ir.DataType.STRING:
+        return np.empty(tuple(sizes), dtype=object)
+    return torch.zeros(tuple(sizes), dtype=DTYPES.get(kind or ir.DataType.FLOAT, torch.float64))
 
 
 def size_of(value: Value) -> int:

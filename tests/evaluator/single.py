@@ -64,12 +64,17 @@ def run(model: onnx.ModelProto, inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def run_onnxruntime(model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]:
     """onnxruntime's outputs, without its optimiser."""
+    return run_session(model, _feeds(model, inputs))
+
+
+def run_session(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[Any]:
+    """onnxruntime's outputs for inputs by name."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, _feeds(model, inputs)))
+    return list(session.run(None, dict(feeds)))
 
 
 def _feeds(model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, Any]:

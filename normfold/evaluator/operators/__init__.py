@@ -13,6 +13,7 @@ from normfold.evaluator.operators import (
     activations,
     casts,
     columns,
+    control,
     convolution,
     creation,
     elementwise,
@@ -26,12 +27,14 @@ from normfold.evaluator.operators import (
     reductions,
     regions,
     scatter,
+    sequences,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
     ("", casts.ROWS),
     ("", columns.ROWS),
+    ("", control.ROWS),
     ("", convolution.ROWS),
     ("", creation.ROWS),
     ("", elementwise.ROWS),
@@ -45,6 +48,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", reductions.ROWS),
     ("", regions.ROWS),
     ("", scatter.ROWS),
+    ("", sequences.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

@@ -73,6 +73,7 @@ def _unsqueezed(x: Value, axes: Sequence[int]) -> Value:
 def concat(call: Call, *parts: Value) -> Value:
     """The inputs, one behind the other."""
     axis = axis_in(call.integer("axis", 1), parts[0].ndim)
+    call.reserve(sum(math.prod(part.shape) for part in parts))
     return moved(lambda *values: torch.cat(values, axis), *parts)
 
 
