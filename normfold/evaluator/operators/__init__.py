@@ -26,6 +26,8 @@ from normfold.evaluator.operators import (
     pooling,
     reductions,
     regions,
+    resampling,
+    sampling,
     scatter,
     sequences,
 )
@@ -47,6 +49,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", pooling.ROWS),
     ("", reductions.ROWS),
     ("", regions.ROWS),
+    ("", resampling.ROWS),
+    ("", sampling.ROWS),
     ("", scatter.ROWS),
     ("", sequences.ROWS),
 )

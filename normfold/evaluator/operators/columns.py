@@ -8,6 +8,7 @@ import torch
 
 from normfold.evaluator.call import Call, Rows
 from normfold.evaluator.operators.convolution import add_bias
+from normfold.evaluator.operators.sampling import linear_taps, read_at
 from normfold.evaluator.operators.windows import padded, taps_of, windows
 from normfold.evaluator.values import Tensor
 
@@ -44,7 +45,7 @@ def deform_conv(
     call.reserve(x.shape[0], w.shape[0], height, width)
     offsets = offset.reshape(x.shape[0], bent, len(taps), 2, height, width)
     weights = w.reshape(groups, w.shape[0] // groups, w.shape[1], len(taps))
-    image = x.reshape(x.shape[0], bent, x.shape[1] // bent, *x.shape[2:])
+    image = x.reshape(x.shape[0] * bent, x.shape[1] // bent, *x.shape[2:])
     rows, columns = (
         torch.arange(count, dtype=torch.float64) * stride - begin
         for count, stride, begin in zip((height, width), layout.strides, layout.begins, strict=True)
@@ -53,27 +54,12 @@ def deform_conv(
     for number, (down, right) in enumerate(taps):
         at_row = rows[:, None] + down * layout.dilations[0] + offsets[:, :, number, 0]
         at_column = columns + right * layout.dilations[1] + offsets[:, :, number, 1]
-        read = interpolated(image, at_row, at_column)
+        places = zip((at_row, at_column), x.shape[2:], strict=True)
+        read = read_at(image, [linear_taps(at.reshape(x.shape[0] * bent, -1), size) for at, size in places])
         if mask is not None:
-            read *= mask.reshape(x.shape[0], bent, len(taps), height, width)[:, :, number].unsqueeze(2)
+            read *= mask.reshape(x.shape[0], bent, len(taps), -1)[:, :, number].reshape(x.shape[0] * bent, 1, -1)
         y += weights[..., number] @ read.reshape(x.shape[0], groups, -1, height * width)
     return add_bias(y.reshape(x.shape[0], w.shape[0], height, width), b)
-
-
-def interpolated(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Bilinear interpolation of images (N, G, C, H, W) at places (N, G, h, w): (N, G, C, h, w). Zero outside."""
-    height, width = image.shape[-2:]
-    flat = image.flatten(-2)
-    found = image.new_zeros((*flat.shape[:3], *rows.shape[2:]))
-    top, left = rows.floor(), columns.floor()
-    for down, right in itertools.product((0, 1), (0, 1)):
-        row, column = top + down, left + right
-        share = (1 - (rows - row).abs()) * (1 - (columns - column).abs())
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        place = torch.where(inside, row * width + column, 0).long().flatten(2).unsqueeze(2)
-        read = flat.gather(3, place.expand(*flat.shape[:3], -1)).reshape(found.shape)
-        found.addcmul_(read, torch.where(inside, share, 0.0).unsqueeze(2))
-    return found
 
 
 ROWS: Rows = {
