@@ -57,7 +57,7 @@ def _start(source: Source, lane: int, workers: int, first: int) -> Connection:
 
 
 def _work(source: Source, lane: int, workers: int, first: int, pipe: Any) -> None:
-    """Judge every case of one lane; says (number in the lane, outcome) of each, and (-1, None) at the end, or what broke."""
+    """Judge every case of one lane; says (number in the lane, outcome) of each, then (-1, None), or what broke."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of numpy and torch on values that are meant
     case = None

@@ -117,7 +117,8 @@ def _unlike(truth: Any, recorded: Any, rtol: float, atol: float) -> str:
     if same.all():
         return ""
     place = tuple(np.argwhere(~same)[0])
-    return f"{int((~same).sum())} of {same.size} differ, first at {list(map(int, place))}: {truth[place]!s}, recorded {recorded[place]!s}"
+    many = f"{int((~same).sum())} of {same.size}"
+    return f"{many} differ, first at {list(map(int, place))}: {truth[place]!s}, recorded {recorded[place]!s}"
 
 
 def _kind(value: Any) -> str:

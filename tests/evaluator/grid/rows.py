@@ -130,11 +130,11 @@ def numbered(family: str, cases: Iterable[Case]) -> Iterator[Case]:
 def _newest(
     node: Any, feeds: dict[str, Any], weights: Sequence[Any], results: Sequence[str], newest: int
 ) -> onnx.ModelProto:
-    """The model at the newest opset that accepts the node, `newest` or older; untyped outputs, which onnxruntime infers."""
+    """The model at the newest opset that accepts the node, `newest` or older. Its outputs have no types."""
     inputs = [helper.make_tensor_value_info(n, _element_type(v), v.shape) for n, v in feeds.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in results]
     graph = helper.make_graph([node], "grid", inputs, outputs, initializer=weights)
-    if node.domain == MICROSOFT or node.op_type in RUNTIME_ONLY:
+    if node.domain == MICROSOFT or (node.op_type in RUNTIME_ONLY and not onnx.defs.has(node.op_type)):
         imports = [helper.make_opsetid("", BESIDE), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
     for version in range(newest, 0, -1):
