@@ -204,7 +204,7 @@ def test_the_evaluator_stands_on_its_own() -> None:
     for name in inside:
         outside = {found for found in reachable(name) if not found.startswith("normfold.evaluator")}
         assert outside == {"normfold.errors"} or not outside, name
-    assert not {name for name in inside if name in importers("onnxruntime") | importers("onnx.reference")}
+    assert not set(inside) & (importers("onnxruntime") | importers("onnx.reference"))
 
 
 def test_the_folder_knows_nothing_of_checkpoints_and_verdicts() -> None:

@@ -27,11 +27,15 @@ class EvaluationError(GraphError):
     """An operator cannot take what it is given: the sizes of the inputs do not fit the graph, or it is malformed."""
 
 
+# A value as the file declares it: its name, and its type and shape where they are known.
+Declared = ir.Value
+
+
 class Body(Protocol):
     """A subgraph of an If, Loop or Scan, to be called with its inputs in order. outputs: as the file declares them."""
 
     @property
-    def outputs(self) -> Sequence[ir.Value]: ...
+    def outputs(self) -> Sequence[Declared]: ...
 
     def __call__(self, *inputs: Value) -> tuple[Value, ...]: ...
 

@@ -18,34 +18,35 @@ import torch
 Array = npt.NDArray[Any]
 Tensor = torch.Tensor
 Value = Any
+ElementType = ir.DataType
 
 _NARROW_INTEGERS = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
 
 # ONNX's element types, by the torch dtype that holds them here.
-DTYPES: Mapping[ir.DataType, torch.dtype] = {
-    ir.DataType.FLOAT: torch.float64,
-    ir.DataType.FLOAT16: torch.float64,
-    ir.DataType.BFLOAT16: torch.float64,
-    ir.DataType.DOUBLE: torch.float64,
-    ir.DataType.FLOAT8E4M3FN: torch.float64,
-    ir.DataType.FLOAT8E4M3FNUZ: torch.float64,
-    ir.DataType.FLOAT8E5M2: torch.float64,
-    ir.DataType.FLOAT8E5M2FNUZ: torch.float64,
-    ir.DataType.FLOAT8E8M0: torch.float64,
-    ir.DataType.FLOAT4E2M1: torch.float64,
-    ir.DataType.BOOL: torch.bool,
-    ir.DataType.INT8: torch.int8,
-    ir.DataType.INT16: torch.int16,
-    ir.DataType.INT32: torch.int32,
-    ir.DataType.INT64: torch.int64,
-    ir.DataType.UINT8: torch.uint8,
-    ir.DataType.UINT16: torch.uint16,
-    ir.DataType.UINT32: torch.uint32,
-    ir.DataType.UINT64: torch.uint64,
-    ir.DataType.INT4: torch.int8,
-    ir.DataType.UINT4: torch.uint8,
-    ir.DataType.INT2: torch.int8,
-    ir.DataType.UINT2: torch.uint8,
+DTYPES: Mapping[ElementType, torch.dtype] = {
+    ElementType.FLOAT: torch.float64,
+    ElementType.FLOAT16: torch.float64,
+    ElementType.BFLOAT16: torch.float64,
+    ElementType.DOUBLE: torch.float64,
+    ElementType.FLOAT8E4M3FN: torch.float64,
+    ElementType.FLOAT8E4M3FNUZ: torch.float64,
+    ElementType.FLOAT8E5M2: torch.float64,
+    ElementType.FLOAT8E5M2FNUZ: torch.float64,
+    ElementType.FLOAT8E8M0: torch.float64,
+    ElementType.FLOAT4E2M1: torch.float64,
+    ElementType.BOOL: torch.bool,
+    ElementType.INT8: torch.int8,
+    ElementType.INT16: torch.int16,
+    ElementType.INT32: torch.int32,
+    ElementType.INT64: torch.int64,
+    ElementType.UINT8: torch.uint8,
+    ElementType.UINT16: torch.uint16,
+    ElementType.UINT32: torch.uint32,
+    ElementType.UINT64: torch.uint64,
+    ElementType.INT4: torch.int8,
+    ElementType.UINT4: torch.uint8,
+    ElementType.INT2: torch.int8,
+    ElementType.UINT2: torch.uint8,
 }
 
 # torch has few kernels for wide unsigned integers; these have the same bits.
@@ -87,11 +88,11 @@ def strings(array: Array) -> Array:
     return found
 
 
-def empty(sizes: Sequence[int], kind: ir.DataType | None) -> Value:
+def empty(sizes: Sequence[int], kind: ElementType | None) -> Value:
     """A tensor without elements; floating where no type is known."""
-    if kind == ir.DataType.STRING:
+    if kind == ElementType.STRING:
         return np.empty(tuple(sizes), dtype=object)
-    return torch.zeros(tuple(sizes), dtype=DTYPES.get(kind or ir.DataType.FLOAT, torch.float64))
+    return torch.zeros(tuple(sizes), dtype=DTYPES.get(kind or ElementType.FLOAT, torch.float64))
 
 
 def size_of(value: Value) -> int:

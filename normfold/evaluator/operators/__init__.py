@@ -21,6 +21,9 @@ from normfold.evaluator.operators import (
     layout,
     logic,
     matrix,
+    ml_features,
+    ml_labels,
+    ml_linear,
     normalize,
     padding,
     pooling,
@@ -30,6 +33,7 @@ from normfold.evaluator.operators import (
     sampling,
     scatter,
     sequences,
+    strings,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -44,6 +48,9 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", matrix.ROWS),
+    ("ai.onnx.ml", ml_features.ROWS),
+    ("ai.onnx.ml", ml_labels.ROWS),
+    ("ai.onnx.ml", ml_linear.ROWS),
     ("", normalize.ROWS),
     ("", padding.ROWS),
     ("", pooling.ROWS),
@@ -53,6 +60,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", sampling.ROWS),
     ("", scatter.ROWS),
     ("", sequences.ROWS),
+    ("", strings.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

@@ -11,13 +11,13 @@ import re
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from normfold.evaluator.call import Call, Rows
 from normfold.evaluator.values import (
     DTYPES,
     Array,
+    ElementType,
     Tensor,
     Value,
     from_numpy,
@@ -27,7 +27,7 @@ from normfold.evaluator.values import (
     to_numpy,
 )
 
-_T = ir.DataType
+_T = ElementType
 _ROUNDED = {_T.FLOAT: np.float32, _T.FLOAT16: np.float16, _T.BFLOAT16: ml_dtypes.bfloat16}
 _NARROW = {
     _T.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
@@ -58,14 +58,14 @@ def cast_like(call: Call, x: Value, like: Value) -> Value:
     return _cast(call, x, call.declared(1) or _type_of(like))
 
 
-def _type_of(value: Value) -> ir.DataType:
+def _type_of(value: Value) -> ElementType:
     """The first element type that is held as this value is: FLOAT of all floats."""
     if not isinstance(value, Tensor):
         return _T.STRING
     return next(kind for kind, dtype in DTYPES.items() if dtype == value.dtype)
 
 
-def _cast(call: Call, x: Value, to: ir.DataType) -> Value:
+def _cast(call: Call, x: Value, to: ElementType) -> Value:
     saturate, mode = bool(call.integer("saturate", 1)), call.text("round_mode", "up")
     if to == _T.STRING:
         return _printed(call, x)
@@ -87,7 +87,7 @@ def _cast(call: Call, x: Value, to: ir.DataType) -> Value:
     return rounded(x, to) if call.constant else x
 
 
-def rounded(x: Tensor, to: ir.DataType) -> Tensor:
+def rounded(x: Tensor, to: ElementType) -> Tensor:
     """Floats as this type of 16 bits or more stores them."""
     if to not in _ROUNDED:
         return x
@@ -96,7 +96,7 @@ def rounded(x: Tensor, to: ir.DataType) -> Tensor:
     return found
 
 
-def on_grid(x: Tensor, to: ir.DataType, *, saturate: bool = True) -> Tensor:
+def on_grid(x: Tensor, to: ElementType, *, saturate: bool = True) -> Tensor:
     """Floats as an eight-bit (or four-bit) type stores them, half to even; out of range they are its largest, with
     their sign, or without `saturate` infinite, and NaN in the types that have no infinity.
     """

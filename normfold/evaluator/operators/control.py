@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_ir as ir
 import torch
 
-from normfold.evaluator.call import Body, Call, Rows
+from normfold.evaluator.call import Body, Call, Declared, Rows
 from normfold.evaluator.values import Tensor, Value, axis_in, empty, moved, size_of
 
 
@@ -39,7 +38,7 @@ def loop(call: Call, trips: Tensor | None, condition: Tensor | None, *carried: V
 class Stacks:
     """What the runs of a body give, one behind the other."""
 
-    def __init__(self, call: Call, declared: Sequence[ir.Value]) -> None:
+    def __init__(self, call: Call, declared: Sequence[Declared]) -> None:
         self._call = call
         self._declared = declared
         self._found: list[list[Value]] = [[] for _ in declared]
@@ -67,7 +66,7 @@ class Stacks:
         return tuple(made)
 
 
-def _nothing(declared: ir.Value, axis: int) -> Value:
+def _nothing(declared: Declared, axis: int) -> Value:
     """No values of a declared type and shape; sizes that are not numbers are 0, as in onnxruntime."""
     sizes = [size if isinstance(size, int) else 0 for size in declared.shape or ()]
     sizes.insert(axis_in(axis, len(sizes) + 1), 0)

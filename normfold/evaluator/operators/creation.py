@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from normfold.evaluator.call import Call, Rows
-from normfold.evaluator.values import DTYPES, Array, Tensor, Value, is_float, through_numpy
+from normfold.evaluator.values import DTYPES, Array, ElementType, Tensor, Value, is_float, through_numpy
 
 
 def constant(call: Call) -> Value:
@@ -63,7 +62,7 @@ def eye_like(call: Call, x: Tensor) -> Tensor:
     """Ones on the k-th diagonal of a matrix of the size of X, 0 elsewhere."""
     rows, columns = x.shape
     offset = call.integer("k", 0)
-    dtype = DTYPES[call.element_type("dtype", ir.DataType.FLOAT)] if call.has("dtype") else x.dtype
+    dtype = DTYPES[call.element_type("dtype", ElementType.FLOAT)] if call.has("dtype") else x.dtype
     target = torch.zeros((), dtype=dtype).numpy().dtype
     found: Tensor = through_numpy(lambda: np.eye(rows, columns, offset, dtype=target))
     return found
