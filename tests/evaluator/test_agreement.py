@@ -125,7 +125,7 @@ class TestTheCheckItself:
 
     def test_a_wrong_number_disagrees(self) -> None:
         truth, found = self.outputs(row("Softmax", F(3, 4), axis=0))
-        within = bounds(1, single=False)
+        within = bounds()
         assert compare(truth, found, within) == ""
         truth[0][1, 2] *= 1 + 1e-3
         assert "1 of 12 differ" in compare(truth, found, within)
@@ -147,10 +147,10 @@ class TestTheCheckItself:
         ],
     )
     def test_what_differs_is_found(self, truth: object, found: object) -> None:
-        assert compare([truth], [found], bounds(1, single=False))
+        assert compare([truth], [found], bounds())
 
     def test_what_float16_cannot_hold_is_infinite_there(self) -> None:
-        assert compare([np.array([7e4])], [np.array([np.inf], np.float16)], bounds(1, single=False)) == ""
+        assert compare([np.array([7e4])], [np.array([np.inf], np.float16)], bounds()) == ""
 
     def test_opsets_are_those_that_accept_the_node(self) -> None:
         names = [case.name.rpartition(", ")[2] for case in opsets(row("ReduceSum", F(2, 3), axes=[1]))]

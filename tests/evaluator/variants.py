@@ -92,11 +92,14 @@ def retyped(case: Case, target: int) -> Case | None:
     types = {value.type.tensor_type.elem_type for value in model.graph.input}
     if not types & {TensorProto.FLOAT} or types & (set(FLOATS) | set(CARRIERS)):
         return None
+    fixed = _fixed(model, target)
     for graph in _graphs(model):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            _retype(value.type, target)
+            if value.name not in fixed:
+                _retype(value.type, target)
         for tensor in graph.initializer:
-            _recast(tensor, target)
+            if tensor.name not in fixed:
+                _recast(tensor, target)
         for sparse in graph.sparse_initializer:
             _recast(sparse.values, target)
     for node in _nodes(model):
@@ -105,7 +108,8 @@ def retyped(case: Case, target: int) -> Case | None:
                 _recast(attribute.t, target)
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = target
-    feeds = {name: _cast(value, FLOATS[target]) for name, value in case.feeds.items()}
+    dtype = FLOATS[target]
+    feeds = {name: value if name in fixed else _cast(value, dtype) for name, value in case.feeds.items()}
     return replace(case, name=f"{case.name}, {np.dtype(FLOATS[target]).name}", model=model, feeds=feeds, recorded=None)
 
 
@@ -124,6 +128,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             before.append(helper.make_node("Cast", [value.name], [f"{value.name}_narrow"], to=kind))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
             dtype = helper.tensor_dtype_to_np_dtype(CARRIERS[kind])
             feeds[value.name] = np.asarray(feeds[value.name]).astype(dtype)
     for value in model.graph.output:
@@ -131,6 +136,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             after.append(helper.make_node("Cast", [f"{value.name}_narrow"], [value.name], to=CARRIERS[kind]))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
     renamed = {node.input[0]: node.output[0] for node in before}
     written = {node.output[0]: node.input[0] for node in after}
     for node in model.graph.node:
@@ -180,6 +186,22 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 todo.extend(attribute.g.node)
             for graph in attribute.graphs:
                 todo.extend(graph.node)
+
+
+def _fixed(model: onnx.ModelProto, target: int) -> set[str]:
+    """Operands that have to stay float32, as the scales of Resize: their schemas know no other type."""
+    wanted = f"tensor({TensorProto.DataType.Name(target).lower()})"
+    found = set()
+    for node in model.graph.node:
+        opset = opset_of(model, node.domain)
+        if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
+            continue
+        formal = onnx.defs.get_schema(node.op_type, opset, node.domain).inputs
+        for number, name in enumerate(node.input):
+            types = formal[min(number, len(formal) - 1)].types
+            if "tensor(float)" in types and wanted not in types:
+                found.add(name)
+    return found
 
 
 def _retype(kind: onnx.TypeProto, target: int) -> None:
