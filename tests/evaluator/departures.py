@@ -38,14 +38,14 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure(
         "Resize",
         r"/Resize .* axes=\[-1,-2\] keep_aspect_ratio_policy=not_",
-        "With negative axes and a keep_aspect_ratio_policy onnxruntime leaves the sizes as they are. The evaluator follows "
-        "the specification, as onnxruntime does when the same axes are written without a sign.",
+        "With negative axes and a keep_aspect_ratio_policy onnxruntime leaves the sizes as they are. The evaluator "
+        "follows the specification, as onnxruntime does when the same axes are written without a sign.",
     ),
     Departure(
         "MaxPool",
         r"/MaxPool float32\[\[\[1.0, nan",
-        "Of a window with a NaN onnxruntime gives the largest of the others, and for -inf the lowest float; that depends "
-        "on the type and on the opset. The evaluator gives NaN and -inf.",
+        "Of a window with a NaN onnxruntime gives the largest of the others, and the lowest float for -inf; it "
+        "depends on the type and on the opset. The evaluator gives NaN and -inf.",
     ),
 )
 
