@@ -32,7 +32,12 @@ Declared = ir.Value
 
 
 class Body(Protocol):
-    """A subgraph of an If, Loop or Scan, to be called with its inputs in order. outputs: as the file declares them."""
+    """A subgraph of an If, Loop or Scan, to be called with its inputs in order. inputs, outputs: as the file declares
+    them.
+    """
+
+    @property
+    def inputs(self) -> Sequence[Declared]: ...
 
     @property
     def outputs(self) -> Sequence[Declared]: ...

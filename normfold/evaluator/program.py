@@ -66,6 +66,10 @@ class _Body:
     run: Callable[..., tuple[Value, ...]]
 
     @property
+    def inputs(self) -> Sequence[ir.Value]:
+        return self.block.inputs
+
+    @property
     def outputs(self) -> Sequence[ir.Value]:
         return self.block.outputs
 
@@ -191,6 +195,11 @@ class Program:
             written = step.function(call, *read)
         except (CannotJudgeError, GraphError):
             raise
+        except MemoryError as error:
+            raise CannotJudgeError(
+                f"{label_of(step.node)}: there is not enough memory for what it computes. Give smaller inputs "
+                "(--input), or do without a verdict (`fold --no-verify`)"
+            ) from error
         # torch, numpy and Python raise what they like where shapes or types do not fit: it always means the same.
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError) as error:
             said = " ".join(str(error).split())[:200]

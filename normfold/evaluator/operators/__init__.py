@@ -34,6 +34,7 @@ from normfold.evaluator.operators import (
     scatter,
     sequences,
     strings,
+    trees,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -61,6 +62,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", scatter.ROWS),
     ("", sequences.ROWS),
     ("", strings.ROWS),
+    ("ai.onnx.ml", trees.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
