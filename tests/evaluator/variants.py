@@ -14,13 +14,17 @@ import numpy as np
 import onnx
 import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from tests.evaluator.agreement import Case, operators_of
 
 OLDEST = 7
 NEWEST = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
-# onnxruntime adds them to the standard's domain.
-RUNTIME_ONLY = frozenset({"SimplifiedLayerNormalization"})
+# What onnxruntime adds to the standard's domain, some of it before the standard has it.
+RUNTIME_ONLY = frozenset(
+    {s.name for s in runtime.get_all_operator_schema() if s.domain == "" and s.since_version == 1}
+    - {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and s.since_version == 1}
+)
 FLOATS = {TensorProto.DOUBLE: np.float64, TensorProto.FLOAT16: np.float16}
 # Types that onnxruntime's Python cannot be fed: they go in and come out as a type that holds all their values.
 CARRIERS = {
@@ -74,10 +78,10 @@ def accepted(model: onnx.ModelProto) -> bool:
     context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
     try:
         for node in model.graph.node:
-            if node.op_type not in RUNTIME_ONLY:
+            if node.op_type not in RUNTIME_ONLY or onnx.defs.has(node.op_type, context.opset_imports.get("", 1), ""):
                 onnx.checker.check_node(node, context)
-    except onnx.checker.ValidationError:
-        return False
+    except onnx.checker.ValidationError as error:
+        return "deprecated" in str(error)  # which onnxruntime may run all the same
     return True
 
 
@@ -88,11 +92,14 @@ def retyped(case: Case, target: int) -> Case | None:
     types = {value.type.tensor_type.elem_type for value in model.graph.input}
     if not types & {TensorProto.FLOAT} or types & (set(FLOATS) | set(CARRIERS)):
         return None
+    fixed = _fixed(model, target)
     for graph in _graphs(model):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            _retype(value.type, target)
+            if value.name not in fixed:
+                _retype(value.type, target)
         for tensor in graph.initializer:
-            _recast(tensor, target)
+            if tensor.name not in fixed:
+                _recast(tensor, target)
         for sparse in graph.sparse_initializer:
             _recast(sparse.values, target)
     for node in _nodes(model):
@@ -101,7 +108,8 @@ def retyped(case: Case, target: int) -> Case | None:
                 _recast(attribute.t, target)
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = target
-    feeds = {name: _cast(value, FLOATS[target]) for name, value in case.feeds.items()}
+    dtype = FLOATS[target]
+    feeds = {name: value if name in fixed else _cast(value, dtype) for name, value in case.feeds.items()}
     return replace(case, name=f"{case.name}, {np.dtype(FLOATS[target]).name}", model=model, feeds=feeds, recorded=None)
 
 
@@ -120,6 +128,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             before.append(helper.make_node("Cast", [value.name], [f"{value.name}_narrow"], to=kind))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
             dtype = helper.tensor_dtype_to_np_dtype(CARRIERS[kind])
             feeds[value.name] = np.asarray(feeds[value.name]).astype(dtype)
     for value in model.graph.output:
@@ -127,6 +136,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             after.append(helper.make_node("Cast", [f"{value.name}_narrow"], [value.name], to=CARRIERS[kind]))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
     renamed = {node.input[0]: node.output[0] for node in before}
     written = {node.output[0]: node.input[0] for node in after}
     for node in model.graph.node:
@@ -176,6 +186,22 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 todo.extend(attribute.g.node)
             for graph in attribute.graphs:
                 todo.extend(graph.node)
+
+
+def _fixed(model: onnx.ModelProto, target: int) -> set[str]:
+    """Operands that have to stay float32, as the scales of Resize: their schemas know no other type."""
+    wanted = f"tensor({TensorProto.DataType.Name(target).lower()})"
+    found = set()
+    for node in model.graph.node:
+        opset = opset_of(model, node.domain)
+        if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
+            continue
+        formal = onnx.defs.get_schema(node.op_type, opset, node.domain).inputs
+        for number, name in enumerate(node.input):
+            types = formal[min(number, len(formal) - 1)].types
+            if "tensor(float)" in types and wanted not in types:
+                found.add(name)
+    return found
 
 
 def _retype(kind: onnx.TypeProto, target: int) -> None:
