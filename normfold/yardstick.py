@@ -115,8 +115,8 @@ class Yardstick:
         rows = [row[index] for row in own.samples]
         case = self.truth.cases[max(range(len(rows)), key=rows.__getitem__)]
         text = (
-            f"there can be no verdict on output {self.original.names[index]!r}: the original itself is up to {error:.1e} "
-            f"(relative) away from its float64 value, at {case}, which rounding does not explain. Either the model "
+            f"there can be no verdict on output {self.original.names[index]!r}: the original itself is up to "
+            f"{error:.1e} (relative) away from its float64 value, at {case}, which rounding does not explain. Either the model "
             "amplifies rounding, or normfold and onnxruntime do not compute the same"
         )
         place = first_parting(self.path, case, self.body.rms_ceiling)

@@ -70,7 +70,6 @@ JUDGE = {
     "normfold.origin",
     "normfold.demand",
     "normfold.exercise",
-    "normfold.measure",
     "normfold.sizes",
     "normfold.tensors",
     "normfold.truth_of_graph",
