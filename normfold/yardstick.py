@@ -116,8 +116,8 @@ class Yardstick:
         case = self.truth.cases[max(range(len(rows)), key=rows.__getitem__)]
         text = (
             f"there can be no verdict on output {self.original.names[index]!r}: the original itself is up to "
-            f"{error:.1e} (relative) away from its float64 value, at {case}, which rounding does not explain. Either the model "
-            "amplifies rounding, or normfold and onnxruntime do not compute the same"
+            f"{error:.1e} (relative) away from its float64 value, at {case}, which rounding does not explain. Either "
+            "the model amplifies rounding, or normfold and onnxruntime do not compute the same"
         )
         place = first_parting(self.path, case, self.body.rms_ceiling)
         text += f"; the first tensor at which they part is {place}" if place else ""
