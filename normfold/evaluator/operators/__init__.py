@@ -15,6 +15,7 @@ from normfold.evaluator.operators import (
     convolution,
     elementwise,
     matrix,
+    microsoft,
     normalize,
     pooling,
     quantised,
@@ -37,6 +38,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", regions.ROWS),
     ("", resampling.ROWS),
     ("", sampling.ROWS),
+    ("com.microsoft", microsoft.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
