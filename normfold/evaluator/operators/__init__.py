@@ -16,6 +16,7 @@ from normfold.evaluator.operators import (
     elementwise,
     matrix,
     microsoft,
+    microsoft_attention,
     normalize,
     pooling,
     quantised,
@@ -39,6 +40,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", resampling.ROWS),
     ("", sampling.ROWS),
     ("com.microsoft", microsoft.ROWS),
+    ("com.microsoft", microsoft_attention.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
