@@ -25,9 +25,12 @@ from normfold.evaluator.operators import (
     ml_features,
     ml_labels,
     ml_linear,
+    microsoft,
+    microsoft_attention,
     normalize,
     padding,
     pooling,
+    quantised,
     recurrent,
     reductions,
     regions,
@@ -58,6 +61,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", normalize.ROWS),
     ("", padding.ROWS),
     ("", pooling.ROWS),
+    ("", quantised.ROWS),
     ("", recurrent.ROWS),
     ("", reductions.ROWS),
     ("", recurrent.ROWS),
@@ -75,6 +79,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", sequences.ROWS),
     ("", strings.ROWS),
     ("ai.onnx.ml", trees.ROWS),
+    ("com.microsoft", microsoft.ROWS),
+    ("com.microsoft", microsoft_attention.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
