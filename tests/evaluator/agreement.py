@@ -17,6 +17,7 @@ onnxruntime has kernels for them, the bound is far below anything but an error.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -112,8 +113,10 @@ def judge(case: Case) -> Outcome:
     except ir.serde.SerdeError as error:
         return Outcome(case.name, "not covered", operators, f"onnx-ir cannot read it: {_line(error)}")
     try:
-        evaluator = Evaluator(graph)
-        truth = evaluator.run(case.feeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # people would see them
+            evaluator = Evaluator(graph)
+            truth = evaluator.run(case.feeds)
     except NotCoveredError as error:
         return Outcome(case.name, "not covered", operators, _line(error))
     except CannotJudgeError as error:
