@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -54,7 +55,8 @@ class Evaluator:
                 scope[value] = _taken(feeds[name])
             elif value in self.inputs:
                 raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
-        with torch.no_grad():
+        # NaN and infinities are values like others, and nobody is to be warned of them.
+        with torch.no_grad(), np.errstate(all="ignore"):
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)
 

@@ -17,6 +17,7 @@ onnxruntime has kernels for them, the bound is far below anything but an error.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,9 +40,9 @@ ort.set_default_logger_severity(4)  # it warns of forms that are deprecated
 # Domain ("" for ai.onnx), operator, and the opset that introduced the schema in force.
 Operator = tuple[str, str, int]
 
-# Quantised results are rounded from a float that float32 and float64 hold a little differently: where it lies within
-# this of a half, beside the largest, the step may go either way.
-NUDGE = 2.0**-20
+# Quantised results are rounded from a float that the type of the tensors and float64 hold a little differently: where
+# it lies within this of a half, beside the largest, the step may go either way.
+NUDGE = {"float16": 2.0**-10, "float32": 2.0**-20}
 NUDGES = 12
 ROUNDED = frozenset(
     {
@@ -112,8 +113,10 @@ def judge(case: Case) -> Outcome:
     except ir.serde.SerdeError as error:
         return Outcome(case.name, "not covered", operators, f"onnx-ir cannot read it: {_line(error)}")
     try:
-        evaluator = Evaluator(graph)
-        truth = evaluator.run(case.feeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # people would see them
+            evaluator = Evaluator(graph)
+            truth = evaluator.run(case.feeds)
     except NotCoveredError as error:
         return Outcome(case.name, "not covered", operators, _line(error))
     except CannotJudgeError as error:
@@ -156,6 +159,7 @@ def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], pro
     floats = {n: v for n, v in case.feeds.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f" and v.size}
     if not floats and not case.model.graph.initializer:
         return problem
+    nudge = NUDGE["float16" if "float16" in types_of(case.model) else "float32"]
     low: list[np.ndarray] | None = None
     high: list[np.ndarray] | None = None
     for number in range(NUDGES):
@@ -164,7 +168,7 @@ def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], pro
         for name, value in floats.items():
             wide = value.astype(np.float64)
             up = rng.choice([-1.0, 1.0], size=wide.shape) if number > 1 else (-1.0) ** number
-            moved[name] = wide * (1 + NUDGE * up)
+            moved[name] = wide * (1 + nudge * up)
         outputs = [np.asarray(value, np.float64) for value in evaluator.run({**case.feeds, **moved})]
         low = outputs if low is None else [np.minimum(a, b) for a, b in zip(low, outputs, strict=True)]
         high = outputs if high is None else [np.maximum(a, b) for a, b in zip(high, outputs, strict=True)]

@@ -22,11 +22,11 @@ from normfold.evaluator.operators import (
     layout,
     logic,
     matrix,
+    microsoft,
+    microsoft_attention,
     ml_features,
     ml_labels,
     ml_linear,
-    microsoft,
-    microsoft_attention,
     normalize,
     padding,
     pooling,
@@ -44,8 +44,8 @@ from normfold.evaluator.operators import (
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", activations.ROWS),
-    ("", casts.ROWS),
     ("", attention.ROWS),
+    ("", casts.ROWS),
     ("", columns.ROWS),
     ("", control.ROWS),
     ("", convolution.ROWS),
@@ -55,6 +55,8 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", layout.ROWS),
     ("", logic.ROWS),
     ("", matrix.ROWS),
+    ("com.microsoft", microsoft.ROWS),
+    ("com.microsoft", microsoft_attention.ROWS),
     ("ai.onnx.ml", ml_features.ROWS),
     ("ai.onnx.ml", ml_labels.ROWS),
     ("ai.onnx.ml", ml_linear.ROWS),
@@ -79,8 +81,6 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", sequences.ROWS),
     ("", strings.ROWS),
     ("ai.onnx.ml", trees.ROWS),
-    ("com.microsoft", microsoft.ROWS),
-    ("com.microsoft", microsoft_attention.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

@@ -58,7 +58,7 @@ def _element_type(call: Call, number: int) -> Any:
         return None
     if value.dtype is None and value.const_value is not None:
         return value.const_value.dtype
-    return value.dtype
+    return call.declared(number)
 
 
 def _range_of(dtype: torch.dtype) -> tuple[int, int]:
