@@ -23,8 +23,6 @@ GRAPH_LIBRARY = {
     "normfold.demand",
     "normfold.evaluator.call",
     "normfold.evaluator.evaluator",
-    "normfold.evaluator.operators.casts",
-    "normfold.evaluator.operators.creation",
     "normfold.evaluator.program",
     "normfold.evaluator.values",
     "normfold.exercise",
