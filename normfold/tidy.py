@@ -39,7 +39,7 @@ def simplify(model: ir.Model) -> None:
             ),
             RewritePass([*_NEUTRAL, *_MOVING]),
             passes.RemoveUnusedNodesPass(),
-            passes.RemoveUnusedFunctionsPass(),
+            passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             passes.RemoveUnusedOpsetsPass(),
         ],
         steps=_ROUNDS,
@@ -72,7 +72,7 @@ def _neutral(operator: str, number: int, *, commutes: bool = False) -> list[patt
         return tensor is not None and not len(tensor.shape) and bool(tensor.numpy() == number)
 
     rule = pattern.RewriteRule(operation, same, is_neutral, name=f"{operator} {number}")
-    return rule.commute() if commutes else [rule]
+    return list(rule.commute()) if commutes else [rule]
 
 
 _NEUTRAL = (
@@ -81,8 +81,9 @@ _NEUTRAL = (
     *_neutral("Sub", 0),
     *_neutral("Div", 1),
 )
-# Of onnxscript's default rules those that compute nothing anew. Left out: no-op arithmetic (approximate), merges of batch
-# norms, of Min, Max, Clip and Relu, of two Casts (which round twice), of two Slices into a Split (wrong for odd sizes).
+# Of onnxscript's default rules those that compute nothing anew. Left out: no-op arithmetic (approximate), merges of
+# batch norms, of Min, Max, Clip and Relu (wrong for a bound below 0), of two Casts (which round twice), of two Slices
+# into a Split (wrong for odd sizes).
 _MOVING = (
     rules.collapse_slice_rule,
     rules.collapse_slice2_rule,

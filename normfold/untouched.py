@@ -27,7 +27,7 @@ _NO_CONTENT = object()
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Put back afterwards what hangs on `module` in Python: attributes, containers, buffers, flags, caches of functions.
+    """Put back afterwards what `module` holds in Python: attributes, containers, buffers, flags, caches of functions.
 
     Tensors are not copied: whoever writes into one in place changes it.
     """
