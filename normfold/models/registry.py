@@ -58,8 +58,11 @@ def create(name: str, **config: Any) -> nn.Module:
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ArchitectureError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    heads = config.get("heads", 1)
+    if any(isinstance(count, int) and count < 1 for count in (heads if isinstance(heads, (list, tuple)) else [heads])):
+        raise ArchitectureError(f"{name} cannot be built with {config}: attention has at least one head")
     try:
         return ARCHITECTURES[name](**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         # The layers below raise these for values that do not fit; all of them came in through `config`.
         raise ArchitectureError(f"{name} cannot be built with {config}: {error}") from error
