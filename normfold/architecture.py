@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold import catalogue, recognise
+from normfold import catalogue, recognise, unfilled
 from normfold.archive import Contents
 from normfold.errors import ArchitectureError, NormfoldError
 
@@ -61,9 +61,11 @@ def build(
         raise ArchitectureError(f"--arch {name!r} is not built in{_closest(name)}. {_HOW}.")
     if name is not None and model_args is None and name == found.arch and found.arch_args:
         # Written together with the weights: nothing is left to derive.
-        return Built(_create(name, found.arch_args), name, dict(found.arch_args))
+        return Built(_create(name, found.arch_args, shapes), name, dict(found.arch_args))
     taken = _recognised(name, shapes, found, model_args or {}, source)
-    return Built(_create(taken.name, taken.options), taken.name, taken.options, tuple(filter(None, [taken.sentence])))
+    return Built(
+        _create(taken.name, taken.options, shapes), taken.name, taken.options, tuple(filter(None, [taken.sentence]))
+    )
 
 
 def _recognised(
@@ -84,11 +86,13 @@ def _recognised(
         raise ArchitectureError(f"{source}{word} holds weights without a known architecture: {e}. {_HOW}.") from e
 
 
-def _create(name: str, args: Mapping[str, Any]) -> nn.Module:
+def _create(name: str, args: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """The architecture, or where it does not fit the weights one without values, for `load_weights` to say why."""
     from normfold import models
 
     try:
-        return models.create(name, **args)
+        other = unfilled.misfit(name, args, shapes)
+        return models.create(name, **args) if other is None else other
     except NormfoldError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
@@ -155,12 +159,18 @@ def load_weights(
     whose parameter is tied to a loaded one is not missing, nor is one with an ending in `computed`: building the module
     gave it its values.
     """
-    stripped = strip_prefixes(state, module.state_dict().keys())
+    own = module.state_dict()
+    stripped = strip_prefixes(state, own.keys())
+    if any(isinstance(value, torch.Tensor) and value.device.type == "meta" for value in own.values()):
+        # Not built, for it does not fit.
+        missing = unfilled.untied(module, [name for name in own if name not in stripped])
+        unexpected = [name for name in stripped if name not in own]
+        raise ArchitectureError(_misfit(module, stripped, source) or _key_report(source, missing, unexpected))
     try:
         result = module.load_state_dict(stripped, strict=False)
     except (RuntimeError, TypeError, ValueError) as e:
         raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {_summary(e)}.") from e
-    missing = recognise.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
+    missing = unfilled.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
     if missing or result.unexpected_keys:
         raise ArchitectureError(_key_report(source, missing, result.unexpected_keys))
     _check_tied(module, stripped, source)

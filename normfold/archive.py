@@ -356,7 +356,7 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
             f"{path}: tensor {tensor.name} is stored in {location!r}, outside the model's folder; external data must "
             "lie beside the model (no absolute path, no '..', no link out of the folder)."
         )
-    if not file.is_file():
+    if irregular(file) is not None or not file.is_file():
         raise GraphError(f"{path}: its external data {location!r} is missing; keep it beside the model.")
     if file.stat().st_nlink > 1:
         raise GraphError(

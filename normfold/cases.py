@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from normfold.errors import InputSpecError
 from normfold.inputs import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
+from normfold.plain import MISSING, irregular
+from normfold.runtime import one_line
 
 Array = npt.NDArray[Any]
 
@@ -23,6 +25,9 @@ SCALES = (1.0, 0.5, 2.0)
 _MOST_LONG = 8
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +188,53 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
 
 
 def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
-    wanted = {spec.name for spec in specs}
+    if (why := irregular(path)) not in (None, MISSING):
+        raise InputSpecError(f"{path}: {why}; --inputs takes npz files")
+    found: dict[str, Array] = {}
     try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            names = list(archive.files)
-            found = {name: archive[name] for name in names if name in wanted}
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for spec in specs:
+                if spec.name in names:
+                    found[spec.name] = _array(archive, f"{spec.name}.npy", path)
+    except InputSpecError:
+        raise
     except OSError as error:
         raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; --inputs takes npz files") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputSpecError(f"{path} is no npz file of plain arrays; numpy.savez writes them") from error
+    # Encrypted, truncated, compressed in a way of its own, headers that are no headers: each has an error of its own.
+    except Exception as error:
+        said = one_line(error)
+        raise InputSpecError(
+            f"{path} is no npz file of plain arrays ({type(error).__name__}: {said}); numpy.savez writes them"
+        ) from error
     for spec in specs:
         if spec.name not in found:
             raise InputSpecError(
                 f"{path} has no array {spec.name!r}, which the model takes as {spec}; it has "
-                f"{', '.join(names) or 'none'}"
+                f"{', '.join(names[:_LISTED]) or 'none'}{', ...' if len(names) > _LISTED else ''}"
             )
         _check_values(path, spec, found[spec.name])
     return found
+
+
+def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
+    """One array of an npz file. What it claims to be is looked at before memory is taken for it."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member} has a header of version {'.'.join(map(str, version))}")
+        shape, _, dtype = _HEADERS[version](file)
+    claimed, held = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size
+    if dtype.hasobject or any(size < 0 for size in shape):
+        raise ValueError(f"{member} holds objects")
+    if math.prod(shape) > MOST_ELEMENTS or claimed > held:
+        raise InputSpecError(
+            f"{path}: {member} claims {math.prod(shape)} elements, which are more than it holds ({held} bytes) or than "
+            f"can be judged ({MOST_ELEMENTS})"
+        )
+    with archive.open(member) as file:
+        read: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return read
 
 
 def _check_values(path: Path, spec: InputSpec, value: Array) -> None:

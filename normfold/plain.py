@@ -17,6 +17,7 @@ _LONGEST = 1000
 # Of a configuration or an index: those of the largest models have a few megabytes.
 MOST_BYTES = 64 << 20
 
+MISSING = "no such file"
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -33,7 +34,7 @@ def irregular(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return "no such file"
+        return MISSING
     except (OSError, ValueError) as error:
         return f"it cannot be read ({getattr(error, 'strerror', None) or error})"
     return next((f"it is {kind}, not a file" for is_kind, kind in _KINDS if is_kind(mode)), None)

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from normfold import catalogue
 from normfold.catalogue import Family
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.shown import ROWS, Row, Shapes, norm_kind, un_window, value_of
 from normfold.stated import Said, Statement
+from normfold.unfilled import difference
+from normfold.unfilled import without_values as _without_values
 
 _LISTED = 3
 # A family whose names are mostly there is close; below this it is another network.
 _MOST = 0.6
-# What initialisation comes down to.
-_FILLING = frozenset(("normal_", "uniform_", "kaiming_uniform_"))
 # `blocks.norm`'s own, of RMSNorm; and the window of UN.
 _RMS_EPS, _UN_WINDOW = 1e-6, 4
 # Options of one size and of the next: a name settles them whatever the size.
@@ -236,7 +234,7 @@ def _compared(candidate: _Candidate, shapes: Shapes) -> _Candidate:
     except NormfoldError as e:
         distance, text = len(shapes), f"it cannot be built with {candidate.options}: {e}"
     else:
-        distance, text = _difference(module, shapes, catalogue.family_of(candidate.name))
+        distance, text = difference(module, shapes, catalogue.family_of(candidate.name))
     return replace(candidate, difference=text, distance=distance)
 
 
@@ -250,58 +248,6 @@ def _built(candidate: _Candidate) -> nn.Module:
         usual = candidate.resolved["heads"]
         any_heads = 1 if isinstance(usual, int) else (2,) * len(usual)  # CSwin halves them
         return _without_values(candidate.name, {**candidate.options, "heads": any_heads})
-
-
-def _without_values(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """The architecture on the meta device, where parameters have shapes and no values."""
-    from normfold import models
-
-    with torch.device("meta"), _Unfilled():
-        return models.create(name, **options)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Spares the meta device what it has no kernel for, and imports torch's compiler for: seconds, the first time."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
-        if name in _FILLING:
-            return args[0] if args else given["tensor"]
-        if name == "mul" and isinstance(args[1], (int, float)):
-            return args[0]
-        if name == "arange":
-            given["device"] = "cpu"
-        return func(*args, **given)
-
-
-def _difference(module: nn.Module, shapes: Shapes, family: Family | None) -> tuple[int, str]:
-    """How many entries differ, and a phrase that says which."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    computed = family.computed if family is not None else ()
-    absent = [name for name in wanted if name not in shapes and not name.endswith(computed)]
-    missing = untied(module, absent)
-    unexpected = [name for name in shapes if name not in wanted]
-    changed = [name for name, shape in wanted.items() if shapes.get(name, shape) != shape]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing, such as {missing[0]}")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected, such as {unexpected[0]}")
-    if changed:
-        own, other = list(shapes[changed[0]]), list(wanted[changed[0]])
-        parts.append(f"{len(changed)} of another shape, such as {changed[0]}, {own} for {other}")
-    return len(missing) + len(unexpected) + len(changed), "; ".join(parts)
-
-
-def untied(module: nn.Module, missing: Sequence[str]) -> list[str]:
-    """Those of the missing names whose parameter has no other name that is there."""
-    tensors = module.state_dict(keep_vars=True)
-    absent = set(missing)
-    loaded = {id(tensor) for name, tensor in tensors.items() if name not in absent}
-    return [name for name in missing if id(tensors.get(name)) not in loaded]
 
 
 def _closest(compared: Sequence[_Candidate]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from normfold.errors import NormfoldError, UsageError
+from normfold.plain import parse_json
 from normfold.tasks import Task
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def json_object(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"--model-args is not JSON ({error}): write an object such as '{{\"depth\": 12}}'") from error
     if not isinstance(value, dict):
-        raise UsageError(f"--model-args has to be a JSON object such as '{{\"depth\": 12}}', not {text}")
+        raise UsageError(f"--model-args has to be a JSON object such as '{{\"depth\": 12}}', not {text[:40]}")
     return value
 
 

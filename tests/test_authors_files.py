@@ -267,7 +267,7 @@ def test_fine_tuned_files_of_t2t(tmp_path: Path) -> None:
     state = state_of("t2t_vit_14_un", depth=1, classes=10)
     torch.save({"net": {f"module.{k}": v for k, v in state.items()}, "acc": 98.3, "epoch": 59}, tmp_path / "c.pth")
     # There is no name in it, and the same weights are a network of 6 heads and one of 32.
-    with pytest.raises(ArchitectureError, match=r"do not show heads, nor does the file state it.*--model-args"):
+    with pytest.raises(ArchitectureError, match=r"the file states no more, and they do not show heads.*--model-args"):
         load_checkpoint(tmp_path / "c.pth")
     source = load_checkpoint(tmp_path / "c.pth", model_args={"heads": 6})
     assert source.arch_args == {"classes": 10, "depth": 1, "heads": 6}
