@@ -23,6 +23,8 @@ Array = npt.NDArray[Any]
 SCALES = (1.0, 0.5, 2.0)
 # Long samples that are drawn so that every row of a table is read.
 _MOST_LONG = 8
+# How a failure is described that has nothing to do with shapes.
+BY_VALUES = "depends on the size of the inputs and not on their shape"
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
 
@@ -157,6 +159,21 @@ def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int
                 "with --input, or do without the verification (--no-verify)"
             )
     return Case(sizes, seed, scale, draw(specs, sizes, seed=seed, scale=scale))
+
+
+def told_by_values(cases: Sequence[Case], agrees: Sequence[bool]) -> str:
+    """A clause where at every shape that goes wrong other inputs of that very shape go right; else nothing."""
+    wrong: dict[str, set[float]] = {}
+    right: dict[str, set[float]] = {}
+    for case, agree in zip(cases, agrees, strict=True):
+        (right if agree else wrong).setdefault(case.axes, set()).add(case.scale)
+    if not wrong or not wrong.keys() <= right.keys():
+        return ""
+    bad, good = set().union(*wrong.values()), set().union(*(right[axes] for axes in wrong))
+    if good & bad:
+        return f"{BY_VALUES}: inputs of one shape agree and disagree"
+    texts = [", ".join(f"x{scale:g}" for scale in sorted(scales)) for scales in (bad, good)]
+    return f"{BY_VALUES}: inputs {texts[0]} disagree, and inputs {texts[1]} of the same shape agree"
 
 
 def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:

@@ -125,8 +125,8 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
     place = find_source(model, manifest)
     if place is None and manifest.sketch is None:
         raise CannotJudgeError(
-            f"{model} was made from {manifest.path or manifest.name}, which is not in its folder, and holds no recorded "
-            "outputs (it was folded with --no-verify): say where the source is, --against SOURCE"
+            f"{model} was made from {manifest.path or manifest.name}, which is not in its folder, and holds no "
+            "recorded outputs (it was folded with --no-verify): say where the source is, --against SOURCE"
         )
     return place
 
@@ -134,8 +134,8 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
 def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, meter: _Meter) -> Verdict:
     if asked.inputs or asked.tolerance is not None:
         raise UsageError(
-            f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not in "
-            "its folder: say where it is, --against SOURCE"
+            f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
+            "in its folder: say where it is, --against SOURCE"
         )
     sketch = manifest.sketch
     assert sketch is not None

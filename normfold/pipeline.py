@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from normfold import __version__
 from normfold.analysis import analyse
 from normfold.calibration import calibrate
+from normfold.cases import BY_VALUES
 from normfold.centre import Centring, centre, plan_centring
 from normfold.checkpoint import Source
 from normfold.clock import Clock, Progress
@@ -277,6 +278,11 @@ def _difference(report: Report) -> str:
     figures = f"relative error {edge.relative:.2e}, allowed {edge.bound:.2e} (absolute {edge.max_abs:.2e})"
     name = f"{graph.name}: {edge.name}" if graph.name else edge.name
     text = f"verification failed, nothing written: {name}: {figures}; {edge.detail}"
+    if edge.name == EXPORT_EDGE and BY_VALUES in edge.detail:
+        return (
+            f"{text}. The exported graph computes something else for numbers of that size, as where an operator "
+            "overflows and the module's does not: try another --opset, and please report it"
+        )
     if edge.name == EXPORT_EDGE:
         return (
             f"{text}. Where only some sizes disagree, the exporter baked a size into the graph: look for "

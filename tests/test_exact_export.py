@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from normfold import pipeline
+from normfold.cases import Case, draw_cases, told_by_values
 from normfold.checkpoint import Source
 from normfold.detect import find_norms
 from normfold.export import export
@@ -277,3 +279,62 @@ def test_a_failed_export_leaves_the_module_alone_too() -> None:
     with pytest.raises(Exception, match="control flow"):
         export(source_of(module, "x:float32[1,3,8,8]"))
     assert module.shape is None and "grid" not in module.__dict__
+
+
+# --- what is said where an export is wrong all the same ------------------------------------------------------------
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.norm(x))
+        return y
+
+
+def cut_off(model: ir.Model, most: float) -> None:
+    """Spoil a graph: its input passes a Clip that only large numbers notice."""
+    simplify(model)
+    (x,) = model.graph.inputs
+    bounds = [
+        ir.Value(name=name, const_value=ir.tensor(np.float32(most * sign))) for name, sign in (("l", -1), ("h", 1))
+    ]
+    for bound in bounds:
+        model.graph.register_initializer(bound)
+    readers = list(x.uses())
+    clip = ir.node("Clip", [x, *bounds])
+    clip.outputs[0].type, clip.outputs[0].shape, clip.outputs[0].name = x.type, x.shape, "clipped"
+    for node, index in readers:
+        node.replace_input_with(index, clip.outputs[0])
+    model.graph.insert_before(model.graph.node(0), clip)
+
+
+@pytest.mark.parametrize("spec", ["x:float32[B,4,64]", "x:float32[3,4,64]"])
+def test_a_failure_at_large_inputs_does_not_blame_the_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    torch.manual_seed(0)
+    torch.save(Half().state_dict(), tmp_path / "c.pt")
+    cases = draw_cases(parse_specs([spec]))
+    usual = max(float(np.abs(case.feeds["x"]).max()) for case in cases if case.scale <= 1.0)
+    monkeypatch.setattr("normfold.tidy.simplify", lambda model: cut_off(model, usual))
+    with pytest.raises(pipeline.DifferenceError) as caught:
+        pipeline.fold(tmp_path / "c.pt", tmp_path / "o.onnx", model=f"{__name__}:Half", inputs=[spec])
+    text = str(caught.value)
+    assert "depends on the size of the inputs and not on their shape: inputs x2 disagree" in text
+    assert "baked" not in text and "int(x.shape" not in text and "disagrees at" not in text
+
+
+def test_failures_that_the_values_tell_and_those_that_the_shape_tells() -> None:
+    def case(batch: int, scale: float) -> Case:
+        return Case({"B": batch}, 0, scale, {})
+
+    by_size = [case(1, 1.0), case(3, 1.0), case(3, 0.5), case(3, 2.0)]
+    assert told_by_values(by_size, [True, True, True, False]).endswith(
+        "inputs x2 disagree, and inputs x0.5, x1 of the same shape agree"
+    )
+    assert told_by_values([*by_size, case(3, 1.0)], [True, True, True, False, False]).endswith("agree and disagree")
+    for agrees in ([False, True, True, True], [False, True, True, False], [False] * 4, [True] * 4):
+        assert told_by_values(by_size, agrees) == ""
