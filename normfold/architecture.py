@@ -16,6 +16,7 @@ from torch import nn
 from normfold import catalogue, recognise, unfilled
 from normfold.archive import Contents
 from normfold.errors import ArchitectureError, NormfoldError
+from normfold.stated import known
 
 _LISTED = 10
 _HOW = (
@@ -81,7 +82,7 @@ def _recognised(
     except recognise.UndecidedError as e:
         raise ArchitectureError(f"{source}: {e}.") from e
     except ArchitectureError as e:
-        own = next((word for word, _ in found.said.names), None)
+        own = next((word for word, _ in found.said.names if known(word) is None), None)
         word = f" says its architecture is {own!r}, which is not built in, and" if own is not None else ""
         raise ArchitectureError(f"{source}{word} holds weights without a known architecture: {e}. {_HOW}.") from e
 

@@ -284,7 +284,8 @@ def list_models(
 ) -> None:
     """List the built-in architectures: names, norms, parameters, inputs, papers, published checkpoints.
 
-    A checkpoint of one of them needs no options: it is recognised from the names and shapes of its weights.
+    A checkpoint of one of them is recognised from the names and shapes of its weights and from what it says of itself;
+    what neither tells is asked for.
     """
     from normfold import catalogue
 

@@ -32,7 +32,7 @@ _RMS_EPS, _UN_WINDOW = 1e-6, 4
 # Options of one size and of the next: a name settles them whatever the size.
 _STYLE = ("eps", "rope_base")
 # A stated limit beyond this is one that no table of positions has.
-_LONGEST = 1 << 17
+_LONGEST = 1 << 16
 
 
 class UndecidedError(ArchitectureError):

@@ -150,6 +150,7 @@ _NAMES: tuple[tuple[str, Known], ...] = tuple(
         (r"transformer_(vaswani_|wmt_|iwslt_)?\w*_big", ("nmt",), {"heads": 16}),
         (r"transformer_iwslt_de_en", ("nmt",), {"heads": 4}),
         (r"transformer(_wmt_en_de|_vaswani_wmt_en_(de|fr))?$", ("nmt",), {"heads": 8}),
+        (r"(llama|mistral)(forcausallm)?$", ("llama", "char_lm"), {}),
         (r"(slab)?_?swin(_?transformer|_tiny|_small|_base)?", ("swin", "slab_swin"), {}),
     )
 )

@@ -23,6 +23,8 @@ Restore = Callable[[], None]
 _FOREIGN = ("torch", "numpy", "onnx", "builtins", "sympy")
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), types.FunctionType, types.BuiltinFunctionType)
 _NO_CONTENT = object()
+# Of a cache; what is larger is data.
+_MOST = 100_000
 
 
 @contextmanager
@@ -73,8 +75,9 @@ def _snapshot(module: nn.Module) -> Iterator[Restore]:
             yield _items_as_now(vars(thing))
             todo += [value for value in vars(thing).values() if isinstance(value, (dict, list, set))]
         elif isinstance(thing, (dict, list, set, collections.deque)):
-            yield _items_as_now(thing)
-            todo += thing.values() if isinstance(thing, dict) else thing
+            if len(thing) <= _MOST:
+                yield _items_as_now(thing)
+                todo += thing.values() if isinstance(thing, dict) else thing
         elif isinstance(thing, tuple):
             todo += thing
         elif isinstance(thing, types.MethodType):
@@ -86,7 +89,7 @@ def _snapshot(module: nn.Module) -> Iterator[Restore]:
 
 
 def _items_as_now(container: Any) -> Restore:
-    was = container.copy()
+    was: Any = dict(container) if isinstance(container, dict) else list(container)
 
     def restore() -> None:
         if isinstance(container, dict):
