@@ -257,7 +257,7 @@ def read_folder(path: Path, *, trust: bool, ema: bool) -> Contents:
         is_torch = format_of(file) == "torch"
         contents = read_torch(file, trust=trust, ema=ema) if is_torch else read_safetensors(file, ema=ema)
         for name, tensor in (contents.state or {}).items():
-            if name in state and not torch.equal(state[name], tensor):
+            if name in state and (state[name].dtype != tensor.dtype or not torch.equal(state[name], tensor)):
                 raise CheckpointError(f"{path}: {file.name} and another shard hold different values of {name}.")
             state[name] = tensor
     missing = [name for name in hub.shards(path) if name not in state]
