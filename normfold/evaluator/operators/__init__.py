@@ -21,6 +21,7 @@ from normfold.evaluator.operators import (
     indexing,
     layout,
     logic,
+    losses,
     matrix,
     microsoft,
     microsoft_attention,
@@ -40,6 +41,7 @@ from normfold.evaluator.operators import (
     sequences,
     strings,
     trees,
+    signal,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
@@ -54,6 +56,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", indexing.ROWS),
     ("", layout.ROWS),
     ("", logic.ROWS),
+    ("", losses.ROWS),
     ("", matrix.ROWS),
     ("com.microsoft", microsoft.ROWS),
     ("com.microsoft", microsoft_attention.ROWS),
@@ -81,6 +84,9 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", sequences.ROWS),
     ("", strings.ROWS),
     ("ai.onnx.ml", trees.ROWS),
+    ("", signal.ROWS),
+    ("com.microsoft", microsoft.ROWS),
+    ("com.microsoft", microsoft_attention.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {
