@@ -65,7 +65,7 @@ def test_stft(onesided: int) -> None:
 @pytest.mark.parametrize("name", ["HannWindow", "HammingWindow", "BlackmanWindow"])
 def test_windows(name: str) -> None:
     for size in (2, 5, 16):
-        for form in grid(periodic=[None, 0, 1], output_datatype=[None, 11, 7]):
+        for form in grid(periodic=[None, 0, 1], output_datatype=[None, 11]):
             agrees(name, 17, [np.array(size)], form)
     with pytest.raises(NotCoveredError, match="symmetric window of one"):
         evaluated(name, 17, [np.array(1)], {"periodic": 0})

@@ -91,7 +91,10 @@ def window(factors: Sequence[float]) -> Function:
 
 def _output_dtype(call: Call) -> torch.dtype:
     number = call.integer("output_datatype", 1)
-    return next(dtype for kind, dtype in DTYPES.items() if int(kind) == number)
+    dtype = next(dtype for kind, dtype in DTYPES.items() if int(kind) == number)
+    if not dtype.is_floating_point:
+        raise call.refuse("fractions cut down to integers")
+    return dtype
 
 
 def mel_weights(call: Call, bins: Tensor, length: Tensor, rate: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
