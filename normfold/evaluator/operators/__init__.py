@@ -39,9 +39,9 @@ from normfold.evaluator.operators import (
     sampling,
     scatter,
     sequences,
+    signal,
     strings,
     trees,
-    signal,
 )
 
 _FAMILIES: tuple[tuple[str, Rows], ...] = (
