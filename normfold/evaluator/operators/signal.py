@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from normfold.evaluator.call import Call, Function, Rows
@@ -72,7 +73,11 @@ def stft(
 
 
 def window(factors: Sequence[float]) -> Function:
-    """A window that is a sum of cosines; the periodic one leaves its last number, a repetition, away."""
+    """A window that is a sum of cosines; the periodic one leaves its last number, a repetition, away.
+
+    Its factors are float32's, in the standard's functions and in onnxruntime.
+    """
+    narrow = [float(np.float32(factor)) for factor in factors]
 
     def function(call: Call, size: Tensor) -> Tensor:
         count = int(size.reshape(-1)[0])
@@ -81,8 +86,8 @@ def window(factors: Sequence[float]) -> Function:
         if count == 1 and span == 0:
             raise call.refuse("a symmetric window of one number, which is 0 / 0")
         angle = torch.arange(count, dtype=torch.float64) * (2 * math.pi / span)
-        found = torch.full((count,), factors[0], dtype=torch.float64)
-        for number, factor in enumerate(factors[1:], start=1):
+        found = torch.full((count,), narrow[0], dtype=torch.float64)
+        for number, factor in enumerate(narrow[1:], start=1):
             found += factor * torch.cos(number * angle)
         return found.to(_output_dtype(call))
 
@@ -117,7 +122,8 @@ def mel_weights(call: Call, bins: Tensor, length: Tensor, rate: Tensor, lowest: 
 
 
 ROWS: Rows = {
-    "BlackmanWindow": {(17,): window([0.42, -0.5, 0.08])},
+    # 0.42 as onnxruntime comes to it.
+    "BlackmanWindow": {(17,): window([float(np.float32(0.5) - np.float32(0.08)), -0.5, 0.08])},
     "DFT": {(17,): dft_17, (20,): dft},
     "HammingWindow": {(17,): window([25 / 46, -21 / 46])},
     "HannWindow": {(17,): window([0.5, -0.5])},
