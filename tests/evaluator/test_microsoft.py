@@ -110,6 +110,15 @@ def test_integer_products_as_floats() -> None:
             own("MatMulIntegerToFloat", 17, [a, b, *of_a, np.array(7, np.uint8), zero, bias], **LOOSE)
 
 
+def test_operators_that_became_the_standards() -> None:
+    own("Trilu", 17, [floats(3, 4), np.array(1)], {"upper": 0})
+    own("Pad", 17, [floats(2, 3), np.array([0, 1, 2, 0]), np.array([1.5], np.float32)])
+    own("Range", 17, [np.array(1.0, np.float32), np.array(5.0, np.float32)])
+    own("ExpandDims", 17, [floats(2, 3), initializer(np.array(1, np.int32))])
+    own("Inverse", 17, [floats(2, 3, 3)], relative=1e-4)
+    own("GatherND", 17, [floats(2, 3, 4), np.array([[0, 1], [1, 2]])])
+
+
 def masks(keys: int) -> list[np.ndarray | None]:
     """Lengths, lengths and beginnings, keys, all; never a query without a key."""
     random = np.random.default_rng(13)

@@ -25,6 +25,7 @@ from normfold.evaluator.operators import (
     matrix,
     microsoft,
     microsoft_attention,
+    microsoft_quantised,
     ml_features,
     ml_labels,
     ml_linear,
@@ -60,6 +61,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", matrix.ROWS),
     ("com.microsoft", microsoft.ROWS),
     ("com.microsoft", microsoft_attention.ROWS),
+    ("com.microsoft", microsoft_quantised.ROWS),
     ("ai.onnx.ml", ml_features.ROWS),
     ("ai.onnx.ml", ml_labels.ROWS),
     ("ai.onnx.ml", ml_linear.ROWS),
@@ -87,6 +89,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", signal.ROWS),
     ("com.microsoft", microsoft.ROWS),
     ("com.microsoft", microsoft_attention.ROWS),
+    ("com.microsoft", microsoft_quantised.ROWS),
 )
 
 TABLE: Mapping[tuple[str, str, int], Function] = {

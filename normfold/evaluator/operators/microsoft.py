@@ -10,9 +10,14 @@ from torch.nn import functional as F
 
 from normfold.evaluator.call import Call, Rows
 from normfold.evaluator.operators.convolution import convolved
+from normfold.evaluator.operators.creation import number_range
+from normfold.evaluator.operators.indexing import gather_nd
+from normfold.evaluator.operators.layout import trilu
 from normfold.evaluator.operators.matrix import gemm, matmul, shifted, to_int32
 from normfold.evaluator.operators.normalize import by_root_mean_square, normalized, scaled
+from normfold.evaluator.operators.padding import pad
 from normfold.evaluator.operators.quantised import dynamic_quantize
+from normfold.evaluator.operators.sampling import grid_sample
 from normfold.evaluator.values import Tensor
 
 
@@ -193,6 +198,23 @@ def matmul_integer_to_float(
     return y if bias is None else y + bias
 
 
+def expand_dims(_: Call, x: Tensor, axis: Tensor) -> Tensor:
+    """One more axis of size 1."""
+    return x.unsqueeze(int(axis.reshape(-1)[0]))
+
+
+def inverse(_: Call, x: Tensor) -> Tensor:
+    """Inverses of square matrices."""
+    found: Tensor = torch.linalg.inv(x)
+    return found
+
+
+def range_by_one(call: Call, start: Tensor, limit: Tensor, delta: Tensor | None = None) -> Tensor:
+    """Range, with a step of 1 unless there is another."""
+    return number_range(call, start, limit, torch.ones_like(start) if delta is None else delta)
+
+
+# The last ones were operators here before they were the standard's.
 ROWS: Rows = {
     "BiasGelu": {(1,): bias_gelu},
     "DynamicQuantizeMatMul": {(1,): dynamic_quantize_matmul},
@@ -208,4 +230,11 @@ ROWS: Rows = {
     "SkipLayerNormalization": {(1,): skip_layer_norm},
     "SkipSimplifiedLayerNormalization": {(1,): skip_rms_norm},
     "TransposeMatMul": {(1,): fused_matmul},
+    "ExpandDims": {(1,): expand_dims},
+    "GatherND": {(1,): gather_nd},
+    "GridSample": {(1,): grid_sample},
+    "Inverse": {(1,): inverse},
+    "Pad": {(1,): pad},
+    "Range": {(1,): range_by_one},
+    "Trilu": {(1,): trilu},
 }

@@ -43,12 +43,12 @@ def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     if name in _FLOATS:
         return _to_float8(steps if zero is None else steps + zero.float(), name, saturate=saturate)
     if name is None and zero is not None and not zero.is_floating_point():
-        return _saturated(steps.round(), zero, *_range_of(zero.dtype), zero.dtype)
+        return saturated(steps.round(), zero, *_range_of(zero.dtype), zero.dtype)
     known = next((known for known in DTYPES if known.name == name), None)
     if known is None or DTYPES[known].is_floating_point or DTYPES[known] == torch.bool:
         raise call.refuse(f"quantisation to {name or 'an unknown type'}")
     least, most = _RANGES.get(str(name), _range_of(DTYPES[known]))
-    return _saturated(steps.round(), zero, least, most, DTYPES[known])
+    return saturated(steps.round(), zero, least, most, DTYPES[known])
 
 
 def _element_type(call: Call, number: int) -> Any:
@@ -65,7 +65,8 @@ def _range_of(dtype: torch.dtype) -> tuple[int, int]:
     return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
-def _saturated(steps: Tensor, zero: Tensor | None, least: int, most: int, dtype: torch.dtype) -> Tensor:
+def saturated(steps: Tensor, zero: Tensor | None, least: int, most: int, dtype: torch.dtype) -> Tensor:
+    """Steps from a zero point, held within a range."""
     moved = steps.double() if zero is None else steps.double() + zero.double()
     return moved.clamp(least, most).long().to(dtype)
 
@@ -103,7 +104,7 @@ def dynamic_quantize(_: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     scale = torch.where(most == least, torch.ones(()), (most - least) / 255)
     zero = (0 - least / scale).clamp(0, 255).round()
-    y = _saturated((narrow / scale).round(), zero, 0, 255, torch.uint8)
+    y = saturated((narrow / scale).round(), zero, 0, 255, torch.uint8)
     return y, scale.double(), zero.to(torch.uint8)
 
 
@@ -121,7 +122,7 @@ def quantised_matmul(
     """A product of quantised matrices, summed up in int32 and quantised again."""
     total = matmul(call, shifted(a, a_zero, rows=True), shifted(b, b_zero))
     rows = a_scale[:, None] if a_scale.dim() == 1 and a_scale.numel() > 1 else a_scale
-    return _requantised(total, rows, b_scale, y_scale, y_zero)
+    return requantised(total, rows, b_scale, y_scale, y_zero)
 
 
 def quantised_conv(
@@ -143,13 +144,14 @@ def quantised_conv(
     if b is not None:
         total += b.reshape(-1, *ones).double()
     scale = w_scale.reshape(-1, *ones) if w_scale.numel() > 1 else w_scale.reshape(())
-    return _requantised(total, x_scale.reshape(()), scale, y_scale.reshape(()), y_zero.reshape(()))
+    return requantised(total, x_scale.reshape(()), scale, y_scale.reshape(()), y_zero.reshape(()))
 
 
-def _requantised(total: Tensor, a_scale: Tensor, b_scale: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+def requantised(total: Tensor, a_scale: Tensor, b_scale: Tensor, y_scale: Tensor, y_zero: Tensor) -> Tensor:
+    """Sums of products of steps, in steps of another scale."""
     factor = a_scale.float() * b_scale.float() / y_scale.float()
     steps = (to_int32(total).float() * factor).round()
-    return _saturated(steps, y_zero, *_range_of(y_zero.dtype), y_zero.dtype)
+    return saturated(steps, y_zero, *_range_of(y_zero.dtype), y_zero.dtype)
 
 
 ROWS: Rows = {

@@ -54,6 +54,7 @@ def stft(
 ) -> Tensor:
     """The transform of every frame of a signal (batch, length, 1 or 2), times a window."""
     onesided = bool(call.integer("onesided", 1))
+    signal = signal.unsqueeze(-1) if signal.dim() == 2 else signal
     if window is not None:
         size = window.shape[0]
     elif frame_length is not None:
