@@ -20,6 +20,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -211,6 +212,7 @@ def types_of(model: onnx.ModelProto) -> set[str]:
     return {helper.tensor_dtype_to_np_dtype(kind).name for kind in declared if kind}
 
 
+@cache
 def since(domain: str, name: str, opset: int) -> int:
     """The opset that introduced the schema in force; 1 where the onnx package has none."""
     try:

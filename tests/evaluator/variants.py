@@ -6,8 +6,9 @@ asked to lower or raise it. Opsets with the same schemas for all operators of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from tests.evaluator.agreement import Case, operators_of
+from tests.evaluator.agreement import Case, Operator, operators_of, since
 
 OLDEST = 7
 NEWEST = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
@@ -42,27 +43,32 @@ CARRIERS = {
 def opsets(case: Case, *, convert: bool = True) -> Iterator[Case]:
     """The case as it is, then at every opset that means something else for it."""
     yield case
-    seen = {frozenset(operators_of(case.model))}
+    seen = {schemas_of(case.model)}
     for domain, newest in NEWEST.items():
-        own = opset_of(case.model, domain)
-        if own is None:
+        if opset_of(case.model, domain) is None:
             continue
-        versions = range(OLDEST, newest + 1) if domain == "" else range(1, newest + 1)
-        for version in versions:
-            stamped = _stamped(case.model, domain, version)
-            schemas = frozenset(operators_of(stamped))
+        for version in range(OLDEST if domain == "" else 1, newest + 1):
+            schemas = schemas_of(case.model, {domain: version})
             if schemas in seen:
                 continue
-            model: onnx.ModelProto | None = stamped
-            if not accepted(stamped):
-                model = _converted(case.model, version) if convert and domain == "" else None
-                if model is None or not accepted(model):
-                    continue
-                schemas = frozenset(operators_of(model))
-                if schemas in seen:
-                    continue
             seen.add(schemas)
+            model = _stamped(case.model, domain, version)
+            if not accepted(model):
+                converted = _converted(case.model, version) if convert and domain == "" else None
+                if converted is None or not accepted(converted) or schemas_of(converted) in seen - {schemas}:
+                    continue
+                seen.add(schemas_of(converted))
+                model = converted
             yield replace(case, name=f"{case.name}, opset {version}", model=model, recorded=None)
+
+
+def schemas_of(model: onnx.ModelProto, instead: Mapping[str, int] = MappingProxyType({})) -> frozenset[Operator]:
+    """The schemas in force for the operators of a model, with these opsets in the place of its own."""
+    opsets = {domain: opset_of(model, domain) or 1 for domain in NEWEST} | dict(instead)
+    return frozenset(
+        (domain, name, since(domain, name, opsets[domain]) if domain in opsets else version)
+        for domain, name, version in operators_of(model)
+    )
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
