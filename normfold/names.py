@@ -14,7 +14,7 @@ from typing import Protocol
 from normfold.frame import Refuse
 from normfold.graph import Graph, Node, Op, classes, scopes
 from normfold.per_token import statistic_norm
-from normfold.plan import ShiftPlace, Site, Status
+from normfold.plan import SCALE, ShiftPlace, Site, Status
 
 _CLASSES = {
     "UN1d": "UN",
@@ -111,7 +111,10 @@ def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
 
 def _site(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Site:
     nodes, modules = _nodes(outcome.op), {norm.name: norm for norm in norms}
-    name, kind = _owner(nodes, modules) or (outcome.op.name, statistic_norm(graph, outcome.op) or _kind(nodes))
+    name, kind = _owner(nodes, modules) or (
+        outcome.op.name,
+        statistic_norm(graph, outcome.op) or _kind(outcome.op, nodes),
+    )
     if outcome.behind is not None:
         name, kind = site_name(outcome.op, norms, outcome.behind), "DeepNorm"
     status, code, reason = outcome.status, None, None
@@ -150,13 +153,14 @@ def _owner(nodes: Sequence[Node], modules: dict[str, NormModule]) -> tuple[str, 
     return None
 
 
-def _kind(nodes: Sequence[Node]) -> str:
+def _kind(op: Op, nodes: Sequence[Node]) -> str:
     operators = {node.op_type for node in nodes}
     if operators & set(_STATISTICS):
         return _STATISTICS[next(iter(operators & set(_STATISTICS)))]
     if "BatchNormalization" in operators:
         return "RepBN" if "Add" in operators and "Mul" in operators else "BatchNorm"
-    return "scale and shift" if "Add" in operators or "Sub" in operators else "scale"
+    # A box decoder's strides and an averaging factor multiply; a norm centres its channels too.
+    return "scale and shift" if op.affine is not None and op.affine.centres else SCALE
 
 
 def _width(graph: Graph, op: Op) -> int:
@@ -166,7 +170,7 @@ def _width(graph: Graph, op: Op) -> int:
 
 def _unseen(graph: Graph, norm: NormModule) -> Site:
     """A norm module for which the analysis found no fixed map."""
-    called = any(norm.name in scopes(node) for node in graph.model.graph)
+    called = any(norm.name in scopes(node) for node in graph.nodes())
     if norm.kind in _TOKEN_NORMS:
         why = per_token(norm.kind)
         code, reason = why.code, why.reason
