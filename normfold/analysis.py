@@ -17,8 +17,8 @@ from normfold.clock import uncollected
 from normfold.errors import GraphError
 from normfold.flood import Half, State
 from normfold.frame import Frame, Refuse, varying_axes
-from normfold.graph import OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
-from normfold.names import Named, NormModule, name_sites, per_token, site_name, token_norm
+from normfold.graph import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
+from normfold.names import Named, NormModule, name_sites, per_token, site_names, token_norm
 from normfold.parallel import Merged, merges
 from normfold.placement import leaves_range, place_scale, place_shift, source_of
 from normfold.plan import Plan, ShiftPlace, Status
@@ -28,7 +28,7 @@ from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of
 from normfold.rules.normalize import NormalizeRule
 from normfold.rules.quantised import quantised
-from normfold.sites import BATCH_NORM, collapse, fixed_batchnorm
+from normfold.sites import collapse, fixed_batchnorm
 from normfold.stored import written_map
 from normfold.tied import Sharing
 
@@ -91,7 +91,7 @@ def analyse(
             attempts[op] = _left(op, frame, whole)
         elif kind is not None and not norm_affine:
             attempts[op] = _left(op, frame, per_token(kind))
-        elif only is not None and site_name(op, norms, scales.get(op)) not in only:
+        elif only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
             attempts[op] = _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
         else:
             attempts[op] = _fold(state, sharing, op, frame)

@@ -37,6 +37,8 @@ OLDEST_OPSET = 7
 # Before it every initializer was an input as well, and no runtime let another value be fed for it.
 IR_OF_CONSTANTS = 4
 
+BATCH_NORM = "BatchNormalization"
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
 
@@ -120,7 +122,8 @@ def _listed(node: Node, key: str) -> tuple[str, ...]:
     return tuple(str(item) for item in value) if isinstance(value, list | tuple) else ()
 
 
-def _name(node: Node) -> str:
+def node_name(node: Node) -> str:
+    """What people call an operator: the module that an exporter names, else its own name, else its output's."""
     path = scopes(node)
     return (
         (path[-1] if path and path[-1] else None) or node.name or (node.outputs[0].name if node.outputs else "") or "?"
@@ -134,7 +137,7 @@ def _attributes(node: Node) -> dict[str, Any]:
 def _captured(node: Node) -> tuple[Value, ...]:
     """Values of the enclosing graph that the subgraphs of `node` read."""
     found: list[Value] = []
-    for graph in _bodies(node):
+    for graph in bodies(node):
         inner = {id(value) for item in graph for value in item.outputs} | {id(value) for value in graph.inputs}
         reads = [value for item in graph for value in (*item.inputs, *_captured(item)) if value is not None]
         found += [value for value in (*reads, *graph.outputs) if id(value) not in inner]
@@ -150,11 +153,11 @@ def inner_operators(model: Model) -> list[Op]:
     """Those of the bodies of If, Loop and Scan, each with the index of the operator of the main graph that runs it."""
     found: list[Op] = []
     for index, node in enumerate(model.graph):
-        bodies = _bodies(node)
-        while bodies:
-            body = bodies.pop(0)
+        waiting = bodies(node)
+        while waiting:
+            body = waiting.pop(0)
             found += [_operator(inner, index) for inner in body]
-            bodies += [deeper for inner in body for deeper in _bodies(inner)]
+            waiting += [deeper for inner in body for deeper in bodies(inner)]
     return found
 
 
@@ -162,14 +165,15 @@ def _operator(node: Node, index: int) -> Op:
     return Op(
         type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
         index=index,
-        name=_name(node),
+        name=node_name(node),
         inputs=tuple(node.inputs) + _captured(node),
         outputs=tuple(node.outputs),
         attributes=_attributes(node),
     )
 
 
-def _bodies(node: Node) -> list[ir.Graph]:
+def bodies(node: Node) -> list[ir.Graph]:
+    """The graphs that an If, a Loop or a Scan runs."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

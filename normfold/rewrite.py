@@ -23,7 +23,7 @@ from normfold.constants import Rows
 from normfold.errors import InternalError
 from normfold.files import EXACT
 from normfold.frame import Array
-from normfold.graph import Graph, Model, Node, Value, operators, scopes
+from normfold.graph import Graph, Model, Node, Value, bodies, live, operators, scopes
 from normfold.plan import Branch, Map, Merge, Plan
 from normfold.rules.base import NewAdd, NewAttribute, NewConstant
 
@@ -266,6 +266,12 @@ class _Copy:
                 outputs[index] = new
 
     def finish(self) -> None:
+        # The pass does not see that what only a body of a removed operator reads is read no more.
+        graph = self.model.graph
+        alive = {value for op in live(operators(self.model), graph.outputs) for value in op.outputs}
+        for node in [node for node in graph if alive.isdisjoint(node.outputs)]:
+            for inner in (inner for body in bodies(node) for inner in ir.traversal.RecursiveGraphIterator(body)):
+                inner.resize_inputs(0)
         passes.RemoveUnusedNodesPass()(self.model)
 
 

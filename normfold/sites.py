@@ -16,7 +16,7 @@ import numpy as np
 
 from normfold.errors import NormStateError
 from normfold.frame import Array, Frame, Refuse, to_rank, varying_axes
-from normfold.graph import Affine, Graph, Node, Op, Value, live
+from normfold.graph import BATCH_NORM, Affine, Graph, Node, Op, Value, live
 from normfold.norms import batchnorm
 from normfold.rules import TABLE
 from normfold.rules.layout import AxisMap, reshape, same, transpose
@@ -30,7 +30,6 @@ LAYOUT = {
     "Squeeze": reshape,
     "Unsqueeze": reshape,
 }
-BATCH_NORM = "BatchNormalization"
 _BATCHNORM_ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})
 _CONTRACTIONS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
@@ -109,13 +108,21 @@ def _closed(graph: Graph, form: Form) -> bool:
 
 
 def _is_bias(graph: Graph, form: Form) -> bool:
-    """A shift alone, right behind a weight."""
-    if form.has_scale:
-        return False
-    value = form.base
-    while (op := graph.producer.get(value)) is not None and op.type in LAYOUT and op.inputs[0] is not None:
-        value = op.inputs[0]
-    return op is not None and op.type in _CONTRACTIONS
+    """A shift alone, right behind a weight or behind another bias of it."""
+    value = None if form.has_scale else form.base
+    while value is not None and (op := graph.producer.get(value)) is not None:
+        if op.type in _CONTRACTIONS:
+            return True
+        value = op.inputs[0] if op.type in LAYOUT else _shifted(graph, op)
+    return False
+
+
+def _shifted(graph: Graph, op: Op) -> Value | None:
+    """What `op` adds a constant to."""
+    first, second = op.inputs if op.type in ("Add", "Sub") and len(op.inputs) == 2 else (None, None)
+    if first is None or second is None or graph.is_constant(first) == graph.is_constant(second):
+        return None
+    return second if graph.is_constant(first) and op.type == "Add" else first if graph.is_constant(second) else None
 
 
 def _per_channel(form: Form) -> bool:
