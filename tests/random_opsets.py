@@ -274,7 +274,7 @@ def drawing(seed: int, steps: dict[Step, float]) -> tuple[onnx.ModelProto, dict[
     x = x if x in written else next((n for n in reversed(drawn.shapes) if n in written), "")
     if not x:
         x = drawn.op("Identity", "x", shape=shape)
-    if drawn.chance(0.7) and len(drawn.shapes[x]) >= 2:
+    if drawn.chance(0.7) and len(drawn.shapes[x]) >= 2 and np.prod(drawn.shapes[x][:-1]) <= LARGEST / 6:
         x = drawn.linear(x)
     more = [name for name in drawn.shapes if name not in ("x", x)]
     outputs = [x, *([more[drawn.upto(len(more))]] if more and drawn.chance(0.2) else [])]

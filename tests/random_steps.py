@@ -157,7 +157,10 @@ def join(d: Drawing, x: str) -> str:
     same = [name for name, shape in d.shapes.items() if shape == d.shapes[x]]
     names = ["Add", "Sub", "Mul", "Max", "Min"] if d.opset >= 8 else ["Add", "Sub", "Mul"]
     other = same[d.upto(len(same))]
-    if names and d.opset >= 9 and d.chance(0.15):
+    if other == x:
+        # Less itself it is 0: whatever folds into that is a matter of taste.
+        return d.op("Add", x, x, shape=d.shapes[x])
+    if d.opset >= 9 and d.chance(0.15):
         chosen = d.constant(d.rng.random(d.shapes[x]) < 0.5)
         return d.op("Where", chosen, x, other, shape=d.shapes[x])
     return d.op(names[d.upto(len(names))], x, other, shape=d.shapes[x])
