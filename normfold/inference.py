@@ -116,11 +116,12 @@ def _without_weights(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
+        if tensor is not None and (value.shape is None or not value.is_graph_input()):
+            # Its own sizes, whatever an output of its name declares.
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
             continue
-        if tensor is not None:
-            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
-            value.const_value = None
+        value.const_value = None
         copy.graph.initializers.pop(name)
         if not value.is_graph_input():
             copy.graph.inputs.append(value)

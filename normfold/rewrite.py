@@ -175,8 +175,11 @@ class _Copy:
         """One Conv in the place of a sum of branches, its kernel and bias the sums of theirs."""
         target, base, last = self.now(merge.output), self.node(merge.base), self.node(merge.output)
         kernel = base.inputs[1]
-        assert kernel is not None and kernel.shape is not None
-        shape, dtype = tuple(kernel.shape.numpy()), _dtype(target, base)
+        assert kernel is not None
+        # A stored one that is an output too may declare sizes that are not its own.
+        sizes = kernel.shape if kernel.const_value is None else kernel.const_value.shape
+        assert sizes is not None
+        shape, dtype = tuple(sizes.numpy()), _dtype(target, base)
 
         parts = [(branch, *self._contents(branch)) for branch in merge.branches]
         every = tuple(range(size) for size in shape[:2])

@@ -67,6 +67,18 @@ def test_an_initializer_has_sizes_of_its_own() -> None:
     assert [value.name for value in after.graph.output] == ["y", "w"]
 
 
+def test_a_kernel_that_is_an_output_merges_by_its_own_sizes() -> None:
+    text = """g (double[B,2,5,5] x) => (double[B,2,5,5] y, double[p,q,r,s] u) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, u)
+        b = Conv(x, v)
+        m = Mul(b, k)
+        t = Add(a, m)
+        y = Tanh(t)
+    }"""
+    after, plan = check(text, FOLDED, u=(2, 2, 3, 3), v=(2, 2, 1, 1), k=(2, 1, 1))
+    assert plan.merges and sum(node.op_type == "Conv" for node in after.graph.node) == 1
+
+
 def test_a_large_lookup_is_a_constant() -> None:
     """512 rows of a table of (512, 768): 393,216 elements, however many the two operands have together."""
     text = (
