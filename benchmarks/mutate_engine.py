@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "normfold"
@@ -56,7 +57,8 @@ REST = [
 REST_OF_THE_JUDGE = ["test_verify_mutations.py", "test_verify_localise.py"]
 LEFT_OUT = "not folds_into_its_convolution and not fixture"
 
-NEAR_SECONDS, REST_SECONDS = 240, 900
+# Of processor time: a mutant that takes longer runs for ever.
+NEAR_SECONDS, REST_SECONDS = 120, 480
 MEMORY_BYTES = 12 << 30
 
 _SIGNS: dict[type[ast.operator], type[ast.operator]] = {
@@ -192,31 +194,51 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)
 
 
-def noticed(mutant: Mutant, tests: Sequence[str], seconds: int) -> str:
-    """How the tests end with the mutant: "failed", "time", or "" where they pass."""
+def noticed(mutant: Mutant | None, tests: Sequence[str], seconds: int) -> str:
+    """The first test that fails with the mutant, "time" where one does not end, or "" where they pass."""
+    source, target = os.pipe()
     child = os.fork()
     if not child:
+        os.close(source)
         with contextlib.suppress(BaseException):
-            os._exit(_run(mutant, tests, seconds))
+            os._exit(_run(mutant, tests, seconds, target))
         os._exit(99)
+    os.close(target)
+    with os.fdopen(source, encoding="utf-8") as pipe:
+        failed = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return "time" if os.WTERMSIG(status) == signal.SIGALRM else "failed"
-    return "" if os.WEXITSTATUS(status) == 0 else "failed"
+        return "time" if os.WTERMSIG(status) == signal.SIGXCPU else f"signal {os.WTERMSIG(status)}"
+    return "" if os.WEXITSTATUS(status) == 0 else failed or "collection"
 
 
-def _run(mutant: Mutant, tests: Sequence[str], seconds: int) -> int:
+class _First:
+    """Says which test fails first."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            os.write(self.target, str(report.nodeid).split("/")[-1].encode())
+
+
+def _run(mutant: Mutant | None, tests: Sequence[str], seconds: int, target: int) -> int:
     import pytest
 
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    sys.meta_path.insert(0, _Finder(mutant))
+    if mutant is not None:
+        sys.meta_path.insert(0, _Finder(mutant))
+    import normfold.inference
+
+    # A fork for every graph would take most of the time.
+    normfold.inference.isolated = lambda work: work()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, "--no-header"]
-    return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)]))
+    return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)], plugins=[_First(target)]))
 
 
 def nearest(path: Path) -> list[str]:
@@ -231,11 +253,14 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a part of the names of the files to change")
+    parser.add_argument("--as-it-is", action="store_true", help="run the tests without a mutation: they have to pass")
     parser.add_argument("--seconds", type=float, default=0, help="begin no further mutation after this long; 0: never")
     asked = parser.parse_args()
     # What every fork needs, once.
     import onnx_ir, onnxruntime, pytest, torch  # noqa: E401, F401, I001
 
+    if asked.as_it_is:
+        raise SystemExit(noticed(None, [*REST, *REST_OF_THE_JUDGE, "test_verify.py"], 10 * REST_SECONDS))
     files = [path for path in TARGETS if asked.only in path.as_posix()]
     weights = [len(candidates(path)[0][1]) for path in files]
     start, ends, survivors = time.monotonic(), Counter[str](), list[Mutant]()
@@ -245,16 +270,14 @@ def main() -> None:
         rng = random.Random(number)
         mutant = mutate(rng.choices(files, weights)[0], rng)
         near = nearest(mutant.path)
-        rest = [*(REST_OF_THE_JUDGE if mutant.path.name == "verify.py" else []), *REST]
-        end = noticed(mutant, near, NEAR_SECONDS) and "nearest"
-        end = (
-            end or (noticed(mutant, [test for test in rest if test not in near], REST_SECONDS) and "rest") or "survived"
-        )
+        rest = REST_OF_THE_JUDGE if mutant.path.name == "verify.py" else [test for test in REST if test not in near]
+        by = noticed(mutant, near, NEAR_SECONDS)
+        end = "nearest" if by else "rest" if (by := noticed(mutant, rest, REST_SECONDS)) else "survived"
         ends[end] += 1
         if end == "survived":
             survivors.append(mutant)
         place = f"{mutant.path.relative_to(PACKAGE)}:{mutant.line}"
-        print(f"{number:4} {time.monotonic() - start:6.0f} s  {end:8}  {place}: {mutant.done}", flush=True)
+        print(f"{number:4} {time.monotonic() - start:6.0f} s  {end:8}  {place}: {mutant.done}  [{by}]", flush=True)
     total = sum(ends.values())
     caught = total - ends["survived"]
     print(f"\n{total} mutations: {dict(ends)}; {100 * caught / max(total, 1):.1f} % noticed")
