@@ -14,6 +14,8 @@ import onnx_ir as ir
 from normfold.isolated import AbortedError, isolated
 
 _OPERATOR, _ERRORS = "(op_type:", "Inference error(s):"
+# Behind an operator that it does not know, inference knows no types: no fault of the file.
+_UNTYPED = "expected to have type but instead is null"
 
 # Entries of a shape that inference may write out.
 _LONG = 1 << 16
@@ -71,7 +73,7 @@ def check_shapes(model: ir.Model) -> str:
         return "ONNX's shape inference aborts on them"
     # As above, but here what it says is of interest.
     except Exception as error:
-        found = [line.strip() for line in str(error).splitlines() if _OPERATOR in line]
+        found = [line.strip() for line in str(error).splitlines() if _OPERATOR in line and _UNTYPED not in line]
         # Inside the body of an operator that is a function, attributes are still references: no fault of the file.
         return next((line.split(_ERRORS)[-1].strip() for line in found if line.count(_OPERATOR) == 1), "")
     sizes = _sizes(inferred.graph)
@@ -114,11 +116,12 @@ def _without_weights(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
+        if tensor is not None and (value.shape is None or not value.is_graph_input()):
+            # Its own sizes, whatever an output of its name declares.
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
             continue
-        if tensor is not None:
-            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
-            value.const_value = None
+        value.const_value = None
         copy.graph.initializers.pop(name)
         if not value.is_graph_input():
             copy.graph.inputs.append(value)

@@ -268,7 +268,7 @@ def _not_folded(report: Report) -> str:
     kept = [f"{site.name} ({site.kind}): {site.reason or site.code or site.status}" for site in report.unfolded]
     more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
     return (
-        f"--strict: {len(kept)} of {len(report.sites)} norms not folded, nothing written. {'; '.join(kept[:3])}{more}"
+        f"--strict: {len(kept)} of {len(report.norms)} norms not folded, nothing written. {'; '.join(kept[:3])}{more}"
     )
 
 

@@ -14,6 +14,7 @@ from normfold.catalogue import Family, Size, usual_inputs
 
 if TYPE_CHECKING:
     # Only named here: `normfold models` does without what they import.
+    from normfold.plan import Site
     from normfold.report import GraphReport, Report
     from normfold.verify import Edge
 
@@ -43,11 +44,23 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 def _headline(report: Report) -> Text:
     if not report.sites:
         return Text("No norms found: nothing to fold.")
-    total = len(report.sites)
-    counts = {status: sum(site.status == status for site in report.sites) for status in STATUS_STYLES}
-    parts = [f"{number} {status}" for status, number in counts.items() if number]
-    text = f"{total} {'norm' if total == 1 else 'norms'}: {', '.join(parts)}."
+    text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
+    others = [site for site in report.sites if not site.counts]
+    products = [site for site in others if site.code != "not-in-graph"]
+    if products:
+        text += f" Besides, {_number(len(products), 'constant product')}: {_statuses(products)}."
+    if len(others) > len(products):
+        text += f" Besides, {_number(len(others) - len(products), 'norm module')} that the model never calls."
     return Text(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
+
+
+def _statuses(sites: Sequence[Site]) -> str:
+    counts = {status: sum(site.status == status for site in sites) for status in STATUS_STYLES}
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
 def _norms(report: Report) -> Table:

@@ -103,6 +103,11 @@ class Report:
         return tuple(site for graph in self.graphs for site in graph.sites)
 
     @property
+    def norms(self) -> tuple[Site, ...]:
+        """The sites that count as norms."""
+        return tuple(site for site in self.sites if site.counts)
+
+    @property
     def nodes_before(self) -> Mapping[str, int]:
         """Number of nodes per operator as exported, in all graphs together."""
         return _summed(graph.nodes_before for graph in self.graphs)
@@ -125,7 +130,7 @@ class Report:
     @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
-        return tuple(s for s in self.sites if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
+        return tuple(s for s in self.norms if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
 
     def to_torch(self) -> nn.Module:
         """The original module, its norms replaced by `nn.Identity`, with the folded weights and biases, in eval mode.
