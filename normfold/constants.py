@@ -194,7 +194,8 @@ class Constants:
             raise
         except Exception as error:  # the reference raises whatever numpy does
             raise GraphError(
-                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {one_line(error)}."
+                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
+                f"{one_line(error)}."
             ) from error
 
 

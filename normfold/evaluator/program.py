@@ -20,7 +20,6 @@ from normfold.evaluator.call import Bound, Call, EvaluationError, Function, Node
 from normfold.evaluator.limits import Meter
 from normfold.evaluator.operators import lookup
 from normfold.evaluator.values import Value, from_numpy, size_of
-from normfold.foreign import one_line
 
 # Told of every operator that ran: the node, what it read and what it wrote.
 Watch = Callable[[Node, Sequence[Value], Sequence[Value]], None]
@@ -240,7 +239,7 @@ def applied(function: Function, call: Call, read: Sequence[Value]) -> tuple[Valu
                 f"{call.label}: there is not enough memory for what it computes. Give smaller inputs (--input), or do "
                 "without a verdict (`fold --no-verify`)"
             ) from error
-        said = one_line(error)
+        said = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{call.label} cannot take what it is given: {said}") from error
     unread = sorted(set(call.node.attributes) - call.read)
     if unread:
