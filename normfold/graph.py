@@ -7,7 +7,6 @@ constants in float64.
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from normfold.clock import uncollected
 from normfold.constants import SIZES, Constants, Rows
 from normfold.errors import GraphError
+from normfold.foreign import listed, one_line
 from normfold.frame import Array, Frame
 from normfold.inference import infer_shapes
 from normfold.shapes import Dim, parse, reshaped
@@ -103,23 +103,12 @@ class Op:
 
 def scopes(node: Node) -> tuple[str, ...]:
     """The module paths an exporter left on `node`, outermost first; the last entry names the operation itself."""
-    return _listed(node, SCOPES)[:-1]
+    return listed(node.metadata_props.get(SCOPES))[:-1]
 
 
 def classes(node: Node) -> tuple[str, ...]:
     """The class names that belong to `scopes(node)`."""
-    return _listed(node, CLASSES)[:-1]
-
-
-def _listed(node: Node, key: str) -> tuple[str, ...]:
-    text = node.metadata_props.get(key)
-    if not text:
-        return ()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(str(item) for item in value) if isinstance(value, list | tuple) else ()
+    return listed(node.metadata_props.get(CLASSES))[:-1]
 
 
 def node_name(node: Node) -> str:
@@ -352,7 +341,7 @@ def _raised(model: Model) -> Model:
     except Exception as error:
         raise GraphError(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
-            f"constants broadcast as in numpy, and onnx cannot convert this one: {' '.join(str(error).split())[:200]}."
+            f"constants broadcast as in numpy, and onnx cannot convert this one: {one_line(error)}."
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ from onnxscript.optimizer._constant_folding import FoldConstantsPass
 from onnxscript.rewriter import RewritePass, pattern
 from onnxscript.rewriter.rules import common as rules
 from torch.utils import _pytree as pytree
+
+from normfold.foreign import listed
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _STACK = "pkg.torch.onnx.stack_trace"
@@ -137,7 +138,7 @@ def name_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> None:
 
 def _scope_weights(value: ir.Value, state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     for node in value.consumers():
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        scopes = listed(node.metadata_props.get(_SCOPES))
         # The last scope is the operator, the one before it the module that called it.
         prefix = f"{scopes[-2]}." if len(scopes) > 1 and scopes[-2] else ""
         yield from (name for name in state if name.startswith(prefix) and state[name].ndim == 2)
