@@ -13,12 +13,10 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
-from normfold.errors import GraphError
+from normfold.errors import CannotJudgeError, GraphError
 from normfold.foreign import one_line
 from normfold.shapes import Dim
 
@@ -226,22 +224,20 @@ class Constants:
         )
 
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
-        """Run one operator on float64 constants with onnx's reference implementation."""
-        feeds = {str(item.name): found[item] for item in node.inputs if item is not None}
+        """Run one operator on float64 constants."""
+        # Here, for it imports torch, which most graphs can be analysed without.
+        from normfold.evaluator import compute
+
+        operands = [None if item is None else found[item] for item in node.inputs]
+        sizes = [array.size for array in operands if array is not None]
         try:
-            size = _elements(node, list(feeds.values()))
-            if size > max(LARGEST_COMPUTED, *(array.size for array in feeds.values()), 0):
+            size = _elements(node, [array for array in operands if array is not None])
+            if size > max(LARGEST_COMPUTED, *sizes, 0):
                 raise self._too_large(node.outputs[output], size)
-            proto = ir.to_proto(node)
-            inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
-            outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
-            graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self._opset)])
-            results: Sequence[Any] = list(ReferenceEvaluator(model).run(None, feeds))
-            return np.asarray(results[output])
-        except GraphError:
-            raise
-        except Exception as error:  # the reference raises whatever numpy does
+            return np.asarray(compute(node, self._opset, operands)[output])
+        except (GraphError, CannotJudgeError, ValueError, IndexError) as error:
+            if type(error) is GraphError:
+                raise
             raise GraphError(
                 f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
                 f"{one_line(error)}."

@@ -93,8 +93,8 @@ class Op:
         return None if value is None else tuple(int(item) for item in value)
 
     def number(self, name: str, default: float) -> float:
-        """A floating attribute."""
-        return float(self.attributes.get(name, default))
+        """A floating attribute. ONNX stores float32, and so are its defaults: 1e-5 is 9.99999975e-6."""
+        return float(np.float32(self.attributes.get(name, default)))
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""
