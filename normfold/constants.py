@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from normfold.errors import CannotJudgeError, GraphError
+from normfold.errors import GraphError, NormfoldError
 from normfold.foreign import one_line
 from normfold.shapes import Dim
 
@@ -25,8 +25,8 @@ _KEPT_BYTES = 1 << 20
 # What is kept of those that operators make takes no more than this.
 _MOST_KEPT_BYTES = 1 << 28
 
-# A constant that operators make is computed up to this size, 1 GiB in float64, or that of the largest it is made of.
-LARGEST_COMPUTED = 1 << 27
+# A constant that operators make is computed up to this size, 512 MiB in float64, or that of the largest it is made of.
+LARGEST_COMPUTED = 1 << 26
 # So many of that size may be in memory at once.
 _MOST_AT_ONCE = 3
 # Elements that operators may make of little, in all: a minute's work, and more than any model needs. What they make of
@@ -111,8 +111,6 @@ class Constants:
         if node.op_type in SIZES:
             source = self._dims(inputs[0]) if inputs else None
             return source is not None and all(dim.static for dim in source)
-        if node.op_type == "Cast" and _rounds_to_bytes(node):
-            return False
         if self._is_spread(node, value):
             inputs = inputs[:1]
         return all(item in made or (item.is_initializer() and self.holds(item)) for item in inputs)
@@ -207,14 +205,7 @@ class Constants:
                     found[first].reshape(shape) if node.op_type == "Reshape" else np.broadcast_to(found[first], shape)
                 )
             except ValueError as error:
-                raise GraphError(
-                    f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
-                    f"{one_line(error)}."
-                ) from error
-        if node.op_type == "Cast" and first is not None and (to := _cast_to(node)).is_floating_point():
-            # Rounded as it is stored; an integer made floating must be divided as one from here on.
-            with np.errstate(over="ignore", invalid="ignore"):
-                return found[first].astype(to.numpy()).astype(np.float64)
+                raise _misfit(node, error) from error
         return self._evaluate(node, node.outputs.index(value), found)
 
     def _too_large(self, value: ir.Value, size: int) -> GraphError:
@@ -224,37 +215,27 @@ class Constants:
         )
 
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
-        """Run one operator on float64 constants."""
-        # Here, for it imports torch, which most graphs can be analysed without.
+        """Run one operator on constants, in float64; a Cast rounds to its type."""
+        # Here, for it imports torch, which most graphs are analysed without.
         from normfold.evaluator import compute
 
-        operands = [None if item is None else found[item] for item in node.inputs]
-        sizes = [array.size for array in operands if array is not None]
+        inputs = [None if item is None else found[item] for item in node.inputs]
+        given = [array for array in inputs if array is not None]
         try:
-            size = _elements(node, [array for array in operands if array is not None])
-            if size > max(LARGEST_COMPUTED, *sizes, 0):
-                raise self._too_large(node.outputs[output], size)
-            return np.asarray(compute(node, self._opset, operands)[output])
-        except (GraphError, CannotJudgeError, ValueError, IndexError) as error:
-            if type(error) is GraphError:
-                raise
-            raise GraphError(
-                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
-                f"{one_line(error)}."
-            ) from error
+            size = _elements(node, given)
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            raise _misfit(node, error) from error
+        if size > max(LARGEST_COMPUTED, *(array.size for array in given), 0):
+            raise self._too_large(node.outputs[output], size)
+        try:
+            return np.asarray(compute(node, self._opset, inputs)[output])
+        except NormfoldError as error:
+            raise _misfit(node, error) from error
 
 
-def _cast_to(node: ir.Node) -> ir.DataType:
-    """The type that a Cast makes."""
-    to = node.attributes.get("to")
-    known = to is not None and not to.is_ref() and to.type == ir.AttributeType.INT
-    return ir.DataType(to.value) if to is not None and known else ir.DataType.UNDEFINED
-
-
-def _rounds_to_bytes(node: ir.Node) -> bool:
-    """Whether a Cast makes numbers of a byte and less, which saturate, and round, as its attributes tell."""
-    to = _cast_to(node)
-    return to.is_floating_point() and to.itemsize < 2
+def _misfit(node: ir.Node, error: Exception) -> GraphError:
+    said = one_line(error)
+    return GraphError(f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {said}.")
 
 
 def _elements(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:

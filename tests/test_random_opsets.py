@@ -59,7 +59,7 @@ def test_random_graphs_of_every_opset(first: int) -> None:
     statuses: Counter[str] = Counter()
     for seed in range(first, first + 30):
         statuses += check(seed)
-    assert statuses["folded"] > 10 and statuses["kept"] > 5
+    assert statuses["folded"] > 5 and statuses["kept"] > 5
 
 
 @pytest.mark.slow

@@ -258,7 +258,8 @@ def test_refused_and_its_twin_folded(code: str) -> None:
 def codes_in_source() -> set[str]:
     """The first string handed to what makes a refusal, and what names.py says of norms that no operator stands for."""
     found: set[str] = set()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    # What the evaluator refuses are operators that it does not know: no folds.
+    for path in sorted(path for path in PACKAGE.rglob("*.py") if "evaluator" not in path.parts):
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):
             name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
