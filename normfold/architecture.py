@@ -16,6 +16,7 @@ from torch import nn
 from normfold import catalogue, recognise, unfilled
 from normfold.archive import Contents
 from normfold.errors import ArchitectureError, NormfoldError
+from normfold.foreign import raised
 from normfold.stated import known
 
 _LISTED = 10
@@ -97,7 +98,7 @@ def _create(name: str, args: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
     except NormfoldError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
-        raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {_summary(e)}.") from e
+        raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {raised(e)}.") from e
 
 
 def _closest(name: str) -> str:
@@ -115,7 +116,7 @@ def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
             factory: Any = importlib.import_module(module_name)
         # The module is the user's program, and whatever it raises means that there is no architecture.
         except Exception as e:
-            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {_summary(e)}.") from e
+            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
         for part in path.split("."):
             if not hasattr(factory, part):
                 raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
@@ -126,7 +127,7 @@ def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
             built = factory(**args)
         except Exception as e:
             given = args or "no arguments"
-            raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {_summary(e)}.") from e
+            raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {raised(e)}.") from e
     if not isinstance(built, nn.Module):
         raise ArchitectureError(f"--model {spec}: it returned a {type(built).__name__}, not a torch.nn.Module.")
     return built
@@ -143,11 +144,6 @@ def _current_directory_importable() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
-
-
-def _summary(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
 
 
 def load_weights(
@@ -170,7 +166,7 @@ def load_weights(
     try:
         result = module.load_state_dict(stripped, strict=False)
     except (RuntimeError, TypeError, ValueError) as e:
-        raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {_summary(e)}.") from e
+        raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {raised(e)}.") from e
     missing = unfilled.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
     if missing or result.unexpected_keys:
         raise ArchitectureError(_key_report(source, missing, result.unexpected_keys))

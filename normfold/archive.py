@@ -23,9 +23,9 @@ from torch import nn
 from normfold import hub, stated
 from normfold.clock import uncollected
 from normfold.errors import CheckpointError, GraphError
+from normfold.foreign import one_line
 from normfold.inference import check_shapes
 from normfold.plain import irregular, is_plain, is_utf8, parse_json
-from normfold.runtime import one_line
 from normfold.sparse import densify
 from normfold.stand_ins import named_globals, registered
 from normfold.stated import Said
@@ -159,7 +159,7 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
             f"{_TRUST}; or save a plain state dict instead: torch.save(model.state_dict(), path)."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{path} cannot be read ({type(error).__name__}: {(lines or ['no message'])[-1]}); it may be damaged."
+    return f"{path} cannot be read ({lines[-1] if lines else one_line(error)}); it may be damaged."
 
 
 def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
@@ -283,8 +283,7 @@ def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         return torch.export.load(path)
     # As for pickles: a damaged program can fail in any way.
     except Exception as e:
-        first = (str(e).strip().splitlines() or ["no message"])[0]
-        raise CheckpointError(f"{path} cannot be read as a torch.export program ({type(e).__name__}: {first}).") from e
+        raise CheckpointError(f"{path} cannot be read as a torch.export program ({one_line(e)}).") from e
 
 
 @uncollected()
@@ -294,7 +293,7 @@ def read_graph(path: Path) -> ir.Model:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     # The protobuf backends raise different classes for bytes that are not a model.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {one_line(e)}).") from e
+        raise GraphError(f"{path} cannot be read as an ONNX model ({one_line(e)}).") from e
     check_model(proto, path)
     _forget_negative_sizes(proto.graph)
     densify(proto, path)
@@ -304,7 +303,7 @@ def read_graph(path: Path) -> ir.Model:
         tensors = list(_external_tensors(model))
     # onnx-ir raises whatever comes up where a field of a message holds what it should not.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX graph ({type(e).__name__}: {one_line(e)}).") from e
+        raise GraphError(f"{path} cannot be read as an ONNX graph ({one_line(e)}).") from e
     for tensor in tensors:
         _check_external(tensor, path)
     if contradiction := check_shapes(model):

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from normfold.errors import InputSpecError
+from normfold.foreign import one_line
 from normfold.inputs import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
 from normfold.plain import MISSING, irregular
-from normfold.runtime import one_line
 
 Array = npt.NDArray[Any]
 
@@ -220,9 +220,8 @@ def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
         raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; --inputs takes npz files") from error
     # Encrypted, truncated, compressed in a way of its own, headers that are no headers: each has an error of its own.
     except Exception as error:
-        said = one_line(error)
         raise InputSpecError(
-            f"{path} is no npz file of plain arrays ({type(error).__name__}: {said}); numpy.savez writes them"
+            f"{path} is no npz file of plain arrays ({one_line(error)}); numpy.savez writes them"
         ) from error
     for spec in specs:
         if spec.name not in found:

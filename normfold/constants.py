@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from normfold.errors import GraphError
+from normfold.foreign import one_line
 from normfold.shapes import Dim
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
@@ -164,7 +165,8 @@ class Constants:
                 )
             except ValueError as error:
                 raise GraphError(
-                    f"{node.op_type} of {value.name}: its shapes contradict each other: {error}."
+                    f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
+                    f"{one_line(error)}."
                 ) from error
         if node.op_type == "Cast" and first is not None and _is_floating(node):
             # An integer made floating must be divided as one from here on.
@@ -191,9 +193,9 @@ class Constants:
         except GraphError:
             raise
         except Exception as error:  # the reference raises whatever numpy does
-            said = " ".join(str(error).split())[:200]
             raise GraphError(
-                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {said}."
+                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
+                f"{one_line(error)}."
             ) from error
 
 

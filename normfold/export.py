@@ -33,6 +33,7 @@ from torch.utils import _pytree as pytree
 from normfold import tidy
 from normfold.checkpoint import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
+from normfold.foreign import raised
 from normfold.inputs import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
 from normfold.untouched import untouched
 
@@ -186,7 +187,7 @@ def _check_runs(module: nn.Module, args: Any, kwargs: Any, specs: Sequence[Input
     except Exception as e:
         shapes = ", ".join(str(spec) for spec in specs)
         raise InputSpecError(
-            f"the model does not run on {shapes} (traced at {_sizes(specs)}): {_first_line(e)}{_where(e)}. Check the "
+            f"the model does not run on {shapes} (traced at {_sizes(specs)}): {raised(e)}{_where(e)}. Check the "
             "dimensions, or give a dynamic axis a size it accepts (L=16)."
         ) from e
 
@@ -241,9 +242,9 @@ def _explain(error: Exception, specs: Sequence[InputSpec]) -> str:
     if "data-dependent" in text:
         return (
             f"the model's control flow or a shape depends on the values of its inputs, which no ONNX graph can follow: "
-            f"{_first_line(error)}{_where(error)}. Replace the branch by torch.where or a fixed size."
+            f"{raised(error)}{_where(error)}. Replace the branch by torch.where or a fixed size."
         )
-    return f"the model cannot be captured by torch.export: {_first_line(error)}{_where(error)}."
+    return f"the model cannot be captured by torch.export: {raised(error)}{_where(error)}."
 
 
 def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
@@ -273,18 +274,13 @@ def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
 def _deepest(error: BaseException) -> str:
     """The first line of the innermost cause and the operator it is about: torch.onnx wraps them in general advice."""
     operator = None
     while error.__cause__ is not None:
         operator = re.search(r"target=torch\.ops\.([\w.]+)", str(error)) or operator
         error = error.__cause__
-    line = _first_line(error)
+    line = raised(error)
     return line if operator is None or operator[1] in line else f"{line} (in {operator[1]})"
 
 

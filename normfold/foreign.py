@@ -59,6 +59,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:_SUMMARY] or "no reason given"
 
 
+def raised(error: BaseException) -> str:
+    """What code of the user's raised, so that it is found there: the class and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:_SUMMARY].rstrip('.')}" if lines else type(error).__name__
+
+
 def listed(text: str | None) -> tuple[str, ...]:
     """The strings of a list of strings as Python writes it; none where `text` is anything else.
 

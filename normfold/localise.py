@@ -24,7 +24,7 @@ import onnx.numpy_helper
 from normfold.cases import Array, Case
 from normfold.errors import NormfoldError
 from normfold.figures import difference
-from normfold.foreign import listed
+from normfold.foreign import listed, one_line
 from normfold.isolated import fresh
 from normfold.tensors import rms, runtime_tensors, written_names
 from normfold.truth_of_graph import graph_tensors, read_graph
@@ -140,8 +140,9 @@ def first_site(
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fails(middle) else (middle, high)
-    except (NormfoldError, subprocess.SubprocessError, OSError) as error:
-        return None, f"Which norm it is cannot be said: folding it again failed ({' '.join(str(error).split())[:200]})."
+    # ValueError: a name that no command line can hold.
+    except (NormfoldError, subprocess.SubprocessError, OSError, ValueError) as error:
+        return None, f"Which norm it is cannot be said: folding it again failed ({one_line(error)})."
     return sites[high - 1], ""
 
 

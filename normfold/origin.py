@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from normfold.archive import format_of, sha256_of
 from normfold.checkpoint import Source, load_checkpoint
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError, InputSpecError, NormfoldError
+from normfold.foreign import one_line
 from normfold.half import HALF, half_specs
 from normfold.inputs import InputSpec, parse_specs
 from normfold.parts import split
@@ -115,7 +116,7 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NormfoldError) as error:
         raise GraphError(
             f"{path}: its manifest (`{MANIFEST_KEY}` in the metadata) is not one that normfold writes "
-            f"({type(error).__name__}: {error}); name the source with --against"
+            f"({one_line(error)}); name the source with --against"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from normfold.errors import CannotJudgeError, GraphError, UsageError
-from normfold.foreign import one_line as one_line
+from normfold.foreign import one_line
 
 Array = npt.NDArray[Any]
 

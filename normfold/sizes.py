@@ -15,8 +15,9 @@ from typing import Any
 
 from normfold.cases import draw_case
 from normfold.errors import InputSpecError
+from normfold.foreign import one_line
 from normfold.inputs import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
-from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
+from normfold.runtime import Runtime, check_memory, open_session, run_session
 
 Sizes = Mapping[str, int]
 

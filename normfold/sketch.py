@@ -20,8 +20,9 @@ from normfold.cases import Array, Case, draw_case
 from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.figures import FAILED, MASK, Figures
+from normfold.foreign import one_line
 from normfold.inputs import InputSpec
-from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
+from normfold.runtime import Runtime, check_memory, open_session, run_session
 from normfold.verify import PLAIN, Edge, Judged, judge
 from normfold.yardstick import Yardstick
 

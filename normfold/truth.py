@@ -23,10 +23,11 @@ from normfold.demand import check_fits
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError
 from normfold.exercise import Exercise
 from normfold.figures import MASK
+from normfold.foreign import raised
 from normfold.inputs import InputSpec
 from normfold.runtime import check_memory
 from normfold.truth_of_graph import Outputs, evaluator_of, read_graph, run_evaluator
-from normfold.truth_of_module import first_line, run_double, run_module
+from normfold.truth_of_module import run_double, run_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,7 +158,7 @@ def establish(
         outputs = run_double(module, cases, tick=tick)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         check_memory(error, "the source in float64")
-        method = f"the exported graph in float64, for the module does not run in float64 ({first_line(error)})"
+        method = f"the exported graph in float64, for the module does not run in float64 ({raised(error)})"
         return _finished(replace(_of_graph(graph_path, cases, method, tick=tick), narrow=narrow))
     truth = Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow)
     if thorough:
