@@ -20,10 +20,10 @@ from normfold import isolated as module
 from normfold.cli import app
 from normfold.isolated import AbortedError, fresh, isolated
 from tests.hostile import seeds
+from tests.isolated_calls import chatter, end, end_early, process, refuse, run_out
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no copies of processes here")
 
-# Module-level: a fresh process finds them by name.
 WAYS = ("copy", "fresh")
 
 
@@ -36,34 +36,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def no_process() -> int:
     raise BlockingIOError("no process left")
-
-
-def process() -> bytes:
-    return str(os.getpid()).encode()
-
-
-def refuse() -> bytes:
-    raise ValueError("naïve, in two\nlines")
-
-
-def run_out() -> bytes:
-    raise MemoryError
-
-
-def chatter(size: int) -> bytes:
-    print("a library says something")
-    os.write(1, b"and its native part too")
-    return bytes(size)
-
-
-def end(number: int) -> bytes:
-    os.kill(os.getpid(), number)
-    time.sleep(10)
-    return b""
-
-
-def end_early() -> bytes:
-    os._exit(0)
 
 
 def test_the_answer_comes_from_another_process(way: str) -> None:
