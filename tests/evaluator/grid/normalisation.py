@@ -46,6 +46,9 @@ def instance() -> Iterator[Case]:
     for axes in (None, [0, 2, 3], [1], [0, 1, 2, 3], [-1, 0], [2]):
         yield row("MeanVarianceNormalization", F(2, 3, 4, 5), axes=axes)
     yield row("MeanVarianceNormalization", F(2, 3, 4), axes=[0, 2])
+    for across, scaled in product((None, 0, 1), repeat=2):
+        forms = {"across_channels": across, "normalize_variance": scaled}
+        yield row("MeanVarianceNormalization", F(2, 3, 4, 5), at=8, **forms)
 
 
 def layer() -> Iterator[Case]:
