@@ -135,7 +135,7 @@ def convolutions() -> Iterator[Case]:
         yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), activation=name, activation_params=parameters)
     yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), F(6), F(1, 6, 5, 4), activation="Relu")
     yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), F(6), F(1, 6, 5, 4))
-    yield ms("FusedConv", F(1, 2, 8), F(3, 2, 3), dilations=[2], auto_pad="VALID", activation="Relu")
+    yield ms("FusedConv", F(1, 2, 8), F(3, 2, 3), strides=[2], auto_pad="SAME_UPPER", activation="Relu")
     for ceil, auto in product((None, 1), ("NOTSET", "SAME_UPPER")):
         x = N(0, 99, 1, 7, 6, 3, dtype=np.uint8)
         yield ms("NhwcMaxPool", x, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=ceil, auto_pad=auto)
@@ -283,8 +283,8 @@ def others() -> Iterator[Case]:
             operands = [N(0, 90, *shapes[0], dtype=dtype), scale, point, const(N(0, 90, *shapes[1], dtype=dtype))]
             yield ms("QGemm", *operands, scale, point, extra, wide, point, **turned)
         each = const(U(0.05, 0.3, 3)), const(N(0, 9, 3, dtype=dtype))
-        yield ms("QuantizeLinear", U(-5, 9, 2, 3, 4), *each, axis=1)
-        yield ms("DequantizeLinear", a, *each, axis=1)
+        yield ms("QuantizeLinear", U(-5, 9, 3, 2, 4), *each, axis=0)
+        yield ms("DequantizeLinear", N(0, 99, 3, 2, dtype=dtype), *each, axis=0)
         yield ms("QuantizeLinear", V(0.25, 0.75, -1.25, 9.0), const(V(0.5).reshape(())), point)
         yield ms("DequantizeLinear", a, scale, point)
     for k, upper in product((None, 1, -1), (0, 1)):

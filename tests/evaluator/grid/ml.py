@@ -52,7 +52,8 @@ def scaling() -> Iterator[Case]:
     yield ml("Imputer", V([1, 0, 3], [0, 5, 6], dtype=np.int64), imputed_value_int64s=[7], replaced_value_int64=0)
     yield ml("Imputer", V([1, 4, 3], [4, 5, 6], dtype=np.int64), imputed_value_int64s=[7, 8, 9], replaced_value_int64=4)
     yield ml("OneHotEncoder", V(1, 3, 2, dtype=np.int64), cats_int64s=[1, 2, 3], zeros=0)
-    yield ml("FeatureVectorizer", F(2, 3), F(2, 1), inputdimensions=[3, 1])
+    for sizes in ([3, 1], [2, 2], [4, 1]):
+        yield ml("FeatureVectorizer", F(2, 3), F(2, 1), inputdimensions=sizes)
     yield ml("ArrayFeatureExtractor", F(3, 4), V(2, 0, dtype=np.int64))
     yield ml("ArrayFeatureExtractor", F(4), V([2, 0, 3], dtype=np.int64))
     yield ml("OneHotEncoder", V(1, 5, 2, dtype=np.int64), cats_int64s=[1, 2, 3], zeros=1)
