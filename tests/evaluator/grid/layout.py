@@ -79,12 +79,15 @@ def slices() -> Iterator[Case]:
         ([0], [2**63 - 1], [1], None),
         ([2**63 - 1], [-(2**63) + 1], [1], [-1]),
         ([0], [0], [0], None),
+        ([-9], [-9], [0], [-1]),
+        ([-9, 9], [-99, -9], [1, 2], [-2, -1]),
     ]
     for starts, ends, axes, steps in forms:
         yield row("Slice", F(4, 5, 6), starts, ends, axes, steps)
         if steps is None:
             yield row("Slice", F(4, 5, 6), starts=starts, ends=ends, axes=axes)
     yield row("Slice", F(4, 0, 6), [0], [3], [0])
+    yield row("Slice", F(4, 0, 6), [-1], [-9], [1], [-1])
     narrow = [const(np.asarray(part, np.int32)) for part in ([1], [-1], [2], [2])]
     yield row("Slice", F(4, 5, 6), *narrow)
     yield row("Slice", F(4, 5), V(1, dtype=np.int64), V(4, dtype=np.int64), V(1, dtype=np.int64))
