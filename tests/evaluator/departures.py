@@ -59,6 +59,11 @@ DEPARTURES: tuple[Departure, ...] = (
 
 # What no case can show.
 NOTES = (
+    (
+        "MaxPool, AveragePool, LpPool",
+        "A window larger than the padded input is an error here, so that sizes that a graph cannot take are found out. "
+        "onnxruntime gives nothing, or what the window does cover.",
+    ),
     ("Split, BatchNormalization", "With an output in the middle left out onnxruntime crashes. The evaluator does not."),
     (
         "Sparse tensors",

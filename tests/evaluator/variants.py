@@ -77,8 +77,11 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
     return next((entry.version for entry in model.opset_import if entry.domain in names), None)
 
 
-def accepted(model: onnx.ModelProto) -> bool:
-    """Whether the schemas in force know every attribute and number of inputs of the model's nodes."""
+def accepted(model: onnx.ModelProto, *, deprecated: bool = True) -> bool:
+    """Whether the schemas in force know every attribute and number of inputs of the model's nodes.
+
+    deprecated: whether an operator that the standard has done away with will do; onnxruntime may run it all the same.
+    """
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version
     context.opset_imports = {entry.domain: entry.version for entry in model.opset_import}
@@ -87,7 +90,7 @@ def accepted(model: onnx.ModelProto) -> bool:
             if node.op_type not in RUNTIME_ONLY or onnx.defs.has(node.op_type, context.opset_imports.get("", 1), ""):
                 onnx.checker.check_node(node, context)
     except onnx.checker.ValidationError as error:
-        return "deprecated" in str(error)  # which onnxruntime may run all the same
+        return deprecated and "deprecated" in str(error)
     return True
 
 

@@ -137,7 +137,8 @@ def _sliced(
         place = axis_in(axis, x.ndim)
         first, stop, step = slice(start, end, step).indices(x.shape[place])
         if step < 0:
-            chosen = range(first, stop, step)
+            # Unlike Python's, a slice that goes backwards from before the beginning starts at the first element.
+            chosen = range(max(first, 0), stop, step) if x.shape[place] else range(0)
             first, stop, step = (chosen[-1], chosen[0] + 1, -step) if chosen else (0, 0, 1)
             backwards.append(place)
         ranges[place] = slice(first, stop, step)

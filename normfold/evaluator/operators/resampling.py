@@ -125,10 +125,16 @@ def _with_one_scale(call: Call, x: Tensor, axes: Sequence[_Axis], policy: str) -
 
 
 def _resized(call: Call, x: Tensor, axes: Sequence[_Axis], form: _Form) -> Tensor:
-    """Apply one axis after the other, those that shrink first. An axis whose scale is 1 stays as it is."""
+    """Apply one axis after the other, those that shrink first. An axis whose scale is 1 stays as it is.
+
+    Where no size changes onnxruntime copies X, whatever the scales and the region are; and with antialias it leaves the
+    axes alone whose size does not change. The specification knows neither.
+    """
     if form.mode not in ("nearest", "linear", "cubic"):
         raise call.refuse(f"mode {form.mode!r}")
     moved = [axis for axis in axes if axis.narrow != 1 or axis.count != axis.size]
+    if form.antialias or all(axis.count == axis.size for axis in moved):
+        moved = [axis for axis in moved if axis.count != axis.size]
     shape = list(x.shape)
     for axis in moved:
         shape[axis.number] = axis.count

@@ -48,6 +48,10 @@ def reductions() -> Iterator[Case]:
             yield row(op, N(-5, 6, 3, 4, dtype=dtype), axes=[1])
             yield row(op, N(-5, 6, 3, 4, dtype=dtype), [1], keepdims=0)
             yield row(op, N(-5, 6, 3, 4, dtype=dtype))
+    for op, dtype in product(("ReduceLogSum", "ReduceLogSumExp"), (np.int32, np.int64)):
+        yield row(op, N(1, 9, 6, 4, dtype=dtype), [1], at=18)
+        yield row(op, N(1, 9, 6, 4, dtype=dtype), axes=[1], keepdims=0)
+    yield row("ReduceLogSumExp", N(-6, 0, 9, 4), [1], keepdims=0, at=18)
     for op, dtype in product(("ReduceMax", "ReduceMin"), (np.int8, np.uint8, np.bool_)):
         yield row(op, N(0, 2, 3, 4, dtype=dtype), axes=[1])
         yield row(op, N(0, 2, 3, 4, dtype=dtype), [1])

@@ -86,6 +86,14 @@ def resize_more() -> Iterator[Case]:
         yield row("Resize", N(0, 99, 1, 2, 4, 5, dtype=dtype), None, const(V(1, 1, 2, 2)), mode="nearest")
     yield row("Resize", N(0, 99, 1, 2, 4, 5, dtype=np.uint8), None, const(V(1, 1, 2, 2)), mode="linear")
     yield row("Resize", F(1, 2, 4, 5), None, const(V(1, 1, 1, 1)), mode="cubic")
+    for mode, anti, scales in product(("nearest", "linear", "cubic"), (None, 1), ([1, 1, 1.2, 1.1], [1, 1, 1.2, 1.7])):
+        if mode != "nearest" or not anti:  # sizes of which one or both stay
+            yield row("Resize", x, None, const(V(*scales)), mode=mode, antialias=anti)
+            yield row(
+                "Resize", x, const(REGION), const(V(*scales)), mode=mode, coordinate_transformation_mode=TRANSFORMS[-1]
+            )
+    yield row("Resize", x, V(1, 1, 1.2, 1.1), mode="linear")
+    yield row("Upsample", x, V(1, 1, 1.2, 1.1), mode="linear")
 
 
 def upsample() -> Iterator[Case]:

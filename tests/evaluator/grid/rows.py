@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -137,14 +138,13 @@ def _newest(
     if node.domain == MICROSOFT or (node.op_type in RUNTIME_ONLY and not onnx.defs.has(node.op_type)):
         imports = [helper.make_opsetid("", BESIDE), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    for version in range(newest, 0, -1):
-        if node.domain == "" and version < OLDEST:
-            break
+    oldest = OLDEST if node.domain == "" else 1
+    for deprecated, version in product((False, True), range(newest, oldest - 1, -1)):
         imports = [helper.make_opsetid(node.domain, version)]
         if node.domain:
             imports.append(helper.make_opsetid("", BESIDE))
         model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-        if accepted(model):
+        if accepted(model, deprecated=deprecated):
             return model
     raise AssertionError(f"no opset accepts {helper.printable_node(node)}")
 
