@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -38,6 +39,8 @@ def judged(source: Source, *, workers: int = 2) -> Iterator[Outcome]:
                 yield Outcome(case.name, "not run", frozenset(operators_of(case.model)), "the process dies")
                 pipes[_start(source, lane, workers, at + 1)] = lane, at + 1
                 continue
+            if isinstance(outcome, str):
+                raise RuntimeError(outcome)
             if outcome is None:
                 pipes.pop(ready)
             else:
@@ -54,9 +57,13 @@ def _start(source: Source, lane: int, workers: int, first: int) -> Connection:
 
 
 def _work(source: Source, lane: int, workers: int, first: int, pipe: Any) -> None:
-    """Judge every case of one lane; says (number in the lane, outcome) of each, and (-1, None) at the end."""
+    """Judge every case of one lane; says (number in the lane, outcome) of each, then (-1, None), or what broke."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of numpy and torch on values that are meant
-    for number, case in enumerate(islice(source(), first * workers + lane, None, workers), start=first):
-        pipe.send((number, judge(case)))
-    pipe.send((-1, None))
+    case = None
+    try:
+        for number, case in enumerate(islice(source(), first * workers + lane, None, workers), start=first):
+            pipe.send((number, judge(case)))
+        pipe.send((-1, None))
+    except Exception:  # of these tests themselves, to be raised in the process that asked
+        pipe.send((-1, f"{case.name if case else 'the source'}: {traceback.format_exc()}"))

@@ -44,7 +44,6 @@ def _own(test: Any) -> Iterator[Case]:
     model = onnx_backend.model_of(test)
     stored = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in stored]
-    place = onnx_backend.folder_of(test)
     if (opset_of(model) or OLDEST) < OLDEST:
         model = onnx.version_converter.convert_version(model, OLDEST)
     for number, (inputs, outputs) in enumerate(onnx_backend._data(test, onnx_backend.model_of(test))):

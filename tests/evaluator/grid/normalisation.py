@@ -39,7 +39,8 @@ def instance() -> Iterator[Case]:
         yield row("InstanceNormalization", F(*shape), F(3), F(3), epsilon=epsilon)
     for groups, epsilon in product((1, 2, 3, 6), (None, 0.01)):
         yield row("GroupNormalization", F(2, 6, 4, 5), F(6), F(6), num_groups=groups, epsilon=epsilon)
-        yield row("GroupNormalization", F(2, 6, 4, 5), F(groups), F(groups), num_groups=groups, epsilon=epsilon)
+    for groups in (2, 3):  # one number a group, until opset 21
+        yield row("GroupNormalization", F(2, 6, 4, 5), F(groups), F(groups), num_groups=groups, at=20)
     yield row("GroupNormalization", F(2, 6), F(6), F(6), num_groups=2)
     yield row("GroupNormalization", F(2, 6, 4), F(6), F(6), num_groups=2, stash_type=TensorProto.FLOAT)
     for axes in (None, [0, 2, 3], [1], [0, 1, 2, 3], [-1, 0], [2]):

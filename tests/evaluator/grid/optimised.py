@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from tests.evaluator.agreement import Case
 from tests.evaluator.grid.rows import F, N, U, V, text
@@ -79,9 +79,11 @@ def activations() -> Iterator[Case]:
     body = "l = MatMul(x, w) h = Add(l, b) " + GELU
     yield graph(body, "float[2,3,8] x", "float[2,3,6] y", "BiasGelu", weights={**ROOT, "w": (8, 6), "b": (6,)}, **x)
     yield graph(
-        """three = Constant <value = float {3.0}> () c = Pow(x, three) k = Constant <value = float {0.044715}> () kc = Mul(c, k) a = Add(x, kc)
-           r = Constant <value = float {0.7978845608}> () t = Mul(a, r) th = Tanh(t) one = Constant <value = float {1.0}> () p = Add(th, one)
-           m = Mul(x, p) half = Constant <value = float {0.5}> () y = Mul(m, half)""",
+        """three = Constant <value = float {3.0}> () c = Pow(x, three)
+           k = Constant <value = float {0.044715}> () kc = Mul(c, k) a = Add(x, kc)
+           r = Constant <value = float {0.7978845608}> () t = Mul(a, r) th = Tanh(t)
+           one = Constant <value = float {1.0}> () p = Add(th, one) m = Mul(x, p)
+           half = Constant <value = float {0.5}> () y = Mul(m, half)""",
         "float[2,3,8] x", "float[2,3,8] y", "FastGelu", **x,
     )  # fmt: skip
     body = "k = Constant <value = float {1.702}> () s = Mul(x, k) g = Sigmoid(s) y = Mul(x, g)"
@@ -126,8 +128,8 @@ def norms() -> Iterator[Case]:
         z=F(2, 3, 8),
         **x,
     )
-    body = """two = Constant <value = float {2.0}> () q = Pow(x, two) v = ReduceMean <axes = [-1]> (q) e = Constant <value = float {0.00001}> ()
-              ve = Add(v, e) sd = Sqrt(ve) n = Div(x, sd) y = Mul(n, gamma)"""
+    body = """two = Constant <value = float {2.0}> () q = Pow(x, two) v = ReduceMean <axes = [-1]> (q)
+              e = Constant <value = float {0.00001}> () ve = Add(v, e) sd = Sqrt(ve) n = Div(x, sd) y = Mul(n, gamma)"""
     yield graph(body, "float[2,3,8] x", "float[2,3,8] y", "SimplifiedLayerNorm", weights={"gamma": (8,)}, **x)
     body = "s = Add(x, z) " + body.replace("(x, two)", "(s, two)").replace("Div(x", "Div(s")
     yield graph(
@@ -175,7 +177,7 @@ def convolutions() -> Iterator[Case]:
 
 
 def attention() -> Iterator[Case]:
-    """BERT's first layer as its exporters write it, which the optimiser makes EmbedLayerNormalization and Attention of."""
+    """BERT's first layer as its exporters write it: the optimiser makes EmbedLayerNormalization and Attention of it."""
     shape = np.asarray([0, 0, 2, 4])
     flat = np.asarray([0, 0, 8])
     body = """
@@ -186,7 +188,8 @@ def attention() -> Iterator[Case]:
         o0 = MatMul(s, v) o1 = Transpose <perm = [0, 2, 1, 3]> (o0) o2 = Reshape(o1, flat)
         o3 = MatMul(o2, wo) o4 = Add(o3, bo) o = Add(o4, x) y = LayerNormalization(o, gamma, beta)"""
     masked = """
-        m0 = Unsqueeze(m, axes1) m1 = Unsqueeze(m0, axes2) m2 = Cast <to = 1> (m1) one = Constant <value = float {1.0}> () m3 = Sub(one, m2)
+        m0 = Unsqueeze(m, axes1) m1 = Unsqueeze(m0, axes2) m2 = Cast <to = 1> (m1)
+        one = Constant <value = float {1.0}> () m3 = Sub(one, m2)
         far = Constant <value = float {-10000.0}> () mask = Mul(m3, far) """
     weights: dict[str, Any] = {f"w{name}": (8, 8) for name in "qkvo"} | {f"b{name}": (8,) for name in "qkvo"}
     weights |= {"gamma": (8,), "beta": (8,), "heads": shape, "flat": flat, "root": np.asarray(2.0, np.float32)}
@@ -202,7 +205,8 @@ def attention() -> Iterator[Case]:
         e=F(2, 5, 8),
         m=mask,
     )
-    embedded = """words = Gather <axis = 0> (vocabulary, ids) places = Gather <axis = 0> (positions, numbers) kinds = Gather <axis = 0> (segments, types)
+    embedded = """words = Gather <axis = 0> (vocabulary, ids) places = Gather <axis = 0> (positions, numbers)
+        kinds = Gather <axis = 0> (segments, types)
         e0 = Add(words, places) e = Add(e0, kinds) x = LayerNormalization(e, gamma, beta) """
     more = {
         **weights,
@@ -249,7 +253,8 @@ def quantised() -> Iterator[Case]:
         "ws": np.asarray(0.02, np.float32),
         "wp": np.asarray(0, np.int8),
     }
-    body = "xd = DequantizeLinear(x, s, p) wd = DequantizeLinear(w, ws, wp) c = MatMul(xd, wd) y = QuantizeLinear(c, so, po)"
+    body = """xd = DequantizeLinear(x, s, p) wd = DequantizeLinear(w, ws, wp) c = MatMul(xd, wd)
+        y = QuantizeLinear(c, so, po)"""
     yield graph(
         body,
         "uint8[3,6] x",
@@ -259,7 +264,8 @@ def quantised() -> Iterator[Case]:
         x=N(0, 255, 3, 6, dtype=np.uint8),
     )
     for name in ("Add", "Mul"):
-        body = f"a = DequantizeLinear(x, s, p) b = DequantizeLinear(z, s, p) c = {name}(a, b) y = QuantizeLinear(c, so, po)"
+        body = f"""a = DequantizeLinear(x, s, p) b = DequantizeLinear(z, s, p) c = {name}(a, b)
+            y = QuantizeLinear(c, so, po)"""
         both = {"x": N(0, 255, 3, 6, dtype=np.uint8), "z": N(0, 255, 3, 6, dtype=np.uint8)}
         yield graph(body, "uint8[3,6] x, uint8[3,6] z", "uint8[3,6] y", f"QLinear{name}", weights=there, **both)
     for name in (
@@ -278,5 +284,6 @@ def quantised() -> Iterator[Case]:
             weights=there,
             x=N(0, 255, 1, 4, 6, 6, dtype=np.uint8),
         )
-    dynamic = """q, qs, qp = DynamicQuantizeLinear(x) i = MatMulInteger(q, w, qp, wp) f = Cast <to = 1> (i) s2 = Mul(qs, ws) y = Mul(f, s2)"""
+    dynamic = """q, qs, qp = DynamicQuantizeLinear(x) i = MatMulInteger(q, w, qp, wp)
+        f = Cast <to = 1> (i) s2 = Mul(qs, ws) y = Mul(f, s2)"""
     yield graph(dynamic, "float[3,6] x", "float[3,4] y", "DynamicQuantizeMatMul", weights=weight, x=U(-2, 3, 3, 6))

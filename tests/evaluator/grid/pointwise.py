@@ -18,9 +18,42 @@ INTEGERS = (*SIGNED, *UNSIGNED)
 
 # Every unary operator, and where its argument may lie.
 ANYWHERE = (
-    "Abs Neg Ceil Floor Round Sign Exp Erf Sin Cos Tan Sinh Cosh Asinh Atan Tanh Sigmoid Relu Softplus Softsign Selu "
-    "HardSwish Mish Gelu Identity Elu Celu LeakyRelu ThresholdedRelu HardSigmoid Shrink Swish IsNaN IsInf Reciprocal"
-).split()
+    "Abs",
+    "Neg",
+    "Ceil",
+    "Floor",
+    "Round",
+    "Sign",
+    "Exp",
+    "Erf",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Atan",
+    "Tanh",
+    "Sigmoid",
+    "Relu",
+    "Softplus",
+    "Softsign",
+    "Selu",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "Identity",
+    "Elu",
+    "Celu",
+    "LeakyRelu",
+    "ThresholdedRelu",
+    "HardSigmoid",
+    "Shrink",
+    "Swish",
+    "IsNaN",
+    "IsInf",
+    "Reciprocal",
+)
 WITHIN = {
     "Sqrt": (0.0, 9.0),
     "Log": (0.01, 9.0),

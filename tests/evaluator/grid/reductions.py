@@ -38,6 +38,7 @@ def reductions() -> Iterator[Case]:
         yield row(op, SPECIAL, axes=[1])
         yield row(op, SPECIAL, [1])
         yield row(op, F(0, 3), [0])
+        yield row(op, F(0, 3), axes=[0])
         yield row(op, F(0, 3), [1])
         yield row(op, F(2, 0, 3), [1, 2], keepdims=0)
     for op in SIGNED:

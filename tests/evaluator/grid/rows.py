@@ -80,8 +80,16 @@ def const(value: Any) -> Constant:
     return Constant(value)
 
 
-def row(op: str, *inputs: Any, outputs: int | str = 1, domain: str = "", note: str = "", **attributes: Any) -> Case:
-    """One operator at the newest opset that accepts it; the variants are made of this case."""
+def row(
+    op: str,
+    *inputs: Any,
+    outputs: int | str = 1,
+    domain: str = "",
+    note: str = "",
+    at: int | None = None,
+    **attributes: Any,
+) -> Case:
+    """One operator at the newest opset (up to `at`) that accepts it; the variants are made of this case."""
     given = {name: value for name, value in attributes.items() if value is not None}
     name = " ".join([f"{domain}.{op}" if domain else op, *map(_label, inputs), *_attributes(given), note]).strip()
     rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -99,7 +107,8 @@ def row(op: str, *inputs: Any, outputs: int | str = 1, domain: str = "", note: s
             feeds[names[-1]] = array
     results = outputs.split(",") if isinstance(outputs, str) else [f"y{number}" for number in range(outputs)]
     node = helper.make_node(op, names, results, name="", domain=domain, **given)
-    return Case(name, _newest(node, feeds, weights, [name for name in results if name]), feeds)
+    model = _newest(node, feeds, weights, [name for name in results if name], at or NEWEST.get(domain, 1))
+    return Case(name, model, feeds)
 
 
 def text(source: str, *, note: str, **feeds: Any) -> Case:
@@ -118,15 +127,17 @@ def numbered(family: str, cases: Iterable[Case]) -> Iterator[Case]:
         yield replace(case, name=f"{family}/{case.name}{again}")
 
 
-def _newest(node: Any, feeds: dict[str, Any], weights: Sequence[Any], results: Sequence[str]) -> onnx.ModelProto:
-    """The model at the newest opset that accepts the node; untyped outputs, which onnxruntime infers."""
+def _newest(
+    node: Any, feeds: dict[str, Any], weights: Sequence[Any], results: Sequence[str], newest: int
+) -> onnx.ModelProto:
+    """The model at the newest opset that accepts the node, `newest` or older. Its outputs have no types."""
     inputs = [helper.make_tensor_value_info(n, _element_type(v), v.shape) for n, v in feeds.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in results]
     graph = helper.make_graph([node], "grid", inputs, outputs, initializer=weights)
-    if node.domain == MICROSOFT or node.op_type in RUNTIME_ONLY:
+    if node.domain == MICROSOFT or (node.op_type in RUNTIME_ONLY and not onnx.defs.has(node.op_type)):
         imports = [helper.make_opsetid("", BESIDE), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
-    for version in range(NEWEST[node.domain], 0, -1):
+    for version in range(newest, 0, -1):
         if node.domain == "" and version < OLDEST:
             break
         imports = [helper.make_opsetid(node.domain, version)]
