@@ -37,7 +37,7 @@ def model_of(
             weights[-1].name = name
         elif given is not None:
             kind = helper.np_dtype_to_tensor_dtype(given.dtype)
-            values.append(helper.make_tensor_value_info(name, kind, [None] * given.ndim))
+            values.append(helper.make_tensor_value_info(name, kind, [f"{name}_{axis}" for axis in range(given.ndim)]))
     written = [f"y{number}" for number in range(outputs)]
     node = helper.make_node(operator, names, written, domain=domain, **attributes)
     graph = helper.make_graph([node], "one", values, [onnx.ValueInfoProto(name=name) for name in written], weights)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normfold.evaluator import NotCoveredError
-from tests.evaluator.one_node import agrees, evaluated, floats, grid
+from tests.evaluator.one_node import agrees, evaluated, floats, grid, initializer
 
 # onnxruntime's coordinates are float32: their errors, times the difference of neighbours.
 ABSOLUTE = 3e-5
@@ -20,7 +20,7 @@ SHIFTS = [
 ]
 NOTHING = np.zeros(0, np.float32)
 REGION = np.array([0, 0, 0.1, 0.2, 1, 1, 0.8, 1.1], np.float32)
-SCALES = [(2, 2), (3, 2.5), (1.3, 2.0), (0.6, 0.5), (2, 0.4), (1, 2), (0.8, 0.3)]
+SCALES = [(3, 2), (1.3, 0.6), (1, 0.3)]
 FORMS = [
     *grid(mode=["nearest"], nearest_mode=["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
     *grid(mode=["linear"], antialias=[0, 1]),
@@ -34,15 +34,21 @@ FORMS = [
 def test_resize(shift: str, scales: tuple[float, float]) -> None:
     x = floats(2, 3, 7, 10)
     roi, value = (REGION, {"extrapolation_value": 7.0}) if shift == "tf_crop_and_resize" else (NOTHING, {})
-    whole = np.array([1, 1, *scales], np.float32)
-    sizes = np.array([2, 3, int(7 * scales[0]), int(10 * scales[1])])
+    whole = initializer(np.array([1, 1, *scales], np.float32))
+    sizes = initializer(np.array([2, 3, int(7 * scales[0]), int(10 * scales[1])]))
     for form in FORMS:
         form = {**form, **value, "coordinate_transformation_mode": shift}
         agrees("Resize", 19, [x, roi, whole], form, absolute=ABSOLUTE)
         if "antialias" not in form or form["antialias"] == 0:
             form.pop("antialias", None)
             for opset in (11, 13) if shift != "half_pixel_symmetric" else ():
-                agrees("Resize", opset, [x, roi, NOTHING, sizes], form, absolute=ABSOLUTE)
+                agrees(
+                    "Resize",
+                    opset,
+                    [x, roi, initializer(NOTHING) if opset == 11 else None, sizes],
+                    form,
+                    absolute=ABSOLUTE,
+                )
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
@@ -65,24 +71,24 @@ def test_axes_and_aspect_ratios(axes: list[int], policy: str) -> None:
             agrees(
                 "Resize",
                 18,
-                [x, None, None, np.array(sizes)],
+                [x, None, None, initializer(np.array(sizes))],
                 {**form, "keep_aspect_ratio_policy": policy},
                 absolute=ABSOLUTE,
             )
-            agrees("Resize", 18, [x, None, np.array(sizes, np.float32) / 4], form, absolute=ABSOLUTE)
+            agrees("Resize", 18, [x, None, initializer(np.array(sizes, np.float32) / 4)], form, absolute=ABSOLUTE)
 
 
 def test_the_middle_between_two_pixels_is_as_wide_as_onnxruntime_has_it() -> None:
     x = np.arange(40, dtype=np.float32).reshape(1, 1, 40, 1)
     for off in (0, 1e-7, -1e-6, 1e-6, 1e-5, -1e-5):
-        scales = np.array([1, 1, 2 - off, 1], np.float32)
+        scales = initializer(np.array([1, 1, 2 - off, 1], np.float32))
         for nearest in ("round_prefer_floor", "round_prefer_ceil"):
             form = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": nearest}
             agrees("Resize", 13, [x, None, scales], form)
 
 
 def test_integers_are_resized_by_the_nearest_only() -> None:
-    x, scales = np.arange(60, dtype=np.uint8).reshape(1, 2, 5, 6), np.array([1, 1, 1.5, 2], np.float32)
+    x, scales = np.arange(60, dtype=np.uint8).reshape(1, 2, 5, 6), initializer(np.array([1, 1, 1.5, 2], np.float32))
     agrees("Resize", 13, [x, None, scales])
     with pytest.raises(NotCoveredError, match="interpolation of integers"):
         evaluated("Resize", 13, [x, None, scales], {"mode": "linear"})
