@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ _COMMON = (2, 3, 4, 5, 8, 16, 32, 64, 96, 128, 160, 224, 256, 320, 384, 512, 640
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
 # An axis that goes this far has no limit that a verification would meet.
 _FAR = 513
+# Numbers that decide between branches, and axes that may turn out to count samples, of which all choices are tried.
+_MOST_NUMBERS = 8
+_MOST_INSIDE = 4
 # Elements of one input that are still tried.
 _MOST_ELEMENTS = 1 << 23
 
@@ -32,10 +35,21 @@ _MOST_ELEMENTS = 1 << 23
 def fitting(specs: Sequence[InputSpec], path: Path) -> tuple[InputSpec, ...]:
     """The specifications, narrowed to sizes that the graph at `path` takes, as they are where it takes them all.
 
-    Axes that have to be equal become one, an axis that takes a single size is fixed. Raises InputSpecError where no
-    size is found at which the graph runs.
+    Axes that have to be equal become one, an axis that takes a single size is fixed; an input that decides between
+    branches keeps its first number if no size fits all of them. Raises InputSpecError where no size is found at which
+    the graph runs.
     """
     probe = _Probe(tuple(specs), open_session(path, Runtime()), path)
+    try:
+        return _fitting(specs, probe)
+    except InputSpecError:
+        first = [replace(spec, values=spec.values[:1]) for spec in specs]
+        if first == list(specs):
+            raise
+        return _fitting(first, replace(probe, specs=tuple(first), known={}))
+
+
+def _fitting(specs: Sequence[InputSpec], probe: _Probe) -> tuple[InputSpec, ...]:
     if all(probe.runs(sizes) for sizes in axis_sizes(specs)):
         return tuple(specs)
     base = probe.base()
@@ -43,7 +57,8 @@ def fitting(specs: Sequence[InputSpec], path: Path) -> tuple[InputSpec, ...]:
     stuck = [letter for letter, axis in found.items() if axis is None or axis.high == base[letter]]
     same = probe.equal_axes(base, stuck)
     if same:
-        return fitting([_renamed(spec, same) for spec in specs], path)
+        renamed = tuple(_renamed(spec, same) for spec in specs)
+        return _fitting(renamed, replace(probe, specs=renamed, known={}))
     narrowed = _narrowed(specs, base, found)
     if all(probe.runs({**base, **sizes}) for sizes in axis_sizes(narrowed)):
         return narrowed
@@ -69,39 +84,48 @@ class _Probe:
         return self.known[key]
 
     def _runs(self, sizes: Sizes) -> bool:
-        case = draw_case(self.specs, sizes, seed=0)
-        try:
-            run_session(self.session, None, case.fed_to([feed.name for feed in self.session.get_inputs()]))
-        except Exception as error:  # onnxruntime's own classes share no base but this
-            check_memory(error, f"{self.path} at {case}")
-            self.said = f"at {case.axes}: {one_line(error)}"
-            return False
+        """With every number that decides between branches: each may need sizes of its own."""
+        names = [feed.name for feed in self.session.get_inputs()]
+        numbers: list[list[tuple[int, ...]]] = [
+            [(number,) for number in spec.values[:_MOST_NUMBERS]] or [()] for spec in self.specs
+        ]
+        for chosen in islice(product(*numbers), _MOST_NUMBERS):
+            specs = [replace(spec, values=values) for spec, values in zip(self.specs, chosen, strict=True)]
+            case = draw_case(specs, sizes, seed=0)
+            try:
+                run_session(self.session, None, case.fed_to(names))
+            except Exception as error:  # onnxruntime's own classes share no base but this
+                check_memory(error, f"{self.path} at {case}")
+                self.said = f"at {case.axes}: {one_line(error)}"
+                return False
         return True
 
     def base(self) -> dict[str, int]:
         """The first sizes that work. Raises InputSpecError where none do."""
         traced, axes = traced_sizes(self.specs), common_axes(self.specs)
-        batch = {spec.dims[0] for spec in self.specs if spec.dims}
-        first = dict(traced)
-        for count in (
-            {letter: traced[letter] for letter in traced},
-            dict.fromkeys(traced, 2),
-            dict.fromkeys(traced, 1),
-        ):
-            for size in (None, *_COMMON):
-                sizes = {
-                    letter: count[letter] if letter in batch or size is None else axes[letter].nearest(size)
-                    for letter in traced
-                }
-                allowed = all(axes[letter].allows(size) for letter, size in sizes.items())
-                if allowed and self._small(sizes) and self.runs(sizes):
-                    return sizes
+        counts = (traced, dict.fromkeys(traced, 2), dict.fromkeys(traced, 1))
+        for batch, count, size in product(self._batches(), counts, (None, *_COMMON)):
+            sizes = {
+                letter: count[letter] if letter in batch or size is None else axes[letter].nearest(size)
+                for letter in traced
+            }
+            allowed = all(axes[letter].allows(size) for letter, size in sizes.items())
+            if allowed and self._small(sizes) and self.runs(sizes):
+                return sizes
         shown = ", ".join(map(str, self.specs))
         raise InputSpecError(
             f"{self.path} does not run on {shown} at any size that was tried ({', '.join(map(str, _COMMON))} and "
-            f'{first}), last {self.said}. Say what it takes: --input "x:float32[1,3,H=32*h,W=32*w]" for multiples, '
+            f'{traced}), last {self.said}. Say what it takes: --input "x:float32[1,3,H=32*h,W=32*w]" for multiples, '
             '"x:float32[N>=512]" for a least size, a number for a fixed one'
         )
+
+    def _batches(self) -> list[frozenset[str]]:
+        """Sets of axes that may count samples: the leading ones, and those with axes inside (a recurrent state's)."""
+        letters = list(traced_sizes(self.specs))
+        leading = frozenset(spec.dims[0] for spec in self.specs if spec.dims and isinstance(spec.dims[0], str))
+        inside = [letter for letter in letters if letter not in leading][:_MOST_INSIDE]
+        more = (some for count in range(1, len(inside) + 1) for some in combinations(inside, count))
+        return [leading, *(leading | set(some) for some in more)]
 
     def _small(self, sizes: Sizes) -> bool:
         elements = [1] * len(self.specs)
