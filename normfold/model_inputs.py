@@ -61,7 +61,9 @@ def _dim(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int 
 def _letter(dim: int | ir.SymbolicDim, unnamed: str) -> int | str:
     if isinstance(dim, int):
         return dim
-    letter = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in str(dim.value or unnamed))
+    # "?" and "-1", as some exporters write, are no names: two of them need not be equal.
+    name = str(dim.value) if re.search("[A-Za-z]", str(dim.value or "")) else unnamed
+    letter = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
     return f"_{letter}" if letter[0].isdigit() else letter
 
 

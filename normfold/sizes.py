@@ -13,10 +13,12 @@ from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
-from normfold.cases import draw_case
+from normfold.cases import Case, draw_case
 from normfold.errors import InputSpecError
+from normfold.evaluator import Evaluator, NotCoveredError
 from normfold.inputs import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
 from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
+from normfold.truth_of_graph import SizeError, evaluator_of, read_graph, run_evaluator
 
 Sizes = Mapping[str, int]
 
@@ -40,16 +42,27 @@ def fitting(specs: Sequence[InputSpec], path: Path) -> tuple[InputSpec, ...]:
     the graph runs.
     """
     probe = _Probe(tuple(specs), open_session(path, Runtime()), path)
+    found = _in_branches(probe)
     try:
-        return _fitting(specs, probe)
+        strict = replace(probe, evaluator=evaluator_of(read_graph(path), path), known={})
+        smallest = {letter: axis.smallest for letter, axis in common_axes(found).items()}
+        return found if strict.evaluates(draw_case(found, smallest, seed=0)) else _in_branches(strict)
+    except (NotCoveredError, InputSpecError):  # the truth will say why there is none
+        return found
+
+
+def _in_branches(probe: _Probe) -> tuple[InputSpec, ...]:
+    try:
+        return _fitting(probe)
     except InputSpecError:
-        first = [replace(spec, values=spec.values[:1]) for spec in specs]
-        if first == list(specs):
+        first = tuple(replace(spec, values=spec.values[:1]) for spec in probe.specs)
+        if first == probe.specs:
             raise
-        return _fitting(first, replace(probe, specs=tuple(first), known={}))
+        return _fitting(replace(probe, specs=first, known={}))
 
 
-def _fitting(specs: Sequence[InputSpec], probe: _Probe) -> tuple[InputSpec, ...]:
+def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
+    specs = probe.specs
     if all(probe.runs(sizes) for sizes in axis_sizes(specs)):
         return tuple(specs)
     base = probe.base()
@@ -58,7 +71,7 @@ def _fitting(specs: Sequence[InputSpec], probe: _Probe) -> tuple[InputSpec, ...]
     same = probe.equal_axes(base, stuck)
     if same:
         renamed = tuple(_renamed(spec, same) for spec in specs)
-        return _fitting(renamed, replace(probe, specs=renamed, known={}))
+        return _fitting(replace(probe, specs=renamed, known={}))
     narrowed = _narrowed(specs, base, found)
     if all(probe.runs({**base, **sizes}) for sizes in axis_sizes(narrowed)):
         return narrowed
@@ -68,11 +81,15 @@ def _fitting(specs: Sequence[InputSpec], probe: _Probe) -> tuple[InputSpec, ...]
 
 @dataclass(slots=True)
 class _Probe:
-    """Runs a graph at sizes, and remembers what came of it."""
+    """Runs a graph at sizes, and remembers what came of it.
+
+    evaluator: runs it too; onnxruntime computes something where a window is larger than what it pools, for example.
+    """
 
     specs: tuple[InputSpec, ...]
     session: Any
     path: Path
+    evaluator: Evaluator | None = None
     known: dict[tuple[tuple[str, int], ...], bool] = field(default_factory=dict)
     said: str = ""
 
@@ -97,6 +114,18 @@ class _Probe:
             except Exception as error:  # onnxruntime's own classes share no base but this
                 check_memory(error, f"{self.path} at {case}")
                 self.said = f"at {case.axes}: {one_line(error)}"
+                return False
+            if not self.evaluates(case):
+                return False
+        return True
+
+    def evaluates(self, case: Case) -> bool:
+        """Whether the evaluator, if there is one, takes these inputs."""
+        if self.evaluator is not None:
+            try:
+                run_evaluator(self.evaluator, case, self.path)
+            except SizeError as error:
+                self.said = f"at {case.axes}: {error}"
                 return False
         return True
 
