@@ -7,6 +7,7 @@ two names may have to be equal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice, product
@@ -30,8 +31,9 @@ _FAR = 513
 # Numbers that decide between branches, and axes that may turn out to count samples, of which all choices are tried.
 _MOST_NUMBERS = 8
 _MOST_INSIDE = 4
-# Elements of one input that are still tried.
+# Elements of the inputs that are still tried to find sizes that work; from there on, more than a verification draws.
 _MOST_ELEMENTS = 1 << 23
+_ROOM, _CHEAP_ELEMENTS = 3, 1 << 17
 
 
 def fitting(specs: Sequence[InputSpec], path: Path) -> tuple[InputSpec, ...]:
@@ -139,7 +141,7 @@ class _Probe:
                 for letter in traced
             }
             allowed = all(axes[letter].allows(size) for letter, size in sizes.items())
-            if allowed and self._small(sizes) and self.runs(sizes):
+            if allowed and self._elements(sizes) <= _MOST_ELEMENTS and self.runs(sizes):
                 return sizes
         shown = ", ".join(map(str, self.specs))
         raise InputSpecError(
@@ -156,20 +158,19 @@ class _Probe:
         more = (some for count in range(1, len(inside) + 1) for some in combinations(inside, count))
         return [leading, *(leading | set(some) for some in more)]
 
-    def _small(self, sizes: Sizes) -> bool:
-        elements = [1] * len(self.specs)
-        for number, spec in enumerate(self.specs):
-            for size in spec.shape(sizes):
-                elements[number] *= size
-        return max(elements, default=0) <= _MOST_ELEMENTS
+    def _elements(self, sizes: Sizes) -> int:
+        return sum(math.prod(spec.shape(sizes)) for spec in self.specs)
 
     def around(self, base: Sizes, letter: str) -> Axis | None:
         """What this axis may be while the others stay at `base`; None where it may be nothing else."""
         allowed, size = common_axes(self.specs)[letter], base[letter]
+        most = max(_ROOM * self._elements(base), _CHEAP_ELEMENTS)
+
+        def small(other: int) -> bool:
+            return self._elements({**base, letter: other}) <= most
 
         def works(other: int) -> bool:
-            sizes = {**base, letter: other}
-            return allowed.allows(other) and self._small(sizes) and self.runs(sizes)
+            return allowed.allows(other) and small(other) and self.runs({**base, letter: other})
 
         step = next((s for s in _STEPS if size % s == 0 and (works(size + s) or (size > s and works(size - s)))), None)
         if step is None:
@@ -178,7 +179,7 @@ class _Probe:
         high = size
         while high < _FAR and works(2 * high):
             high *= 2
-        limit = _edge(2 * high, high, step, works) if high < _FAR else None
+        limit = _edge(2 * high, high, step, works) if high < _FAR and small(2 * high) else None
         return replace(
             allowed, low=max(low, allowed.low), high=limit if allowed.high is None else allowed.high, step=step
         )

@@ -19,7 +19,7 @@ import numpy as np
 from normfold.cases import Array, Case, draw_case
 from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
-from normfold.figures import FAILED, MASK, Figures
+from normfold.figures import FAILED, MASK, Figures, blocks
 from normfold.inputs import InputSpec
 from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
 from normfold.verify import PLAIN, Edge, Judged, judge
@@ -63,13 +63,13 @@ class Sketch:
         """The first cases of the truth. Raises CheckpointError where the original is not finite."""
         truth, bounds = yardstick.truth, yardstick.bounds(yardstick.own())
         kept = [index for index, value in enumerate(truth.outputs[0]) if value.dtype.kind == "f"]
-        drawn = [(case, outputs) for case, outputs in zip(truth.cases, truth.outputs, strict=True) if not case.origin]
+        drawn = [number for number, case in enumerate(truth.cases) if not case.origin][:CASES]
         return cls(
             tuple(yardstick.original.names[i] for i in kept),
             tuple(_rounded(yardstick.scales[i], 3) for i in kept),
             # Upwards, so that the digits dropped forbid nothing.
             tuple(_rounded(bounds[i] * 1.05, 2) for i in kept),
-            tuple(_record(case, [outputs[i] for i in kept]) for case, outputs in drawn[:CASES]),
+            tuple(_record(truth.cases[number], [truth.outputs[number][i] for i in kept]) for number in drawn),
         )
 
     @classmethod
@@ -149,13 +149,15 @@ class Sketch:
 
 def project(value: Array) -> Array:
     """The sketch of one output, float64 (WIDTH,); masks and infinities count as zero."""
-    flat = np.asarray(value, dtype=np.float64).ravel()
-    flat = np.where(np.abs(flat) < MASK, flat, 0.0)
-    length = math.ceil(flat.size / WIDTH)
-    signs = np.random.default_rng(flat.size).choice(np.array([-1.0, 1.0]), flat.size)
-    padded = np.zeros(length * WIDTH)
-    padded[: flat.size] = flat * signs
-    return np.asarray(padded.reshape(length, WIDTH).sum(0) / math.sqrt(max(length, 1)))
+    size = int(np.asarray(value).size)
+    rng, sums = np.random.default_rng(size), np.zeros(WIDTH)
+    for (block,) in blocks(value):
+        numbers = block.astype(np.float64)
+        padded = np.zeros(math.ceil(numbers.size / WIDTH) * WIDTH)
+        padded[: numbers.size] = np.where(np.abs(numbers) < MASK, numbers, 0.0)
+        padded[: numbers.size] *= rng.choice(np.array([-1.0, 1.0]), numbers.size)
+        sums += padded.reshape(-1, WIDTH).sum(0)
+    return np.asarray(sums / math.sqrt(max(math.ceil(size / WIDTH), 1)))
 
 
 def _record(case: Case, outputs: Sequence[Array]) -> Recorded:
