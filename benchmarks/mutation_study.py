@@ -39,8 +39,7 @@ from normfold.files import save
 from normfold.graph import Model, prepare
 from normfold.inputs import InputSpec, parse_specs
 from normfold.rewrite import rewrite
-from normfold.truth import establish, run_graph
-from normfold.truth_of_graph import Outputs
+from normfold.truth import Outputs, establish, run_graph
 from normfold.yardstick import Yardstick
 from tests import opset_graphs
 from tests.graphs import as_float32

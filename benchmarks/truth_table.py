@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.evaluator import backend, grid, table
 from tests.evaluator.agreement import Outcome
 from tests.evaluator.apart import judged
-from tests.evaluator.departures import DEPARTURES, SINGLE
+from tests.evaluator.departures import DEPARTURES, NOTES, SINGLE
 
 BEGIN, END = "<!-- truth: begin -->", "<!-- truth: end -->"
 VERDICTS = ("agrees", "recorded", "not run", "not covered", "known", "disagrees", "departs")
@@ -72,6 +72,7 @@ def departures() -> str:
         f"- **{', '.join(sorted(SINGLE))}**: of float64 tensors onnxruntime computes in float32, or with constants of "
         "float32; the evaluator in float64. These cases are held to float32's bound."
     ]
+    lines += [f"- **{what}**: {why}" for what, why in NOTES]
     return "\n".join(lines)
 
 
@@ -89,8 +90,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE.md")
     where = parser.parse_args().write
     start = time.perf_counter()
-    sources = {"the ONNX project's own tests": backend.cases, "the grid": grid.cases}
-    parts = {name: list(judged(source, workers=os.cpu_count() or 1)) for name, source in sources.items()}
+    sources = {"the ONNX project's own tests": backend, "the grid": grid}
+    workers = os.cpu_count() or 1
+    parts = {name: list(judged(of.cases, of.variants, workers=workers)) for name, of in sources.items()}
     for outcome in chain.from_iterable(parts.values()):
         if outcome.verdict in ("disagrees", "departs"):
             print(f"{outcome.name}: {outcome.verdict}: {outcome.why}")

@@ -8,7 +8,7 @@ Nothing here changes the graph.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,8 @@ from normfold.clock import uncollected
 from normfold.errors import GraphError
 from normfold.flood import Half, State
 from normfold.frame import Frame, Refuse, varying_axes
-from normfold.graph import OLDEST_OPSET, Graph, Model, Op, Value, operators, opset
-from normfold.names import Named, NormModule, name_sites, per_token, site_name, token_norm
+from normfold.graph import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
+from normfold.names import Named, NormModule, name_sites, per_token, site_names, token_norm
 from normfold.parallel import Merged, merges
 from normfold.placement import leaves_range, place_scale, place_shift, source_of
 from normfold.plan import Plan, ShiftPlace, Status
@@ -28,7 +28,7 @@ from normfold.rules import TABLE
 from normfold.rules.base import Edit, name_of
 from normfold.rules.normalize import NormalizeRule
 from normfold.rules.quantised import quantised
-from normfold.sites import collapse
+from normfold.sites import collapse, fixed_batchnorm
 from normfold.stored import written_map
 from normfold.tied import Sharing
 
@@ -91,7 +91,7 @@ def analyse(
             attempts[op] = _left(op, frame, whole)
         elif kind is not None and not norm_affine:
             attempts[op] = _left(op, frame, per_token(kind))
-        elif only is not None and site_name(op, norms, scales.get(op)) not in only:
+        elif only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
             attempts[op] = _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
         else:
             attempts[op] = _fold(state, sharing, op, frame)
@@ -99,12 +99,17 @@ def analyse(
     for op, frame in found:
         if _stayed_for_cost(attempts[op]):
             attempts[op] = _fold(state, sharing, op, frame)
+    _fold_followers(state, sharing, attempts)
     merged = _merged(state, sharing, attempts.values())
     maps = tuple(
         written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
     )
     return Plan(
-        sites=name_sites(graph, [_outcome(state, attempts[op], scales.get(op)) for op, _ in found], norms),
+        sites=name_sites(
+            graph,
+            [*(_outcome(state, attempts[op], scales.get(op)) for op, _ in found), *_no_maps(graph)],
+            norms,
+        ),
         frames={name_of(value): state.frame(value) for value in _moved(state)},
         maps=maps,
         edits=tuple(_edits(state)),
@@ -154,6 +159,23 @@ def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
     return attempt
 
 
+def _fold_followers(state: State, sharing: Sharing, attempts: Mapping[Op, _Attempt]) -> None:
+    """Fold the scalars that have taken up a norm's scale: they are one per channel now, and go as a norm does."""
+    left = [op for op in state.graph.ops if op.affine is not None and op.affine.has_scale and op not in attempts]
+    while followers := [op for op in left if _follows(state, op)]:
+        left = [op for op in left if op not in followers]
+        for op in followers:
+            assert op.affine is not None
+            reached = _fold(state, sharing, op, op.affine.frame).reached
+            for attempt in attempts.values():
+                attempt.reached += reached if op in attempt.reached else ()
+
+
+def _follows(state: State, op: Op) -> bool:
+    written = written_map(state, op)
+    return written is not None and written.scale is not None and bool(varying_axes(written.scale))
+
+
 def _left(op: Op, frame: Frame, refused: Refuse) -> _Attempt:
     return _Attempt(op, frame, {"scale": refused})
 
@@ -196,6 +218,28 @@ def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
     into = tuple(dict.fromkeys(op.name for op in takers))
     channels = _channels(attempt.frame)
     return Named(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
+
+
+def _no_maps(graph: Graph) -> Iterable[Named]:
+    """The BatchNormalizations that run and are no fixed map of the main graph, each with the reason."""
+    for op in graph.ops:
+        if op.type == BATCH_NORM:
+            why = fixed_batchnorm(graph, op)
+            if not isinstance(why, Refuse):
+                why = Refuse("not-affine", f"{op.label}: it reads a constant, or a tensor that is no floating one")
+            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+    running = {op.index for op in graph.ops}
+    for op in inner_operators(graph.model):
+        if op.type == BATCH_NORM and op.index in running:
+            why = Refuse("in-subgraph", f"{op.label}: it runs inside the body of an If, a Loop or a Scan")
+            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+
+
+def _stored_channels(graph: Graph, op: Op) -> int:
+    """How many channels a BatchNormalization has; 0 where it is not known."""
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    dims = (graph.dims(weight) if weight is not None else None) or ()
+    return graph.size(weight) if weight is not None and dims and all(dim.static for dim in dims) else 0
 
 
 def _takes(state: State, op: Op) -> bool:

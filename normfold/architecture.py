@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from normfold import catalogue, recognise
+from normfold import catalogue, recognise, unfilled
 from normfold.archive import Contents
 from normfold.errors import ArchitectureError, NormfoldError
+from normfold.foreign import raised
+from normfold.stated import known
 
 _LISTED = 10
 _HOW = (
@@ -57,37 +59,46 @@ def build(
 
     shapes = {name: tuple(tensor.shape) for name, tensor in strip_prefixes(state, ()).items()}
     name = arch if arch is not None else found.arch if found.arch in models.names() else None
-    if name is None:
-        recognised = _recognise(shapes, found, source)
-        args = {**recognised.options, **(model_args or {})}
-        return Built(_create(recognised.name, args), recognised.name, args, (recognised.sentence,))
-    if name not in models.names():
+    if name is not None and name not in models.names():
         raise ArchitectureError(f"--arch {name!r} is not built in{_closest(name)}. {_HOW}.")
-    args = dict(model_args if model_args is not None else found.arch_args if name == found.arch else {})
-    shown = recognise.options_shown(name, shapes) if not args else {}
-    listed = ", ".join(f"{option} = {value}" for option, value in shown.items())
-    warnings = (f"From the shapes of the weights: {name} with {listed}.",) if shown else ()
-    return Built(_create(name, args | shown), name, args | shown, warnings)
+    if name is not None and model_args is None and name == found.arch and found.arch_args:
+        # Written together with the weights: nothing is left to derive.
+        return Built(_create(name, found.arch_args, shapes), name, dict(found.arch_args))
+    taken = _recognised(name, shapes, found, model_args or {}, source)
+    return Built(
+        _create(taken.name, taken.options, shapes), taken.name, taken.options, tuple(filter(None, [taken.sentence]))
+    )
 
 
-def _recognise(shapes: Mapping[str, tuple[int, ...]], found: Contents, source: str) -> recognise.Recognised:
-    said = recognise.Said(found.names, found.options)
+def _recognised(
+    name: str | None, shapes: Mapping[str, tuple[int, ...]], found: Contents, given: Mapping[str, Any], source: str
+) -> recognise.Recognised:
+    """The architecture `name`, or the one that the weights show, with its options. Errors name the source."""
     try:
-        return recognise.recognise(shapes, said=said)
+        if name is not None:
+            return recognise.options_of(name, shapes, said=found.said, given=given)
+        return recognise.recognise(shapes, said=found.said, given=given)
+    except recognise.ContradictionError as e:
+        raise ArchitectureError(f"{source} contradicts itself, or the options given: {e}.") from e
+    except recognise.UndecidedError as e:
+        raise ArchitectureError(f"{source}: {e}.") from e
     except ArchitectureError as e:
-        word = f" says its architecture is {found.names[0]!r}, which is not built in, and" if found.names else ""
+        own = next((word for word, _ in found.said.names if known(word) is None), None)
+        word = f" says its architecture is {own!r}, which is not built in, and" if own is not None else ""
         raise ArchitectureError(f"{source}{word} holds weights without a known architecture: {e}. {_HOW}.") from e
 
 
-def _create(name: str, args: Mapping[str, Any]) -> nn.Module:
+def _create(name: str, args: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """The architecture, or where it does not fit the weights one without values, for `load_weights` to say why."""
     from normfold import models
 
     try:
-        return models.create(name, **args)
+        other = unfilled.misfit(name, args, shapes)
+        return models.create(name, **args) if other is None else other
     except NormfoldError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
-        raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {_summary(e)}.") from e
+        raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {raised(e)}.") from e
 
 
 def _closest(name: str) -> str:
@@ -105,7 +116,7 @@ def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
             factory: Any = importlib.import_module(module_name)
         # The module is the user's program, and whatever it raises means that there is no architecture.
         except Exception as e:
-            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {_summary(e)}.") from e
+            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
         for part in path.split("."):
             if not hasattr(factory, part):
                 raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
@@ -116,7 +127,7 @@ def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
             built = factory(**args)
         except Exception as e:
             given = args or "no arguments"
-            raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {_summary(e)}.") from e
+            raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {raised(e)}.") from e
     if not isinstance(built, nn.Module):
         raise ArchitectureError(f"--model {spec}: it returned a {type(built).__name__}, not a torch.nn.Module.")
     return built
@@ -135,35 +146,81 @@ def _current_directory_importable() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _summary(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
-
-
 def load_weights(
     module: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, computed: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Load `state` into `module` strictly and return warning sentences.
 
     `module.` and `_orig_mod.` prefixes are stripped. Raises ArchitectureError listing missing and unexpected keys and
-    shapes that differ. A missing name whose parameter is tied to a loaded one is not missing, nor is one with an ending
-    in `computed`: building the module gave it its values.
+    shapes that differ, and names that the module ties and for which the file has different values. A missing name
+    whose parameter is tied to a loaded one is not missing, nor is one with an ending in `computed`: building the module
+    gave it its values.
     """
-    stripped = strip_prefixes(state, module.state_dict().keys())
+    own = module.state_dict()
+    stripped = strip_prefixes(state, own.keys())
+    if any(isinstance(value, torch.Tensor) and value.device.type == "meta" for value in own.values()):
+        # Not built, for it does not fit.
+        missing = unfilled.untied(module, [name for name in own if name not in stripped])
+        unexpected = [name for name in stripped if name not in own]
+        raise ArchitectureError(_misfit(module, stripped, source) or _key_report(source, missing, unexpected))
     try:
         result = module.load_state_dict(stripped, strict=False)
     except (RuntimeError, TypeError, ValueError) as e:
-        raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {_summary(e)}.") from e
-    missing = recognise.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
+        raise ArchitectureError(_misfit(module, stripped, source) or f"{source} does not fit: {raised(e)}.") from e
+    missing = unfilled.untied(module, [name for name in result.missing_keys if not name.endswith(computed)])
     if missing or result.unexpected_keys:
         raise ArchitectureError(_key_report(source, missing, result.unexpected_keys))
+    _check_tied(module, stripped, source)
     return _dtype_warnings(stripped, module)
+
+
+def _check_tied(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Names that share memory hold what was loaded last; that has to be what the file has under each of them."""
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    sharing: dict[int, list[str]] = {}
+    for name, value in own.items():
+        if name in state and value.layout == torch.strided and value.numel():
+            sharing.setdefault(value.untyped_storage().data_ptr(), []).append(name)
+    for names in sharing.values():
+        if len(names) < 2:
+            continue
+        for name in names:
+            if _equal(own[name], state[name]):
+                continue
+            others = [other for other in names if other != name and _overlap(own[name], own[other])]
+            if others:
+                raise ArchitectureError(
+                    f"{source} has different values under {name} and {others[-1]}, which are one tensor in the "
+                    "architecture: only one of them could be loaded. Give an architecture that does not tie them "
+                    "(--model, or --model-args), or save the checkpoint with equal values."
+                )
+
+
+def _equal(loaded: torch.Tensor, stored: torch.Tensor) -> bool:
+    stored = stored.to(device=loaded.device, dtype=loaded.dtype)
+    if torch.equal(loaded, stored):
+        return True
+    # A number that is none is like itself here.
+    return loaded.is_floating_point() and torch.allclose(loaded, stored, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one storage may have elements in common: the spans that they reach over meet."""
+    (start, end), (begin, finish) = (_span(tensor) for tensor in (one, other))
+    return start < finish and begin < end
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    reach = sum((int(size) - 1) * int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset()) * tensor.element_size()
+    return first, first + (reach + 1) * tensor.element_size()
 
 
 def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Any) -> Mapping[str, torch.Tensor]:
     """Remove what DataParallel (`module.`, in front) and torch.compile (`_orig_mod.`, anywhere) add to names.
 
     expected: the names that the module wants; a module that has a child of such a name keeps it.
+    Raises ArchitectureError where two names become one and their values differ.
     """
     names = {name: name for name in state}
     if not any("_orig_mod" in name.split(".") for name in expected):
@@ -174,7 +231,15 @@ def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Any) -> Mapping[
         names = {name: new.removeprefix("module.") for name, new in names.items()}
     if all(name == new for name, new in names.items()):
         return state
-    return {new: state[name] for name, new in names.items()}
+    stripped: dict[str, torch.Tensor] = {}
+    for name, new in names.items():
+        if new in stripped and not (stripped[new].shape == state[name].shape and _equal(stripped[new], state[name])):
+            raise ArchitectureError(
+                f"several tensors are {new} without the prefixes of wrappers (module., _orig_mod.), {name} among them, "
+                "and they differ; save the state dict of the model itself."
+            )
+        stripped[new] = state[name]
+    return stripped
 
 
 def _key_report(source: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:

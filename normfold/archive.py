@@ -6,9 +6,7 @@ programs cannot be read safely at all (see `read_program`). Only `trust=True` un
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import re
 import warnings
 import zipfile
@@ -22,13 +20,15 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normfold import hub
+from normfold import hub, stated
 from normfold.clock import uncollected
 from normfold.errors import CheckpointError, GraphError
+from normfold.foreign import one_line
 from normfold.inference import check_shapes
-from normfold.runtime import one_line
+from normfold.plain import irregular, is_plain, is_utf8, parse_json
 from normfold.sparse import densify
 from normfold.stand_ins import named_globals, registered
+from normfold.stated import Said
 from normfold.wellformed import check_model, subgraphs
 
 SUFFIXES: Mapping[str, str] = {
@@ -44,6 +44,9 @@ SUFFIXES: Mapping[str, str] = {
 STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "network")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
+# Elements that a tensor may repeat without holding them: a table of positions of an expanded row.
+_REPEATED = 1 << 20
+
 _TRUST = (
     "Pass --trust-checkpoint if, and only if, you trust whoever made this file: reading it can then run any code in "
     "it. There is no other way to read it"
@@ -54,8 +57,8 @@ _TRUST = (
 class Contents:
     """What a checkpoint file holds: a state dict or (trusted files only) a module, and what it says of itself.
 
-    arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. names, options:
-    what its configuration calls the architecture, and says of options that shapes do not show.
+    arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. said: what it
+    states of its architecture in whatever words its authors have.
     """
 
     state: Mapping[str, torch.Tensor] | None
@@ -63,19 +66,20 @@ class Contents:
     arch: str | None = None
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
 
 
 def format_of(path: Path) -> str:
     """torch, safetensors, pt2 or onnx, by suffix, for a file that exists and is not empty. Raises CheckpointError.
 
-    For a folder of the Hugging Face hub: the format of its weights.
+    For a folder of the Hugging Face hub: the format of its weights. Pipes, devices and sockets are not opened.
     """
+    if (why := irregular(path)) is not None:
+        raise CheckpointError(f"{path}: {why}.")
+    if not is_utf8(path):
+        raise CheckpointError(f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it.")
     if path.is_dir():
         return format_of(hub.weight_files(path)[0])
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file.")
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise CheckpointError(f"{path}: unknown suffix; a checkpoint ends in {', '.join(SUFFIXES)}.")
@@ -155,7 +159,7 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
             f"{_TRUST}; or save a plain state dict instead: torch.save(model.state_dict(), path)."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{path} cannot be read ({type(error).__name__}: {(lines or ['no message'])[-1]}); it may be damaged."
+    return f"{path} cannot be read ({lines[-1] if lines else one_line(error)}); it may be damaged."
 
 
 def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
@@ -172,9 +176,9 @@ def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
     inputs = said.get("inputs")
     notes: dict[str, Any] = {
         "arch": arch if isinstance(arch, str) else None,
-        "arch_args": dict(arch_args) if isinstance(arch_args, Mapping) else {},
+        "arch_args": _arguments(arch_args, path) if isinstance(arch_args, Mapping) else {},
         "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
-        "names": _names_said(said),
+        "said": stated.read(said),
     }
     if isinstance(found, nn.Module):
         return Contents(None, found, **notes)
@@ -185,17 +189,26 @@ def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
     if odd:
         kind = type(found[odd[0]]).__name__
         raise CheckpointError(f"{where} is not a state dict: {odd[0]!r} is a {kind}, not a tensor.")
+    for name, tensor in found.items():
+        _check_tensor(tensor, f"{where}: {name}")
     return Contents(found, **notes)
 
 
-def _names_said(said: Mapping[Any, Any]) -> tuple[str, ...]:
-    """What authors' files call their architecture: timm and fairseq in `args`, Swin and SLAB in `config`."""
-    args, config = said.get("args"), said.get("config")
-    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
-    model = config.get("MODEL") if isinstance(config, Mapping) else None
-    found = [said.get("arch"), options.get("arch"), options.get("model")]
-    found += [model.get("NAME")] if isinstance(model, Mapping) else []
-    return tuple(dict.fromkeys(name for name in found if isinstance(name, str)))
+def _check_tensor(tensor: torch.Tensor, what: str) -> None:
+    """A tensor may claim more elements than the file holds, and a network of that size would fill the memory."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
+        kind = "without values" if tensor.device.type == "meta" else "sparse or quantized"
+        raise CheckpointError(f"{what} is a tensor {kind}, and weights are plain ones; convert it before saving.")
+    held = tensor.untyped_storage().nbytes() // max(tensor.element_size(), 1)
+    if tensor.numel() > max(held, _REPEATED):
+        raise CheckpointError(f"{what} claims {tensor.numel()} elements and the file holds {held}; it is damaged.")
+
+
+def _arguments(found: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """The options that a file gives its architecture. Raises CheckpointError for what no option can be."""
+    if not is_plain(found):
+        raise CheckpointError(f"{path}: its arch_args are not numbers, short strings, lists and dicts alone.")
+    return dict(found)
 
 
 def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[Any, str | None]:
@@ -229,11 +242,12 @@ def read_safetensors(path: Path, *, ema: bool) -> Contents:
     if not state:
         raise CheckpointError(f"{path} is an empty state dict; there are no weights in it.")
     try:
-        arch_args = dict(json.loads(metadata.get("arch_args", "{}")))
-        inputs = tuple(str(spec) for spec in json.loads(metadata.get("inputs", "[]")))
+        arch_args = _arguments(dict(parse_json(metadata.get("arch_args", "{}"))), path)
+        inputs = tuple(str(spec) for spec in parse_json(metadata.get("inputs", "[]")))
     except (TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: arch_args and inputs in its metadata must be JSON ({e}).") from e
-    return Contents(state, None, metadata.get("arch"), arch_args, inputs)
+    arch = metadata.get("arch")
+    return Contents(state, None, arch, arch_args, inputs, stated.read({"arch": arch}))
 
 
 def read_folder(path: Path, *, trust: bool, ema: bool) -> Contents:
@@ -242,12 +256,14 @@ def read_folder(path: Path, *, trust: bool, ema: bool) -> Contents:
     for file in hub.weight_files(path):
         is_torch = format_of(file) == "torch"
         contents = read_torch(file, trust=trust, ema=ema) if is_torch else read_safetensors(file, ema=ema)
-        state.update(contents.state or {})
+        for name, tensor in (contents.state or {}).items():
+            if name in state and (state[name].dtype != tensor.dtype or not torch.equal(state[name], tensor)):
+                raise CheckpointError(f"{path}: {file.name} and another shard hold different values of {name}.")
+            state[name] = tensor
     missing = [name for name in hub.shards(path) if name not in state]
     if missing:
         raise CheckpointError(f"{path} lacks {len(missing)} tensors of its index ({', '.join(missing[:3])}).")
-    names, options = hub.configuration(path)
-    return Contents(state, names=names, options=options)
+    return Contents(state, said=hub.configuration(path))
 
 
 def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
@@ -267,8 +283,7 @@ def read_program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         return torch.export.load(path)
     # As for pickles: a damaged program can fail in any way.
     except Exception as e:
-        first = (str(e).strip().splitlines() or ["no message"])[0]
-        raise CheckpointError(f"{path} cannot be read as a torch.export program ({type(e).__name__}: {first}).") from e
+        raise CheckpointError(f"{path} cannot be read as a torch.export program ({one_line(e)}).") from e
 
 
 @uncollected()
@@ -278,7 +293,7 @@ def read_graph(path: Path) -> ir.Model:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     # The protobuf backends raise different classes for bytes that are not a model.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX model ({type(e).__name__}: {one_line(e)}).") from e
+        raise GraphError(f"{path} cannot be read as an ONNX model ({one_line(e)}).") from e
     check_model(proto, path)
     _forget_negative_sizes(proto.graph)
     densify(proto, path)
@@ -288,7 +303,7 @@ def read_graph(path: Path) -> ir.Model:
         tensors = list(_external_tensors(model))
     # onnx-ir raises whatever comes up where a field of a message holds what it should not.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX graph ({type(e).__name__}: {one_line(e)}).") from e
+        raise GraphError(f"{path} cannot be read as an ONNX graph ({one_line(e)}).") from e
     for tensor in tensors:
         _check_external(tensor, path)
     if contradiction := check_shapes(model):
@@ -340,7 +355,7 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
             f"{path}: tensor {tensor.name} is stored in {location!r}, outside the model's folder; external data must "
             "lie beside the model (no absolute path, no '..', no link out of the folder)."
         )
-    if not file.is_file():
+    if irregular(file) is not None or not file.is_file():
         raise GraphError(f"{path}: its external data {location!r} is missing; keep it beside the model.")
     if file.stat().st_nlink > 1:
         raise GraphError(

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from normfold.aside import Feeds
 from normfold.errors import InputSpecError
+from normfold.foreign import one_line
 from normfold.inputs import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
+from normfold.plain import MISSING, irregular
 
 Array = npt.NDArray[Any]
 
@@ -22,8 +24,13 @@ Array = npt.NDArray[Any]
 SCALES = (1.0, 0.5, 2.0)
 # Long samples that are drawn so that every row of a table is read.
 _MOST_LONG = 8
+# How a failure is described that has nothing to do with shapes.
+BY_VALUES = "depends on the size of the inputs and not on their shape"
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,21 @@ def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int
     return Case(sizes, seed, scale, Feeds(draw(specs, sizes, seed=seed, scale=scale)))
 
 
+def told_by_values(cases: Sequence[Case], agrees: Sequence[bool]) -> str:
+    """A clause where at every shape that goes wrong other inputs of that very shape go right; else nothing."""
+    wrong: dict[str, set[float]] = {}
+    right: dict[str, set[float]] = {}
+    for case, agree in zip(cases, agrees, strict=True):
+        (right if agree else wrong).setdefault(case.axes, set()).add(case.scale)
+    if not wrong or not wrong.keys() <= right.keys():
+        return ""
+    bad, good = set().union(*wrong.values()), set().union(*(right[axes] for axes in wrong))
+    if good & bad:
+        return f"{BY_VALUES}: inputs of one shape agree and disagree"
+    texts = [", ".join(f"x{scale:g}" for scale in sorted(scales)) for scales in (bad, good)]
+    return f"{BY_VALUES}: inputs {texts[0]} disagree, and inputs {texts[1]} of the same shape agree"
+
+
 def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:
     """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times."""
     rng = np.random.default_rng((seed, 0))
@@ -187,23 +209,52 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
 
 
 def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
-    wanted = {spec.name for spec in specs}
+    if (why := irregular(path)) not in (None, MISSING):
+        raise InputSpecError(f"{path}: {why}; --inputs takes npz files")
+    found: dict[str, Array] = {}
     try:
-        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            names = list(archive.files)
-            found = {name: archive[name] for name in names if name in wanted}
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for spec in specs:
+                if spec.name in names:
+                    found[spec.name] = _array(archive, f"{spec.name}.npy", path)
+    except InputSpecError:
+        raise
     except OSError as error:
         raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; --inputs takes npz files") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputSpecError(f"{path} is no npz file of plain arrays; numpy.savez writes them") from error
+    # Encrypted, truncated, compressed in a way of its own, headers that are no headers: each has an error of its own.
+    except Exception as error:
+        raise InputSpecError(
+            f"{path} is no npz file of plain arrays ({one_line(error)}); numpy.savez writes them"
+        ) from error
     for spec in specs:
         if spec.name not in found:
             raise InputSpecError(
                 f"{path} has no array {spec.name!r}, which the model takes as {spec}; it has "
-                f"{', '.join(names) or 'none'}"
+                f"{', '.join(names[:_LISTED]) or 'none'}{', ...' if len(names) > _LISTED else ''}"
             )
         _check_values(path, spec, found[spec.name])
     return found
+
+
+def _array(archive: zipfile.ZipFile, member: str, path: Path) -> Array:
+    """One array of an npz file. What it claims to be is looked at before memory is taken for it."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member} has a header of version {'.'.join(map(str, version))}")
+        shape, _, dtype = _HEADERS[version](file)
+    claimed, held = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size
+    if dtype.hasobject or any(size < 0 for size in shape):
+        raise ValueError(f"{member} holds objects")
+    if math.prod(shape) > MOST_ELEMENTS or claimed > held:
+        raise InputSpecError(
+            f"{path}: {member} claims {math.prod(shape)} elements, which are more than it holds ({held} bytes) or than "
+            f"can be judged ({MOST_ELEMENTS})"
+        )
+    with archive.open(member) as file:
+        read: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return read
 
 
 def _check_values(path: Path, spec: InputSpec, value: Array) -> None:

@@ -25,7 +25,7 @@ import onnx_ir.passes.common as passes
 from normfold.files import EXACT
 from normfold.frame import Array, Refuse
 from normfold.graph import Graph, Model, Op, Value, operators, opset
-from normfold.rules import INDIFFERENT, TABLE
+from normfold.rules import TABLE
 from normfold.rules.base import name_of
 from normfold.rules.layout import CarryRule
 from normfold.rules.normalize import parameters
@@ -127,8 +127,6 @@ class _Stream:
             where = "an input" if producer is None else "an output"
             return Refuse("not-centred", f"{value.name}: it is {where} of the model, which has a mean")
         for op in (producer, *self.graph.readers(value)):
-            if op.type in INDIFFERENT and op is not producer:
-                continue
             if refused := self._relate(op, value, todo):
                 return refused
         return None

@@ -240,7 +240,8 @@ def _check_examples(specs: tuple[InputSpec, ...], examples: Mapping[str, torch.T
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Write beside the target, then rename, so that an interrupted run never leaves half a checkpoint."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not longer than the name itself, which may be as long as a name can be.
+    temporary = path.with_name(f".normfold-{os.getpid()}.tmp")
     try:
         with temporary.open("xb") as file:
             torch.save(dict(content), file)

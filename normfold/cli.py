@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +11,14 @@ import typer
 
 from normfold import __version__
 from normfold.bench.command import bench
-from normfold.errors import NormfoldError
+from normfold.errors import NormfoldError, OutputError
+from normfold.foreign import json_text, printable
+from normfold.streams import StdoutError, for_rich
 from normfold.terminal import (
     AffineOption,
     ArchOption,
     CenterOption,
+    DebugOption,
     DtypeOption,
     EmaOption,
     InputOption,
@@ -29,9 +30,13 @@ from normfold.terminal import (
     TiedOption,
     TrustOption,
     UnfinishedOption,
+    complain,
     exit_codes,
+    fault,
     json_object,
     print_report,
+    print_rich,
+    run,
     with_progress,
 )
 
@@ -39,8 +44,8 @@ if TYPE_CHECKING:
     from normfold.judgement import Progress
     from normfold.report import Report
     from normfold.verdict import Verdict
+    from normfold.verdict_files import VerdictFiles
 
-# Internal errors keep the plain traceback that Python gives them.
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
     add_completion=False,
@@ -104,15 +109,22 @@ def fold(
         Path | None,
         typer.Option("--emit-torch", metavar="FOLDED.pt", help="Also write the folded torch module (torch.save)."),
     ] = None,
+    external_data: Annotated[
+        bool,
+        typer.Option(
+            "--external-data", help="Write the weights to a file of their own even where they fit inside (1.5 GB)."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output and a report that exist.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Fold the norms of a trained checkpoint, verify the result and write it as ONNX.
 
     Exit codes: 0 done; 1 the verification failed, no output left; 2 bad input or usage, nothing written;
-    3 with --strict, a norm was not folded, no output left.
+    3 with --strict, a norm was not folded, no output left; 4 normfold itself failed, nothing written.
     """
 
-    def run(progress: Callable[[str], None]) -> Report:
+    def work(progress: Callable[[str], None]) -> Report:
         from normfold import pipeline
 
         return pipeline.fold(
@@ -137,12 +149,13 @@ def fold(
             center=center,
             only=only or None,
             emit_torch=emit_torch,
+            external_data=external_data,
             force=force,
             progress=progress,
         )
 
-    with exit_codes():
-        print_report(with_progress(run))
+    with exit_codes(debug=debug):
+        print_report(with_progress(work))
 
 
 @app.command()
@@ -160,10 +173,11 @@ def inspect(
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.md).")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
 
-    def run(progress: Callable[[str], None]) -> Report:
+    def work(progress: Callable[[str], None]) -> Report:
         from normfold import pipeline
 
         return pipeline.inspect(
@@ -182,8 +196,8 @@ def inspect(
             progress=progress,
         )
 
-    with exit_codes():
-        report = with_progress(run)
+    with exit_codes(debug=debug):
+        report = with_progress(work)
         if as_json:
             print(report.dumps(), end="")
         else:
@@ -227,14 +241,15 @@ def verify(
     ema: EmaOption = False,
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Judge whether an ONNX file computes what its source computes, against the source in float64.
 
     Exit codes: 0 it does; 1 it does not, or only without onnxruntime's optimisations; 2 there can be no verdict (bad
-    input, no source, no provider).
+    input, no source, no provider); 4 normfold itself failed.
     """
 
-    def run(progress: Progress) -> Verdict:
+    def work(progress: Progress) -> Verdict:
         from normfold.judgement import judge
         from normfold.origin import Load
         from normfold.runtime import parse_providers
@@ -254,25 +269,38 @@ def verify(
             progress=progress,
         )
 
-    with exit_codes():
+    with exit_codes(debug=debug):
         from normfold.verdict_files import VerdictFiles
 
         files = VerdictFiles(junit, summary, json_file)
         files.check()
         try:
-            verdict = _with_bar(run)
-        except NormfoldError as error:
-            files.write_error(str(error))
-            raise
+            verdict = _with_bar(work)
         except Exception as error:
             # A judge that breaks down has not found the model wrong.
-            traceback.print_exc()
-            files.write_error(f"internal error: {type(error).__name__}: {error}")
-            raise typer.Exit(NormfoldError.exit_code) from error
-        files.write(verdict)
-        _print_verdict(verdict)
-        if not verdict.passed:
-            raise typer.Exit(1)
+            try:
+                files.write_error(str(error) if isinstance(error, NormfoldError) else fault(error)[1])
+            except OutputError as unwritten:
+                complain(str(unwritten))
+            raise
+        _tell(verdict, files)
+
+
+def _tell(verdict: Verdict, files: VerdictFiles) -> None:
+    """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
+    from normfold.render_verdict import render_verdict
+
+    try:
+        try:
+            files.write(verdict)
+        finally:
+            print_rich(render_verdict(verdict))
+    except (OutputError, StdoutError) as error:
+        if verdict.passed:
+            raise
+        complain(str(error))
+    if not verdict.passed:
+        raise typer.Exit(1)
 
 
 app.command()(bench)
@@ -281,50 +309,45 @@ app.command()(bench)
 @app.command("models")
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """List the built-in architectures: names, norms, parameters, inputs, papers, published checkpoints.
 
-    A checkpoint of one of them needs no options: it is recognised from the names and shapes of its weights.
+    A checkpoint of one of them is recognised from the names and shapes of its weights and from what it says of itself;
+    what neither tells is asked for.
     """
-    from normfold import catalogue
+    with exit_codes(debug=debug):
+        from normfold import catalogue
 
-    if as_json:
-        print(json.dumps(catalogue.to_json(), indent=2))
-        return
-    from rich.console import Console
+        if as_json:
+            print(json_text(catalogue.to_json()), end="")
+            return
+        from normfold.render import render_models
 
-    from normfold.render import render_models
-
-    Console(highlight=False).print(render_models(catalogue.FAMILIES))
+        print_rich(render_models(catalogue.FAMILIES))
 
 
-def _with_bar(run: Callable[[Progress], Verdict]) -> Verdict:
+def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
     """Run with a bar that shows the stage and the time left, if there is a terminal to show it on."""
     if not sys.stderr.isatty():
-        return run(lambda *_: None)
+        return work(lambda *_: None)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    # A name in a description is text, whatever rich would make of it.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    console = Console(file=for_rich())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
         tasks: dict[str, Any] = {}
 
         def show(sentence: str, done: int, total: int) -> None:
             if sentence not in tasks:
-                tasks[sentence] = bars.add_task(sentence, total=total or None)
+                tasks[sentence] = bars.add_task(printable(sentence), total=total or None)
             bars.update(tasks[sentence], completed=done, total=total or None)
 
-        return run(show)
-
-
-def _print_verdict(verdict: Verdict) -> None:
-    from rich.console import Console
-
-    from normfold.render_verdict import render_verdict
-
-    Console(highlight=False).print(render_verdict(verdict))
+        return work(show)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run(app)

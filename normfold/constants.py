@@ -6,25 +6,36 @@ Older exporters hide parameters behind chains of Shape, Gather, Concat and Resha
 from __future__ import annotations
 
 import math
+from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 
-from normfold.errors import GraphError
+from normfold.errors import CannotJudgeError, GraphError
+from normfold.foreign import one_line
 from normfold.shapes import Dim
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
 _KEPT_BYTES = 1 << 20
+# What is kept of those that operators make takes no more than this.
+_MOST_KEPT_BYTES = 1 << 28
 
-# A constant that operators make is computed up to this size: 1 GiB in float64.
+# A constant that operators make is computed up to this size, 1 GiB in float64, or that of the largest it is made of.
 LARGEST_COMPUTED = 1 << 27
+# So many of that size may be in memory at once.
+_MOST_AT_ONCE = 3
+# Elements that operators may make of little, in all: a minute's work, and more than any model needs. What they make of
+# stored weights does not count, up to so many times their number: a file can only hold so many.
+_MOST_MADE = 1 << 32
+_TIMES_STORED = 64
+
+# They read a tensor's sizes, never its values.
+SIZES = frozenset({"Shape", "Size"})
 
 # Entries of the first axis of a constant, or all of it.
 Rows = slice | EllipsisType
@@ -51,6 +62,7 @@ _CONSTANT_OPERATORS = frozenset(
         "Reciprocal",
         "Reshape",
         "Shape",
+        "Size",
         "Slice",
         "Split",
         "Sqrt",
@@ -76,6 +88,8 @@ class Constants:
         self._node = {value: node for node in model.graph for value in node.outputs}
         self._model = model
         self._values: dict[ir.Value, NDArray[Any]] = {}
+        self._kept = 0
+        self._made_of_little = 0
 
     def holds(self, value: ir.Value) -> bool:
         """Whether `value` is the same for every input of the model."""
@@ -94,9 +108,11 @@ class Constants:
 
     def _makes(self, node: ir.Node, value: ir.Value, made: set[ir.Value]) -> bool:
         inputs = [item for item in node.inputs if item is not None]
-        if node.op_type == "Shape":
+        if node.op_type in SIZES:
             source = self._dims(inputs[0]) if inputs else None
             return source is not None and all(dim.static for dim in source)
+        if node.op_type == "Cast" and _rounds_to_bytes(node):
+            return False
         if self._is_spread(node, value):
             inputs = inputs[:1]
         return all(item in made or (item.is_initializer() and self.holds(item)) for item in inputs)
@@ -107,16 +123,42 @@ class Constants:
         Older exporters compute them from a dynamic tensor's.
         """
         dims = self._dims(value) if node.op_type in ("Reshape", "Expand") and node.inputs else None
-        return dims is not None and all(dim.static for dim in dims)
+        if dims is None or not all(dim.static for dim in dims):
+            return False
+        return math.prod(dim.size for dim in dims) <= LARGEST_COMPUTED
 
     def get(self, value: ir.Value) -> NDArray[Any]:
         """The content of a constant: float64 for every floating type, otherwise as stored. Raises GraphError."""
-        found = dict(self._values)
-        for item in self._needed(value):
-            found[item] = _widen(self._compute(item, found))
-            if found[item].nbytes <= _KEPT_BYTES:
-                self._values[item] = found[item]
-        return found[value]
+        order = self._needed(value)
+        left = Counter(source for item in order for source in self.sources(item))
+        found: dict[ir.Value, NDArray[Any]] = {}
+        known = ChainMap(found, self._values)
+        stored = sum(item.const_value.size for item in order if item.is_initializer() and item.const_value is not None)
+        made = at_once = 0
+        for item in order:
+            found[item] = array = _widen(self._compute(item, known))
+            self._keep(item, array)
+            if not item.is_initializer():
+                made, at_once = made + array.size, at_once + array.size
+                self._check_budget(item, made - _TIMES_STORED * stored, at_once - _MOST_AT_ONCE * stored)
+            for source in self.sources(item):
+                left[source] -= 1
+                if not left[source] and source in found:
+                    size = found.pop(source).size
+                    at_once -= 0 if source.is_initializer() else size
+        self._made_of_little += max(0, made - _TIMES_STORED * stored)
+        return known[value]
+
+    def _check_budget(self, value: ir.Value, made: int, at_once: int) -> None:
+        """made: elements made of little for one constant; at_once: of those, what is in memory."""
+        if self._made_of_little + made > _MOST_MADE or at_once > _MOST_AT_ONCE * LARGEST_COMPUTED:
+            raise self._too_large(value, max(made, at_once))
+
+    def _keep(self, value: ir.Value, array: NDArray[Any]) -> None:
+        size = 0 if value.is_initializer() else array.nbytes
+        if array.nbytes <= _KEPT_BYTES and self._kept + size <= _MOST_KEPT_BYTES:
+            self._values[value] = array
+            self._kept += size
 
     def _needed(self, value: ir.Value) -> list[ir.Value]:
         """What has to be computed for `value`, and it last; what is kept is not among it."""
@@ -124,7 +166,7 @@ class Constants:
         stack = [value]
         while stack:
             item = stack[-1]
-            missing = [item for item in self._sources(item) if item not in self._values and item not in order]
+            missing = [item for item in self.sources(item) if item not in self._values and item not in order]
             if missing and item not in self._values:
                 stack += missing
                 continue
@@ -133,10 +175,10 @@ class Constants:
                 order[item] = None
         return list(order)
 
-    def _sources(self, value: ir.Value) -> list[ir.Value]:
-        """The constants that `value` is computed from."""
+    def sources(self, value: ir.Value) -> list[ir.Value]:
+        """The constants whose values `value` is computed from."""
         node = None if value.is_initializer() else self._node[value]
-        if node is None or node.op_type == "Shape":
+        if node is None or node.op_type in SIZES:
             return []
         inputs = [item for item in node.inputs if item is not None]
         return inputs[:1] if self._is_spread(node, value) else inputs
@@ -152,8 +194,10 @@ class Constants:
             return _read(value, ...)
         node = self._node[value]
         first = node.inputs[0] if node.inputs else None
-        if node.op_type == "Shape" and first is not None:
+        if node.op_type in SIZES and first is not None:
             sizes = np.array([dim.size for dim in self._dims(first) or ()], dtype=np.int64)
+            if node.op_type == "Size":
+                return np.asarray(sizes.prod())
             start, end = (node.attributes.get(name) for name in ("start", "end"))
             return sizes[slice(start.value if start else None, end.value if end else None)]
         if first is not None and self._is_spread(node, value):
@@ -164,43 +208,53 @@ class Constants:
                 )
             except ValueError as error:
                 raise GraphError(
-                    f"{node.op_type} of {value.name}: its shapes contradict each other: {error}."
+                    f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
+                    f"{one_line(error)}."
                 ) from error
-        if node.op_type == "Cast" and first is not None and _is_floating(node):
-            # An integer made floating must be divided as one from here on.
-            return found[first].astype(np.float64)
+        if node.op_type == "Cast" and first is not None and (to := _cast_to(node)).is_floating_point():
+            # Rounded as it is stored; an integer made floating must be divided as one from here on.
+            with np.errstate(over="ignore", invalid="ignore"):
+                return found[first].astype(to.numpy()).astype(np.float64)
         return self._evaluate(node, node.outputs.index(value), found)
 
+    def _too_large(self, value: ir.Value, size: int) -> GraphError:
+        return GraphError(
+            f"{self._node[value].op_type} of {value.name} would make a constant of {size} elements, with those that it "
+            f"is made of, more than normfold computes ({LARGEST_COMPUTED}); store it as an initializer."
+        )
+
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
-        """Run one operator on float64 constants with onnx's reference implementation."""
-        feeds = {str(item.name): found[item] for item in node.inputs if item is not None}
+        """Run one operator on float64 constants."""
+        # Here, for it imports torch, which most graphs can be analysed without.
+        from normfold.evaluator import compute
+
+        operands = [None if item is None else found[item] for item in node.inputs]
+        sizes = [array.size for array in operands if array is not None]
         try:
-            size = _elements(node, list(feeds.values()))
-            if size > LARGEST_COMPUTED:
-                raise GraphError(
-                    f"{node.op_type} of {node.outputs[0].name} would make a constant of {size} elements, more than "
-                    f"normfold computes ({LARGEST_COMPUTED}); store it as an initializer."
-                )
-            proto = ir.to_proto(node)
-            inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds]
-            outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output]
-            graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
-            model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self._opset)])
-            results: Sequence[Any] = list(ReferenceEvaluator(model).run(None, feeds))
-            return np.asarray(results[output])
-        except GraphError:
-            raise
-        except Exception as error:  # the reference raises whatever numpy does
-            said = " ".join(str(error).split())[:200]
+            size = _elements(node, [array for array in operands if array is not None])
+            if size > max(LARGEST_COMPUTED, *sizes, 0):
+                raise self._too_large(node.outputs[output], size)
+            return np.asarray(compute(node, self._opset, operands)[output])
+        except (GraphError, CannotJudgeError, ValueError, IndexError) as error:
+            if type(error) is GraphError:
+                raise
             raise GraphError(
-                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {said}."
+                f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: "
+                f"{one_line(error)}."
             ) from error
 
 
-def _is_floating(node: ir.Node) -> bool:
-    """Whether a Cast makes floating numbers."""
+def _cast_to(node: ir.Node) -> ir.DataType:
+    """The type that a Cast makes."""
     to = node.attributes.get("to")
-    return to is not None and to.type == ir.AttributeType.INT and ir.DataType(to.value).is_floating_point()
+    known = to is not None and not to.is_ref() and to.type == ir.AttributeType.INT
+    return ir.DataType(to.value) if to is not None and known else ir.DataType.UNDEFINED
+
+
+def _rounds_to_bytes(node: ir.Node) -> bool:
+    """Whether a Cast makes numbers of a byte and less, which saturate, and round, as its attributes tell."""
+    to = _cast_to(node)
+    return to.is_floating_point() and to.itemsize < 2
 
 
 def _elements(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
@@ -216,7 +270,9 @@ def _elements(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
         start, limit, delta = (array.item() for array in inputs)
         return math.ceil((limit - start) / delta) if delta else 0
     if node.op_type == "Gather":
-        return math.prod(sizes)
+        axis = node.attributes.get("axis")
+        taken = inputs[0].shape[axis.value if axis else 0] if inputs[0].ndim else 1
+        return sizes[0] // max(taken, 1) * sizes[1]
     if node.op_type == "Concat":
         return sum(sizes)
     if node.op_type in ("Add", "Sub", "Mul", "Div", "Pow"):

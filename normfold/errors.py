@@ -13,7 +13,7 @@
     ├── CannotJudgeError       there is nothing to judge with: no source, no provider, no memory
     └── VerificationError      the result differs from the source; exit code 1
 
-    InternalError              a broken invariant of normfold itself; deliberately unrelated, keeps its traceback
+    InternalError              a broken invariant of normfold itself; deliberately unrelated, exit code 4
 
 A fold that cannot be done is neither: it is a `Refuse` value in the plan.
 """

@@ -2,7 +2,8 @@
 
 1. torch.export captures the module in eval mode, each letter of the input specifications as a dynamic axis.
 2. torch.onnx translates the program to the opset asked for; what it cannot reach it says, and so do we.
-3. The graph is tidied: source paths out of its metadata, parameters and outputs under their own names.
+3. The graph is tidied: constants folded and what does nothing dropped, source paths out of its metadata, parameters
+   and outputs under their own names.
 
 Nothing is printed, and nothing of the module is changed.
 """
@@ -32,12 +33,12 @@ from torch.utils import _pytree as pytree
 from normfold import tidy
 from normfold.checkpoint import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
+from normfold.foreign import raised
 from normfold.inputs import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
+from normfold.untouched import untouched
 
 # torch.onnx translates to this opset and converts upwards; below it there is nothing.
 LOWEST_OPSET = 18
-
-_HIDDEN = "normfold.hidden"
 
 _LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (torch, onnx, ir))
 
@@ -164,33 +165,29 @@ def _dim(letter: str, axis: Axis) -> Any:
 
 
 def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.ExportedProgram:
-    """Trace the module at the traced sizes. Its training flags are put back afterwards."""
+    """Trace the module at the traced sizes. Afterwards it is what it was, with its training flags and its caches."""
     shapes = _dynamic_shapes(_arguments(module, specs), specs)
     drawn = draw(specs, traced_sizes(specs), seed=0)
     args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(array) for name, array in drawn.items()})
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
     try:
-        with _silence(), torch.no_grad():
+        with _silence(), torch.no_grad(), untouched(module):
+            module.eval()
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     # The model is the user's program and the tracer runs it: anything can come out.
     except Exception as e:
         _check_runs(module, args, kwargs, specs)
         raise ExportError(_explain(e, specs)) from e
-    finally:
-        for part, training in flags:
-            part.training = training
 
 
 def _check_runs(module: nn.Module, args: Any, kwargs: Any, specs: Sequence[InputSpec]) -> None:
     """A model that does not even run on its inputs has an input problem, not an export problem."""
     try:
-        with _silence(), torch.no_grad():
-            module(*args, **kwargs)
+        with _silence(), torch.no_grad(), untouched(module):
+            module.eval()(*args, **kwargs)
     except Exception as e:
         shapes = ", ".join(str(spec) for spec in specs)
         raise InputSpecError(
-            f"the model does not run on {shapes} (traced at {_sizes(specs)}): {_first_line(e)}{_where(e)}. Check the "
+            f"the model does not run on {shapes} (traced at {_sizes(specs)}): {raised(e)}{_where(e)}. Check the "
             "dimensions, or give a dynamic axis a size it accepts (L=16)."
         ) from e
 
@@ -224,7 +221,7 @@ def _translate(
                     verbose=False,
                 )
                 if result is not None:
-                    _optimize(result)
+                    tidy.simplify(result.model)
         # Operators without a translation, conversion rules that fail: no common class, one meaning.
         except Exception as e:
             raise ExportError(f"the model cannot be translated to ONNX opset {version}: {_deepest(e)}.") from e
@@ -237,24 +234,6 @@ def _translate(
     raise ExportError(f"the model cannot be converted to opset {opset}; try --opset {LOWEST_OPSET}.")
 
 
-def _optimize(result: torch.onnx.ONNXProgram) -> None:
-    """Let the exporter fold constants and drop what it can, all but batch norms.
-
-    Its rules merge a BatchNormalization into the Conv before it, in float32 and without a trace: the norm would be
-    missing from the report, and from the comparison of before and after. In a domain of ours they do not match.
-    """
-    batch_norms = [
-        node
-        for node in ir.traversal.RecursiveGraphIterator(result.model.graph)
-        if node.op_type == "BatchNormalization" and node.domain == ""
-    ]
-    for node in batch_norms:
-        node.domain = _HIDDEN
-    result.optimize()
-    for node in batch_norms:
-        node.domain = ""
-
-
 def _explain(error: Exception, specs: Sequence[InputSpec]) -> str:
     """One paragraph on why the capture failed."""
     text = str(error)
@@ -263,9 +242,9 @@ def _explain(error: Exception, specs: Sequence[InputSpec]) -> str:
     if "data-dependent" in text:
         return (
             f"the model's control flow or a shape depends on the values of its inputs, which no ONNX graph can follow: "
-            f"{_first_line(error)}{_where(error)}. Replace the branch by torch.where or a fixed size."
+            f"{raised(error)}{_where(error)}. Replace the branch by torch.where or a fixed size."
         )
-    return f"the model cannot be captured by torch.export: {_first_line(error)}{_where(error)}."
+    return f"the model cannot be captured by torch.export: {raised(error)}{_where(error)}."
 
 
 def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
@@ -295,18 +274,13 @@ def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
 def _deepest(error: BaseException) -> str:
     """The first line of the innermost cause and the operator it is about: torch.onnx wraps them in general advice."""
     operator = None
     while error.__cause__ is not None:
         operator = re.search(r"target=torch\.ops\.([\w.]+)", str(error)) or operator
         error = error.__cause__
-    line = _first_line(error)
+    line = raised(error)
     return line if operator is None or operator[1] in line else f"{line} (in {operator[1]})"
 
 

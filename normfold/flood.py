@@ -19,7 +19,7 @@ from normfold.errors import InternalError
 from normfold.frame import Array, Frame, Refuse, agree, agree_each, varying_axes
 from normfold.graph import Graph, Op, Value
 from normfold.precision import Ranges, scale_in_range
-from normfold.rules import INDIFFERENT, TABLE
+from normfold.rules import TABLE
 from normfold.rules.base import Ports, value_at
 
 Half = Literal["scale", "shift"]
@@ -93,7 +93,7 @@ class ShiftCosts:
 
     def _read_for_free(self, op: Op) -> bool:
         rule = TABLE.get(op.type)
-        return op.type in INDIFFERENT if rule is None else rule.absorbs_shift(self, op)
+        return rule is not None and rule.absorbs_shift(self, op)
 
     def added_elements(self, decided: Mapping[Value, Array], ops: tuple[Op, ...]) -> int:
         """How many more elements Adds would touch, at operators without a bias, were the shifts in `decided` taken."""
@@ -197,7 +197,7 @@ class _Flood:
         return None
 
     def _push(self, op: Op) -> None:
-        if op in self.queued or op.type in INDIFFERENT:
+        if op in self.queued:
             return
         rule = TABLE.get(op.type)
         late = rule is not None and rule.late

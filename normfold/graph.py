@@ -7,7 +7,6 @@ constants in float64.
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from normfold.clock import uncollected
-from normfold.constants import Constants, Rows
+from normfold.constants import SIZES, Constants, Rows
 from normfold.errors import GraphError
+from normfold.foreign import listed, one_line
 from normfold.frame import Array, Frame
 from normfold.inference import infer_shapes
 from normfold.shapes import Dim, parse, reshaped
@@ -37,6 +37,8 @@ OLDEST_OPSET = 7
 # Before it every initializer was an input as well, and no runtime let another value be fed for it.
 IR_OF_CONSTANTS = 4
 
+BATCH_NORM = "BatchNormalization"
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 CLASSES = "pkg.torch.onnx.class_hierarchy"
 
@@ -47,8 +49,9 @@ class Affine:
 
     frame: (scale, shift), broadcastable to y. nodes: the operators that compute it. has_scale / has_shift: whether
     it holds a constant of that kind, which can take up a change of frame. is_norm: a batch norm, or a scale that
-    differs from channel to channel; a scalar or a bias is never folded for its own sake. inside: the tensors between
-    x and y, which other operators may read too.
+    differs from channel to channel; a scalar or a bias is never folded for its own sake. centres: a constant that it
+    adds differs from channel to channel as well, as a statistic does. inside: the tensors between x and y, which other
+    operators may read too.
     """
 
     frame: Frame
@@ -56,6 +59,7 @@ class Affine:
     has_scale: bool
     has_shift: bool
     is_norm: bool
+    centres: bool = False
     inside: frozenset[Value] = frozenset()
 
 
@@ -89,8 +93,8 @@ class Op:
         return None if value is None else tuple(int(item) for item in value)
 
     def number(self, name: str, default: float) -> float:
-        """A floating attribute."""
-        return float(self.attributes.get(name, default))
+        """A floating attribute. ONNX stores float32, and so are its defaults: 1e-5 is 9.99999975e-6."""
+        return float(np.float32(self.attributes.get(name, default)))
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""
@@ -99,26 +103,16 @@ class Op:
 
 def scopes(node: Node) -> tuple[str, ...]:
     """The module paths an exporter left on `node`, outermost first; the last entry names the operation itself."""
-    return _listed(node, SCOPES)[:-1]
+    return listed(node.metadata_props.get(SCOPES))[:-1]
 
 
 def classes(node: Node) -> tuple[str, ...]:
     """The class names that belong to `scopes(node)`."""
-    return _listed(node, CLASSES)[:-1]
+    return listed(node.metadata_props.get(CLASSES))[:-1]
 
 
-def _listed(node: Node, key: str) -> tuple[str, ...]:
-    text = node.metadata_props.get(key)
-    if not text:
-        return ()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(str(item) for item in value) if isinstance(value, list | tuple) else ()
-
-
-def _name(node: Node) -> str:
+def node_name(node: Node) -> str:
+    """What people call an operator: the module that an exporter names, else its own name, else its output's."""
     path = scopes(node)
     return (
         (path[-1] if path and path[-1] else None) or node.name or (node.outputs[0].name if node.outputs else "") or "?"
@@ -132,29 +126,50 @@ def _attributes(node: Node) -> dict[str, Any]:
 def _captured(node: Node) -> tuple[Value, ...]:
     """Values of the enclosing graph that the subgraphs of `node` read."""
     found: list[Value] = []
-    for attr in node.attributes.values():
-        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else []
-        graphs = list(attr.value) if attr.type == ir.AttributeType.GRAPHS else graphs
-        for graph in graphs:
-            inner = {id(value) for item in graph for value in item.outputs} | {id(value) for value in graph.inputs}
-            reads = [value for item in graph for value in (*item.inputs, *_captured(item)) if value is not None]
-            found += [value for value in (*reads, *graph.outputs) if id(value) not in inner]
+    for graph in bodies(node):
+        inner = {id(value) for item in graph for value in item.outputs} | {id(value) for value in graph.inputs}
+        reads = [value for item in graph for value in (*item.inputs, *_captured(item)) if value is not None]
+        found += [value for value in (*reads, *graph.outputs) if id(value) not in inner]
     return tuple(found)
 
 
 def operators(model: Model) -> list[Op]:
     """The main graph's operators, in order."""
-    return [
-        Op(
-            type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
-            index=index,
-            name=_name(node),
-            inputs=tuple(node.inputs) + _captured(node),
-            outputs=tuple(node.outputs),
-            attributes=_attributes(node),
-        )
-        for index, node in enumerate(model.graph)
-    ]
+    return [_operator(node, index) for index, node in enumerate(model.graph)]
+
+
+def inner_operators(model: Model) -> list[Op]:
+    """Those of the bodies of If, Loop and Scan, each with the index of the operator of the main graph that runs it."""
+    found: list[Op] = []
+    for index, node in enumerate(model.graph):
+        waiting = bodies(node)
+        while waiting:
+            body = waiting.pop(0)
+            found += [_operator(inner, index) for inner in body]
+            waiting += [deeper for inner in body for deeper in bodies(inner)]
+    return found
+
+
+def _operator(node: Node, index: int) -> Op:
+    return Op(
+        type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        index=index,
+        name=node_name(node),
+        inputs=tuple(node.inputs) + _captured(node),
+        outputs=tuple(node.outputs),
+        attributes=_attributes(node),
+    )
+
+
+def bodies(node: Node) -> list[ir.Graph]:
+    """The graphs that an If, a Loop or a Scan runs."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.value
+    return found
 
 
 def opset(model: Model) -> int:
@@ -180,6 +195,7 @@ class Graph:
             for value in dict.fromkeys(op.inputs):
                 if value is not None:
                     self.consumers.setdefault(value, []).append(op)
+        self._readers = {v: [op for op in ops if op.type not in SIZES] for v, ops in self.consumers.items()}
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[Hashable, ...], Array] = {}
@@ -189,8 +205,8 @@ class Graph:
         return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
 
     def readers(self, value: Value) -> list[Op]:
-        """The operators that read `value`."""
-        return self.consumers.get(value, [])
+        """The operators that read the values of `value`; `consumers` has those that ask for its sizes too."""
+        return self._readers.get(value, [])
 
     def dims(self, value: Value) -> tuple[Dim, ...] | None:
         """The dimensions of `value`, or None when not even its rank is known."""
@@ -199,9 +215,11 @@ class Graph:
             self._dims[value] = written if written is None else tuple(dim.renamed(self._renamed) for dim in written)
         return self._dims[value]
 
-    @staticmethod
-    def _written_dims(value: Value) -> tuple[Dim, ...] | None:
-        """The dimensions as the file has them."""
+    def _written_dims(self, value: Value) -> tuple[Dim, ...] | None:
+        """The dimensions as the file has them; a stored tensor has its own, whatever an output of its name declares."""
+        if value.const_value is not None and value.is_initializer() and value not in self.inputs:
+            sizes = value.const_value.shape.numpy()
+            return tuple(parse(size, f"{value.name}.{axis}") for axis, size in enumerate(sizes))
         if value.shape is None:
             return None
         return tuple(
@@ -241,6 +259,10 @@ class Graph:
     def constant(self, value: Value) -> NDArray[Any]:
         """The content of a constant: float64 for every floating type, otherwise as stored."""
         return self._constants.get(value)
+
+    def made_from(self, value: Value) -> list[Value]:
+        """The constants whose values a constant is computed from: not those whose sizes alone count."""
+        return self._constants.sources(value)
 
     def rows(self, value: Value, rows: Rows) -> NDArray[Any]:
         """Some entries of the first axis of `constant(value)`, without reading the rest."""
@@ -319,7 +341,7 @@ def _raised(model: Model) -> Model:
     except Exception as error:
         raise GraphError(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
-            f"constants broadcast as in numpy, and onnx cannot convert this one: {' '.join(str(error).split())[:200]}."
+            f"constants broadcast as in numpy, and onnx cannot convert this one: {one_line(error)}."
         ) from error
 
 

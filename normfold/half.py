@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from normfold.errors import GraphError, UsageError
 from normfold.figures import MASK
-from normfold.files import EXACT
+from normfold.files import EXACT, in_memory
 from normfold.inputs import InputSpec
 
 HALF = "float16"
@@ -87,6 +87,11 @@ def to_half(model: ir.Model) -> ir.Model:
 def _typed(model: ir.Model) -> ir.Model:
     """A copy without functions and Constants, which the converter passes by, every tensor with its type."""
     copy = model.clone()
+    for part in copy.graphs():
+        for value in part.initializers.values():
+            # The converter takes a reference to another file for an empty tensor.
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = in_memory(value.const_value)
     if copy.functions:
         passes.InlinePass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)

@@ -17,11 +17,9 @@ from normfold.files import save
 from normfold.half import half_specs, to_half
 from normfold.inputs import InputSpec
 from normfold.truth import Truth
+from normfold.truth_of_graph import COARSE_CEILINGS
 from normfold.verify import HALF_EDGE, Edge, Judged, Tolerance, judge
 from normfold.yardstick import Yardstick
-
-# Of the three digits of float16 a deep network leaves one or two. With none left nothing can be held to them.
-HALF_BOUND = 0.25
 
 
 def lay(
@@ -46,15 +44,26 @@ def lay(
             return yardstick, edges
     save(to_half(ir.load(original)), half)
     cases = tuple(case.typed(half_specs(specs)) for case in truth.cases)
-    yardstick = Yardstick.lay(replace(truth, cases=cases, narrow=None), half, tolerance=tolerance, tick=tick)
+    yardstick = Yardstick.lay(
+        replace(truth, cases=cases, narrow=None), half, tolerance=tolerance, tick=tick, ceiling=False
+    )
     return yardstick, (*edges, _half_edge(yardstick))
 
 
 def _half_edge(yardstick: Yardstick) -> Edge:
     """The converted source against the truth."""
-    own = yardstick.original
+    own, truth = yardstick.original, yardstick.truth
+    # Of the three digits of float16 a deep network leaves one or two. With none left nothing can be held to them.
+    most, rms = COARSE_CEILINGS
     outputs = [
-        Judged(name, tuple(row[i] for row in own.samples), yardstick.scales[i], own.ulps[i], HALF_BOUND)
+        Judged(
+            name,
+            tuple(row[i] for row in own.samples),
+            yardstick.scales[i],
+            own.ulps[i],
+            most,
+            tuple(rms * yardstick.scales[i] for _ in truth.cases) if own.ulps[i] else None,
+        )
         for i, name in enumerate(own.names)
     ]
     cases, said = yardstick.truth.cases, f"the source in float16, against {yardstick.truth.method}"

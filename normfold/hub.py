@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from normfold.errors import CheckpointError
+from normfold.plain import irregular, read_json
+from normfold.stated import Said, of_configuration
 
 CONFIG = "config.json"
 # The first that is there: its index, when it is cut into shards, comes before the whole file.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-# What a configuration says of options that shapes do not show, by the names that it gives them.
-_OPTIONS = {"num_attention_heads": "heads", "rms_norm_eps": "eps"}
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -44,20 +42,15 @@ def shards(folder: Path) -> dict[str, str]:
         # A folder may only read its own files, else opening one from a stranger would read any file of yours.
         if not isinstance(place, str) or Path(place).name != place or "\\" in place:
             raise CheckpointError(f"{index} places {name} in {place!r}, which is not a file of its folder.")
-        if not (folder / place).is_file():
+        if irregular(folder / place) is not None or not (folder / place).is_file():
             raise CheckpointError(f"{folder / place} is missing; {index.name} places {name} in it.")
     return places
 
 
-def configuration(folder: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """What config.json says: names of the architecture, and options that shapes do not show. Raises CheckpointError."""
+def configuration(folder: Path) -> Said:
+    """What config.json says of the architecture. Raises CheckpointError."""
     path = folder / CONFIG
-    if not path.is_file():
-        return (), {}
-    config = _object(path)
-    names = [config.get("model_type"), *_list(config.get("architectures"))]
-    options = {own: config[key] for key, own in _OPTIONS.items() if isinstance(config.get(key), (int, float))}
-    return tuple(name for name in names if isinstance(name, str)), options
+    return of_configuration(_object(path), CONFIG) if path.is_file() else Said()
 
 
 def sha256_of(folder: Path) -> str:
@@ -70,13 +63,9 @@ def sha256_of(folder: Path) -> str:
     return listing.hexdigest()
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 def _object(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} is not JSON ({e}); fetch it again.") from e
     if not isinstance(value, dict):

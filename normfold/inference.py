@@ -6,7 +6,6 @@ onnx-ir's pass for this takes every result for a tensor, sequences included, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import onnx
 import onnx_ir as ir
@@ -14,6 +13,8 @@ import onnx_ir as ir
 from normfold.isolated import AbortedError, isolated
 
 _OPERATOR, _ERRORS = "(op_type:", "Inference error(s):"
+# Behind an operator that it does not know, inference knows no types: no fault of the file.
+_UNTYPED = "expected to have type but instead is null"
 
 # Entries of a shape that inference may write out.
 _LONG = 1 << 16
@@ -25,6 +26,8 @@ def infer_shapes(model: ir.Model) -> None:
     """Fill in the types and shapes of the main graph's tensors, as far as ONNX can tell. What it cannot stays as is."""
     try:
         proto = _inferred(model, strict=False)
+    except MemoryError:
+        raise
     # The C++ behind it raises what it likes; a graph that it cannot take is analysed with the shapes that the file has.
     except Exception:
         return
@@ -38,10 +41,14 @@ def infer_shapes(model: ir.Model) -> None:
 def _inferred(model: ir.Model, *, strict: bool) -> onnx.ModelProto:
     """Isolated: a Slice of a tensor whose inferred size is negative aborts the process (onnx 1.23)."""
     proto = ir.to_proto(_without_weights(model)).SerializeToString()
-    infer = partial(onnx.shape_inference.infer_shapes, strict_mode=strict, data_prop=_longest_shape(model) <= _LONG)
     found = onnx.ModelProto()
-    found.ParseFromString(isolated(lambda: infer(proto).SerializeToString()))
+    found.ParseFromString(isolated(_infer, proto, strict, _longest_shape(model) <= _LONG))
     return found
+
+
+def _infer(proto: bytes, strict: bool, data_prop: bool) -> bytes:
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=data_prop)
+    return bytes(inferred.SerializeToString())
 
 
 def _longest_shape(model: ir.Model) -> int:
@@ -69,9 +76,11 @@ def check_shapes(model: ir.Model) -> str:
         inferred = _inferred(model, strict=True)
     except AbortedError:
         return "ONNX's shape inference aborts on them"
+    except MemoryError:
+        raise
     # As above, but here what it says is of interest.
     except Exception as error:
-        found = [line.strip() for line in str(error).splitlines() if _OPERATOR in line]
+        found = [line.strip() for line in str(error).splitlines() if _OPERATOR in line and _UNTYPED not in line]
         # Inside the body of an operator that is a function, attributes are still references: no fault of the file.
         return next((line.split(_ERRORS)[-1].strip() for line in found if line.count(_OPERATOR) == 1), "")
     sizes = _sizes(inferred.graph)
@@ -114,11 +123,12 @@ def _without_weights(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for name, value in list(copy.graph.initializers.items()):
         tensor = value.const_value
+        if tensor is not None and (value.shape is None or not value.is_graph_input()):
+            # Its own sizes, whatever an output of its name declares.
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
             continue
-        if tensor is not None:
-            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
-            value.const_value = None
+        value.const_value = None
         copy.graph.initializers.pop(name)
         if not value.is_graph_input():
             copy.graph.inputs.append(value)

@@ -6,7 +6,6 @@ against it (verify.py). With no source at hand it holds the model against the ou
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from normfold.checkpoint import Source, load_checkpoint
 from normfold.clock import Clock
 from normfold.errors import CannotJudgeError, UsageError
 from normfold.export import export
-from normfold.files import save
+from normfold.files import save, scratch
 from normfold.half import HALF, half_specs, single_specs
 from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec, axis_sizes
@@ -125,8 +124,8 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
     place = find_source(model, manifest)
     if place is None and manifest.sketch is None:
         raise CannotJudgeError(
-            f"{model} was made from {manifest.path or manifest.name}, which is not there, and holds no recorded "
-            "outputs (it was folded with --no-verify): say where the source is, --against SOURCE"
+            f"{model} was made from {manifest.path or manifest.name}, which is not in its folder, and holds no "
+            "recorded outputs (it was folded with --no-verify): say where the source is, --against SOURCE"
         )
     return place
 
@@ -135,7 +134,7 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
     if asked.inputs or asked.tolerance is not None:
         raise UsageError(
             f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
-            "there: say where it is, --against SOURCE"
+            "in its folder: say where it is, --against SOURCE"
         )
     sketch = manifest.sketch
     assert sketch is not None
@@ -143,7 +142,10 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
         edges = [sketch.compare(model, manifest.specs, PLAIN, meter.tick)]
         if edges[0].passed:
             edges += [sketch.compare(model, manifest.specs, way, meter.tick) for way in asked.runtimes]
-    note = f"The source, {manifest.name}, is not there: the model was held against the outputs recorded in it alone."
+    note = (
+        f"The source, {manifest.path or manifest.name}, is not in the model's folder: the model was held against the "
+        "outputs recorded in it alone. Name the source to judge more: --against SOURCE."
+    )
     return Verdict(
         normfold=__version__,
         onnxruntime=version(),
@@ -179,17 +181,17 @@ def _against_source(
         cases = _cases(specs, asked, half=half, parameters=parameters)
         if candidate.graph is not None:
             check_bounded(candidate.graph, model, cases)
-    with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
+    with scratch() as folder:
         original = place
         if source.module is not None:
-            original = Path(folder) / "original.onnx"
+            original = folder / "original.onnx"
             with meter.stage("export", "exporting the source"):
                 save(export(source), original)
         with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
             truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
         runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
         with meter.stage("verify", "comparing", runs):
-            converted = Path(folder) / "original.float16.onnx" if half else None
+            converted = folder / "original.float16.onnx" if half else None
             yardstick, edges = lay(truth, original, specs, half=converted, tolerance=asked.tolerance, tick=meter.tick)
             yardstick = _renamed(list(outputs), yardstick, manifest, from_module=source.module is not None)
             if all(edge.passed for edge in edges):
@@ -201,7 +203,7 @@ def _against_source(
             with meter.stage("localise", "looking for the fault"):
                 sites, center = ((), False) if manifest is None else (manifest.sites, manifest.center)
                 options = [*(["--dtype", HALF] if half else []), *(["--center"] if center else [])]
-                fault = localise(yardstick, model, wrong, sites, Path(folder), original, options)
+                fault = localise(yardstick, model, wrong, sites, folder, original, options)
     return Verdict(
         normfold=__version__,
         onnxruntime=version(),

@@ -11,10 +11,8 @@ process; the judge itself knows nothing of folding. The least k that fails names
 
 from __future__ import annotations
 
-import ast
 import itertools
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,8 @@ import onnx.numpy_helper
 from normfold.cases import Array, Case
 from normfold.errors import NormfoldError
 from normfold.figures import difference
+from normfold.foreign import listed, one_line
+from normfold.isolated import fresh
 from normfold.tensors import rms, runtime_tensors, written_names
 from normfold.truth_of_graph import graph_tensors, read_graph
 from normfold.verdict import Fault
@@ -33,7 +33,7 @@ from normfold.verify import FLOOR_ULPS, FOLD_FACTOR, Edge
 from normfold.yardstick import Yardstick
 
 # The command that folds; tests put a faulty one in its place.
-FOLDER = (sys.executable, "-m", "normfold", "fold")
+FOLDER = (*fresh("normfold"), "fold")
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -140,8 +140,9 @@ def first_site(
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if fails(middle) else (middle, high)
-    except (NormfoldError, subprocess.SubprocessError, OSError) as error:
-        return None, f"Which norm it is cannot be said: folding it again failed ({' '.join(str(error).split())[:200]})."
+    # ValueError: a name that no command line can hold.
+    except (NormfoldError, subprocess.SubprocessError, OSError, ValueError) as error:
+        return None, f"Which norm it is cannot be said: folding it again failed ({one_line(error)})."
     return sites[high - 1], ""
 
 
@@ -161,9 +162,9 @@ def _operator(path: Path, tensor: str) -> str:
     """What writes a tensor, and in which module, where the exporter left its path."""
     nodes = onnx.load(path, load_external_data=False).graph.node
     node = next(node for node in nodes if tensor in node.output)
-    scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), "[]")
+    scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), None)
     # The last scope is the operator, the one before it the module that called it.
-    module = ast.literal_eval(scopes)[-2:-1]
+    module = listed(scopes)[-2:-1]
     return f"{node.op_type} in {module[0]}" if module and module[0] else node.op_type
 
 

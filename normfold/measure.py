@@ -15,7 +15,8 @@ from normfold.cases import Array
 from normfold.clock import Tick, nothing
 from normfold.errors import GraphError
 from normfold.figures import FAILED, Figures, figures, settled
-from normfold.runtime import Runtime, check_memory, one_line, open_session, ort_values, run_session
+from normfold.foreign import one_line
+from normfold.runtime import Runtime, check_memory, open_session, ort_values, run_session
 from normfold.truth import Truth
 from normfold.truth_of_graph import flat, flat_names
 

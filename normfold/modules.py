@@ -9,7 +9,6 @@ the same is never handed out.
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ import torch
 from torch import nn
 
 from normfold.checkpoint import Source
-from normfold.errors import NotExpressibleError
-from normfold.files import save
+from normfold.errors import NotExpressibleError, OutputError
+from normfold.files import save, scratch, writing
+from normfold.foreign import one_line
 from normfold.frame import Array, Refuse
 from normfold.graph import Graph, Model, Node, Value, operators, scopes
 from normfold.inputs import call_arguments, draw, traced_sizes
@@ -80,16 +80,20 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     return result
 
 
-def save_module(module: nn.Module, place: Path) -> None:
-    """Write `module` with torch.save, whole or not at all; torch.load(..., weights_only=False) needs its classes."""
-    with tempfile.TemporaryDirectory(prefix=".normfold-", dir=place.parent) as folder:
-        draft = Path(folder) / place.name
-        try:
-            torch.save(module, draft)
-        # Pickling runs code of the user's classes.
-        except Exception as error:
-            raise NotExpressibleError(f"{place}: the module cannot be pickled: {error}") from error
-        draft.replace(place)
+def save_module(module: nn.Module, draft: Path, *, name: Path) -> None:
+    """Write `module` with torch.save; torch.load(..., weights_only=False) needs its classes.
+
+    name: what the user calls `draft`. Raises NotExpressibleError, and OutputError of a full disk for example.
+    """
+    try:
+        # torch's own writer says nothing of why it could not write.
+        with writing(name), draft.open("wb") as file:
+            torch.save(module, file)
+    except OutputError:
+        raise
+    # Pickling runs code of the user's classes.
+    except Exception as error:
+        raise NotExpressibleError(f"{name}: the module cannot be pickled: {one_line(error)}") from error
 
 
 @dataclass(slots=True)
@@ -316,11 +320,9 @@ def _compare(source: Source, result: nn.Module, folded: Model) -> None:
         ours = _outputs(copy.deepcopy(result).double(), feeds)
     # The module is the user's program: with its norms gone, anything can come out of it.
     except Exception as error:
-        raise NotExpressibleError(
-            f"the folded module does not run: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
-    with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
-        place = Path(folder) / "folded.onnx"
+        raise NotExpressibleError(f"the folded module does not run: {one_line(error)}") from error
+    with scratch() as folder:
+        place = folder / "folded.onnx"
         save(folded, place)
         session = open_session(place, Runtime())
         theirs = session.run(None, {entry.name: feeds[entry.name] for entry in session.get_inputs()})

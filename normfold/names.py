@@ -7,14 +7,14 @@ none, the operators themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from normfold.frame import Refuse
-from normfold.graph import Graph, Node, Op, classes, scopes
+from normfold.graph import BATCH_NORM, Graph, Node, Op, classes, node_name, scopes
 from normfold.per_token import statistic_norm
-from normfold.plan import ShiftPlace, Site, Status
+from normfold.plan import SCALE, ShiftPlace, Site, Status
 
 _CLASSES = {
     "UN1d": "UN",
@@ -74,32 +74,44 @@ class Named:
 
 
 def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
-    """A `Site` for every outcome, every LayerNorm that stays, and every norm module that no operator stands for."""
+    """A `Site` for every norm of an outcome, every LayerNorm that stays, and every norm module without an operator."""
     modules = {norm.name: norm for norm in norms}
     sites: list[tuple[int, Site]] = []
-    seen: set[str] = set()
     attempted = {outcome.op for outcome in outcomes}
     for outcome in outcomes:
-        site = _site(graph, outcome, norms)
-        seen.add(site.name)
-        sites.append((outcome.op.index, site))
+        sites += [(outcome.op.index, site) for site in _sites(graph, outcome, norms)]
     for op in graph.ops:
         if op in attempted or op.type not in _STATISTICS:
             continue
         name, kind = _owner(_nodes(op), modules) or (op.name, _STATISTICS[op.type])
-        seen.add(name)
         why = per_token(kind)
         sites.append((op.index, Site(name, kind, _width(graph, op), "kept", why.code, why.reason)))
     sites.sort(key=lambda item: item[0])
+    seen = {site.name for _, site in sites}
     return tuple(site for _, site in sites) + tuple(_unseen(graph, norm) for norm in norms if norm.name not in seen)
 
 
-def site_name(op: Op, norms: Sequence[NormModule], behind: Op | None = None) -> str:
-    """The name that `name_sites` gives to the site of `op`; behind: see `Named`."""
+def site_names(op: Op, norms: Sequence[NormModule], behind: Op | None = None) -> tuple[str, ...]:
+    """The names that `name_sites` gives to the sites of `op`; behind: see `Named`."""
     if behind is not None:
-        return f"{site_name(behind, norms)}.alpha"
-    owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
-    return op.name if owner is None else owner[0]
+        return (f"{site_names(behind, norms)[0]}.alpha",)
+    return tuple(_norms_of(op, {norm.name: norm for norm in norms})) or (op.name,)
+
+
+def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
+    """The norms that one operator stands for, each with its kind; none where nothing has a norm's name.
+
+    Norms in a row are one map, and so is a norm with what multiplies it.
+    """
+    nodes = _nodes(op)
+    whole = _owner(nodes, modules)
+    if whole is not None:
+        return dict([whole])
+    owners = [owner for node in nodes if (owner := _owner([node], modules)) is not None]
+    bare = [node for node in nodes if node.op_type == BATCH_NORM and _owner([node], modules) is None]
+    if len(owners) + len(bare) < 2 and not owners:
+        return {}
+    return dict([*owners, *((node_name(node), "BatchNorm") for node in bare)])
 
 
 def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
@@ -109,20 +121,21 @@ def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
     return kind if kind in _TOKEN_NORMS else None
 
 
-def _site(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Site:
-    nodes, modules = _nodes(outcome.op), {norm.name: norm for norm in norms}
-    name, kind = _owner(nodes, modules) or (outcome.op.name, statistic_norm(graph, outcome.op) or _kind(nodes))
+def _sites(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Iterator[Site]:
+    op, modules = outcome.op, {norm.name: norm for norm in norms}
+    found = _norms_of(op, modules) or {op.name: statistic_norm(graph, op) or _kind(op, _nodes(op))}
     if outcome.behind is not None:
-        name, kind = site_name(outcome.op, norms, outcome.behind), "DeepNorm"
-    status, code, reason = outcome.status, None, None
-    if outcome.refused is not None:
-        code, reason = outcome.refused.code, outcome.refused.reason
-    module = modules.get(name)
-    if status == "folded" and (kind in _TOKEN_NORMS or (module is not None and module.group_scaling)):
-        status, code = "partial", "statistic"
-        reason = "its weight and bias are folded; the statistic that it computes for every token stays"
-    into = tuple(item for item in outcome.into if item != name)
-    return Site(name, kind, outcome.channels, status, code, reason, into, outcome.shift, outcome.shift_elements)
+        found = dict.fromkeys(site_names(op, norms, outcome.behind), "DeepNorm")
+    for name, kind in found.items():
+        status, code, reason = outcome.status, None, None
+        if outcome.refused is not None:
+            code, reason = outcome.refused.code, outcome.refused.reason
+        module = modules.get(name)
+        if status == "folded" and (kind in _TOKEN_NORMS or (module is not None and module.group_scaling)):
+            status, code = "partial", "statistic"
+            reason = "its weight and bias are folded; the statistic that it computes for every token stays"
+        into = tuple(item for item in outcome.into if item != name)
+        yield Site(name, kind, outcome.channels, status, code, reason, into, outcome.shift, outcome.shift_elements)
 
 
 def _nodes(op: Op) -> tuple[Node, ...]:
@@ -150,13 +163,14 @@ def _owner(nodes: Sequence[Node], modules: dict[str, NormModule]) -> tuple[str, 
     return None
 
 
-def _kind(nodes: Sequence[Node]) -> str:
+def _kind(op: Op, nodes: Sequence[Node]) -> str:
     operators = {node.op_type for node in nodes}
     if operators & set(_STATISTICS):
         return _STATISTICS[next(iter(operators & set(_STATISTICS)))]
     if "BatchNormalization" in operators:
         return "RepBN" if "Add" in operators and "Mul" in operators else "BatchNorm"
-    return "scale and shift" if "Add" in operators or "Sub" in operators else "scale"
+    # A box decoder's strides and an averaging factor multiply; a norm centres its channels too.
+    return "scale and shift" if op.affine is not None and op.affine.centres else SCALE
 
 
 def _width(graph: Graph, op: Op) -> int:
@@ -166,7 +180,7 @@ def _width(graph: Graph, op: Op) -> int:
 
 def _unseen(graph: Graph, norm: NormModule) -> Site:
     """A norm module for which the analysis found no fixed map."""
-    called = any(norm.name in scopes(node) for node in graph.model.graph)
+    called = any(norm.name in scopes(node) for node in graph.nodes())
     if norm.kind in _TOKEN_NORMS:
         why = per_token(norm.kind)
         code, reason = why.code, why.reason

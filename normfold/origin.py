@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from normfold.archive import format_of, sha256_of
 from normfold.checkpoint import Source, load_checkpoint
-from normfold.errors import CannotJudgeError, CheckpointError, GraphError, InputSpecError
+from normfold.errors import CannotJudgeError, CheckpointError, GraphError, InputSpecError, NormfoldError
+from normfold.foreign import one_line
 from normfold.half import HALF, half_specs
 from normfold.inputs import InputSpec, parse_specs
 from normfold.parts import split
+from normfold.plain import irregular, parse_json
 from normfold.sketch import Sketch
 from normfold.tasks import GRAPHS, Task
 
@@ -88,55 +90,73 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
     if text is None:
         return None
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         source, load = content["source"], content.get("load", {})
         task, graph = content.get("task", "forward"), content.get("graph") or ""
         if graph not in GRAPHS[task]:
             raise ValueError(f"task {task} has no graph {graph!r}")
         return Manifest(
-            version=str(content["version"]),
-            name=str(source["name"]),
-            path=source.get("path"),
-            sha256=str(source["sha256"]),
-            arch=content["arch"],
+            version=_text(content["version"]),
+            name=_text(source["name"]),
+            path=None if source.get("path") is None else _text(source["path"]),
+            sha256=_text(source["sha256"]),
+            arch=None if content["arch"] is None else _text(content["arch"]),
             arch_args=dict(content["arch_args"]),
-            inputs=tuple(content["inputs"]),
+            inputs=tuple(map(_text, content["inputs"])),
             ema=bool(load.get("ema", False)),
             allow_unfinished=bool(load.get("allow_unfinished", False)),
             task=task,
             graph=graph,
-            dtype=content.get("dtype"),
+            dtype=None if content.get("dtype") is None else _text(content["dtype"]),
             center=bool(content.get("center", False)),
-            sites=tuple(site["name"] for site in content["sites"] if site["status"] != "kept"),
+            sites=tuple(_text(site["name"]) for site in content["sites"] if site["status"] != "kept"),
             sketch=Sketch.from_json(content["outputs"]) if content.get("outputs") else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # Whatever its parts are taken for and are not.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NormfoldError) as error:
         raise GraphError(
             f"{path}: its manifest (`{MANIFEST_KEY}` in the metadata) is not one that normfold writes "
-            f"({type(error).__name__}: {error}); name the source with --against"
+            f"({one_line(error)}); name the source with --against"
         ) from error
 
 
-def find_source(model: Path, manifest: Manifest) -> Path | None:
-    """The source that the manifest names: at its relative path, or beside the model; None if it is in neither place.
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where a string belongs")
+    return value
 
-    Raises CheckpointError when the file that is there is another one by its SHA-256.
+
+def find_source(model: Path, manifest: Manifest) -> Path | None:
+    """The source that the manifest names, in the model's own folder or below it; None if it is not there.
+
+    A manifest from a stranger reads no other file of this disk: a path that climbs out of the folder, by itself or
+    through a link, is not followed. Raises CheckpointError when the file that is there is another one by its SHA-256,
+    which is not said: it may be any file.
     """
+    folder = model.parent
     for relative in (manifest.path, manifest.name):
-        if relative is None or PurePosixPath(relative).is_absolute():
+        if not relative or "\0" in relative or not _stays_inside(folder, relative):
             continue
-        place = model.parent / relative
-        if not place.exists():
+        place = folder / relative
+        if irregular(place) is not None:
             continue
-        found = sha256_of(place)
-        if found != manifest.sha256:
+        if sha256_of(place) != manifest.sha256:
             raise CheckpointError(
-                f"{place} is not the file that {model} was made from: its SHA-256 is {found[:12]}..., and the "
-                f"manifest says {manifest.sha256[:12]}.... Fold it again, or compare with this file all the same: "
-                f"--against {place}"
+                f"{place} is not the file that {model} was made from, by its SHA-256. Fold it again, or compare with "
+                f"this file all the same: --against {place}"
             )
         return place
     return None
+
+
+def _stays_inside(folder: Path, relative: str) -> bool:
+    plain = PurePosixPath(relative.replace("\\", "/"))
+    if plain.is_absolute() or ".." in plain.parts or not plain.parts:
+        return False
+    try:
+        return (folder / relative).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        return False
 
 
 def load_source(place: Path, load: Load, manifest: Manifest | None, inputs: Sequence[InputSpec]) -> Source:

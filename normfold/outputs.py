@@ -1,15 +1,17 @@
-"""What a run leaves on disk: every graph of its task, verified, or nothing.
+"""What a run leaves on disk: every graph of its task, verified, with what was asked for beside it, or nothing.
 
-A graph is written under its own name into a temporary directory beside the place where it belongs and verified there.
-When all of them have passed they are moved: whoever finds an output finds a whole, verified file.
+Each file is written under its own name into a temporary directory beside the place where it belongs; a graph is
+verified there. When all are written and have passed they are moved: whoever finds one finds it whole.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
-import tempfile
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +20,11 @@ from normfold.cases import Case, draw_cases
 from normfold.checkpoint import Source
 from normfold.clock import Clock
 from normfold.errors import OutputError
-from normfold.files import check_place, remove, save, save_unchanged
+from normfold.files import beside, check_place, data_of, move, save, save_unchanged, scratch, stored_beside, writing
 from normfold.half import HALF, half_specs
 from normfold.half_yardstick import lay
 from normfold.inputs import InputSpec
+from normfold.modules import save_module
 from normfold.origin import MANIFEST_KEY, Load
 from normfold.report import GraphReport, OutputInfo, Report, manifest
 from normfold.sizes import fitting
@@ -31,6 +34,7 @@ from normfold.truth_of_graph import parameter_count
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
 NOT_VERIFIED = "The output has not been verified (--no-verify)."
 
@@ -47,6 +51,20 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to write, and where. graphs: one place for each graph of the task. external: their weights in files of their
+    own. module: the folded torch module and its place. force: replace what is there.
+    """
+
+    graphs: tuple[Path, ...]
+    report: Path | None = None
+    module: tuple[nn.Module, Path] | None = None
+    verify: bool = True
+    external: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """All graphs of a run, none of them written. report: without outputs and comparisons."""
 
@@ -59,7 +77,8 @@ def check_places(source: Path, outputs: Sequence[Path], report: Path | None, *, 
     """Raise OutputError now for what would otherwise fail after minutes of work."""
     for place in outputs if report is None else (*outputs, report):
         check_place(place)
-        if place.exists() and source.exists() and place.samefile(source):
+        # A source that cannot even be looked for is an error of its own.
+        if place.exists() and os.path.exists(source) and place.samefile(source):
             raise OutputError(f"{place} is the source itself; write to another file")
         if place.exists() and not force:
             raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
@@ -67,57 +86,83 @@ def check_places(source: Path, outputs: Sequence[Path], report: Path | None, *, 
         raise OutputError(f"{report} cannot be both an output and the report")
 
 
-def write(planned: Planned, outputs: Sequence[Path], *, verify: bool, force: bool, clock: Clock) -> Report:
-    """Save every graph beside its place, verify it there, and move all of them; one that fails stops the others."""
+def write(planned: Planned, wanted: Wanted, clock: Clock) -> Report:
+    """Save every graph beside its place, verify it there, and move all of them; one that fails stops the others.
+
+    The report and the torch module are moved with them. What failed is reported, not written.
+    """
     report, graphs = planned.report, list(planned.report.graphs)
-    with tempfile.TemporaryDirectory(prefix=".normfold-", dir=outputs[0].parent) as beside:
-        for number, place in enumerate(outputs):
-            graphs[number] = _draft(planned, number, place, Path(beside), verify=verify, clock=clock)
+    data: list[tuple[Path, Path]] = []
+    with ExitStack() as stack:
+        drafts = [stack.enter_context(beside(place)) for place in wanted.graphs]
+        for number, draft in enumerate(drafts):
+            graphs[number], apart = _draft(planned, number, draft, wanted, clock)
             if graphs[number].failed:
                 return replace(report, graphs=tuple(replace(graph, output=None) for graph in graphs))
-        _move(Path(beside), outputs, force=force)
-    warnings = report.warnings if verify else (*report.warnings, NOT_VERIFIED)
-    return replace(report, graphs=tuple(graphs), warnings=warnings)
+            data += [(path, wanted.graphs[number].with_name(path.name)) for path in apart]
+        others: list[tuple[Path, Path]] = []
+        if wanted.module is not None:
+            module, place = wanted.module
+            others.append((stack.enter_context(beside(place)), place))
+            save_module(module, others[-1][0], name=place)
+        warnings = report.warnings if wanted.verify else (*report.warnings, NOT_VERIFIED)
+        also = tuple(str(place) for _, place in others) + (() if wanted.report is None else (str(wanted.report),))
+        seconds = dict(clock.seconds)
+        report = replace(report, graphs=tuple(graphs), warnings=warnings, also_written=also, seconds=seconds)
+        if wanted.report is not None:
+            others.append((stack.enter_context(beside(wanted.report)), wanted.report))
+            with writing(wanted.report):
+                others[-1][0].write_text(report.dumps(), encoding="utf-8")
+        _move(data, others, list(zip(drafts, wanted.graphs, strict=True)), planned, force=wanted.force)
+    return report
 
 
-def _draft(planned: Planned, number: int, place: Path, beside: Path, *, verify: bool, clock: Clock) -> GraphReport:
-    """Save one graph into `beside`, verified; its report has no output if that failed."""
-    graph = planned.graphs[number]
+def _draft(
+    planned: Planned, number: int, draft: Path, wanted: Wanted, clock: Clock
+) -> tuple[GraphReport, tuple[Path, ...]]:
+    """Save one graph as `draft`, verified, and the files of its weights; its report has no output if that failed."""
+    graph, place = planned.graphs[number], wanted.graphs[number]
     report, record = graph.report, None
-    with tempfile.TemporaryDirectory(prefix="normfold-") as elsewhere:
-        draft, unfolded = beside / place.name, graph.source.path
-        if verify:
+    with scratch() as elsewhere:
+        unfolded = (graph.source.path, *stored_beside(graph.original))
+        if wanted.verify:
             if graph.source.format != "onnx":
-                unfolded = Path(elsewhere) / "unfolded.onnx"
                 with clock.stage("save", "writing the unfolded graph"):
-                    save(graph.original, unfolded)
+                    unfolded = save(graph.original, elsewhere / "unfolded.onnx")
             with clock.stage("verify", "running the source in float64"):
                 inputs = graph.source.inputs
                 if graph.source.module is None:
-                    inputs = fitting(inputs, unfolded)
+                    inputs = fitting(inputs, unfolded[0])
                     report = replace(report, inputs=tuple(map(str, inputs)))
-                half = Path(elsewhere) / "unfolded.float16.onnx" if planned.report.dtype == HALF else None
+                half = elsewhere / "unfolded.float16.onnx" if planned.report.dtype == HALF else None
                 cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
-                truth = establish(graph.source.module, unfolded, inputs, cases=cases)
-                yardstick, edges = lay(truth, unfolded, inputs, half=half)
+                truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
+                yardstick, edges = lay(truth, unfolded[0], inputs, half=half)
                 report = replace(report, edges=edges)
                 if report.failed:
-                    return report
+                    return report, ()
                 record = Sketch.record(yardstick)
         with clock.stage("save", f"writing {place.name}"):
             graph.model.metadata_props[MANIFEST_KEY] = _manifest(planned, graph, report, place, record)
-            if graph.model is graph.source.graph:
-                save_unchanged(graph.source.path, graph.model, draft)
+            if graph.model is graph.source.graph and not wanted.external:
+                files = save_unchanged(graph.source.path, graph.model, draft, name=place)
             else:
-                save(graph.model, draft)
-        if verify:
+                files = save(graph.model, draft, external=wanted.external, name=place)
+        if wanted.verify:
             with clock.stage("verify", "verifying against float64"):
                 report = replace(report, edges=(*report.edges, *yardstick.compare(draft)))
-        # The yardstick's own graph: of the type that the output has.
-        unfolded = yardstick.path if verify else unfolded
-        measured = verify or (graph.source.format == "onnx" and planned.report.dtype is None)
-        unfolded_bytes = _size(unfolded) if measured else None
-        return replace(report, output=OutputInfo(str(place), _size(draft), _sha256(draft), unfolded_bytes))
+            if yardstick.path != unfolded[0]:
+                # The yardstick's own graph: of the type that the output has.
+                unfolded = (yardstick.path, *data_of(yardstick.path))
+        measured = wanted.verify or (graph.source.format == "onnx" and planned.report.dtype is None)
+        output = OutputInfo(
+            str(place),
+            _size(files),
+            _sha256(draft),
+            _size(unfolded) if measured else None,
+            data=tuple(str(place.with_name(path.name)) for path in files[1:]),
+        )
+        return replace(report, output=output), files[1:]
 
 
 def _cases(specs: Sequence[InputSpec], *, half: bool, parameters: int) -> tuple[Case, ...]:
@@ -143,32 +188,39 @@ def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path,
     )
 
 
-def _move(folder: Path, outputs: Sequence[Path], *, force: bool) -> None:
-    """Move the saved graphs to their places, external data first: no graph ever refers to what is not there."""
-    graphs = [folder / place.name for place in outputs]
-    data = sorted(path for path in folder.iterdir() if path not in graphs)
-    for path in data:
-        target = outputs[0].parent / path.name
-        if target.exists() and not force:
-            raise OutputError(
-                f"{target} exists already, and the weights belong there; move it, or replace it with --force"
-            )
-    moved: list[Path] = []
-    try:
-        for path in (*data, *graphs):
-            os.replace(path, outputs[0].parent / path.name)
-            moved.append(outputs[0].parent / path.name)
-    except OSError as error:
-        remove(*moved)
-        raise OutputError(f"{outputs[0]} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        remove(*moved)
-        raise
+def _move(
+    data: Sequence[tuple[Path, Path]],
+    others: Sequence[tuple[Path, Path]],
+    graphs: Sequence[tuple[Path, Path]],
+    planned: Planned,
+    *,
+    force: bool,
+) -> None:
+    """Move everything to its place: weights first, graphs last, so that no graph refers to what is not there."""
+    missing = []
+    for draft, place in data:
+        if place.exists() and filecmp.cmp(draft, place, shallow=False):
+            continue
+        if place.exists() and not force:
+            raise OutputError(f"{place} exists already, and the weights belong there; replace it with --force")
+        missing.append((draft, place))
+    kept = {place.resolve() for _, place in data}
+    for graph in planned.graphs:
+        kept |= {path.resolve() for path in stored_beside(graph.original)}
+    replaced = [path for _, place in graphs for path in _own_data(place) if path.resolve() not in kept]
+    move([*missing, *others, *graphs], replaced=replaced)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a graph and of the external data that lies beside it under its name."""
-    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
+def _own_data(place: Path) -> tuple[Path, ...]:
+    """The files named after the graph at `place` that hold its weights, as it is now: nobody else's, by their names."""
+    names = re.compile(rf"{re.escape(place.name)}(\.[0-9a-f]+)?\.data")
+    if not any(names.fullmatch(path.name) for path in place.parent.iterdir()):
+        return ()
+    return tuple(path for path in data_of(place) if names.fullmatch(path.name) and path.is_file())
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
 
 
 def _sha256(path: Path) -> str:

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from normfold import __version__
 from normfold.analysis import analyse
 from normfold.calibration import calibrate
+from normfold.cases import BY_VALUES
 from normfold.centre import Centring, centre, plan_centring
 from normfold.checkpoint import Source
 from normfold.clock import Clock, Progress
-from normfold.errors import CannotJudgeError, GraphError, NormfoldError, UsageError, VerificationError
+from normfold.errors import CannotJudgeError, GraphError, NormfoldError, OutputError, UsageError, VerificationError
 from normfold.export import export
 from normfold.files import write_text
 from normfold.graph import op_counts, prepare
 from normfold.half import HALF, check_dtype, to_half
-from normfold.modules import folded_module, save_module
+from normfold.modules import folded_module
 from normfold.origin import Load
-from normfold.outputs import Folded, Planned, check_places, write
+from normfold.outputs import Folded, Planned, Wanted, check_places, write
 from normfold.parts import split
 from normfold.plan import Plan
 from normfold.precision import Ranges, holds_half
@@ -79,6 +80,7 @@ def fold(
     center: bool = False,
     only: Collection[str] | None = None,
     keep_tied: bool = False,
+    external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -95,8 +97,9 @@ def fold(
     output. norm_affine: fold the weight and bias of LayerNorm and RMSNorm too. center: that, and make RMSNorm out of
     LayerNorm wherever its stream can do without the mean (centre.py). only: names of the norms to fold
     (Report.sites), by default all. keep_tied: fold nothing that would need a second copy of a weight that several
-    operators read, such as a tied embedding. force: replace files that exist. progress: called with a sentence at the
-    start of every stage.
+    operators read, such as a tied embedding. external_data: write the weights to a file beside `output` even where they
+    fit into it (files.py). force: replace files that exist. progress: called with a sentence at the start of every
+    stage.
 
     Raises a NormfoldError for every kind of bad input; then nothing has been written.
     """
@@ -115,16 +118,19 @@ def fold(
     refused = strict and bool(result.unfolded)
     if not dry_run and not refused:
         # Refused now, the module leaves no output without it.
-        module = None if torch_place is None else result.to_torch()
-        result = write(planned, outputs, verify=verify, force=force, clock=clock)
-        if torch_place is not None and module is not None and not result.failed:
-            save_module(module, torch_place)
+        module = None if torch_place is None else (result.to_torch(), torch_place)
+        wanted = Wanted(outputs, report_place, module, verify=verify, external=external_data, force=force)
+        result = write(planned, wanted, clock)
+        if not result.failed:
+            return result
     result = replace(result, seconds=dict(clock.seconds))
-    _write_report(result, report_place)
+    unwritten = _write_report(result, report_place)
     if refused:
-        raise NotFoldedError(_not_folded(result), result)
+        raise NotFoldedError(_not_folded(result) + unwritten, result)
     if result.failed:
-        raise DifferenceError(_difference(result), result)
+        raise DifferenceError(_difference(result) + unwritten, result)
+    if unwritten:
+        raise OutputError(unwritten.removeprefix("; "))
     return result
 
 
@@ -246,9 +252,14 @@ def _analyse(graph: ir.Model, source: Source, asked: _Asked) -> tuple[Plan, tupl
     return plan_with(ranges=ranges), ()
 
 
-def _write_report(report: Report, place: Path | None) -> None:
-    if place is not None:
-        write_text(place, report.dumps())
+def _write_report(report: Report, place: Path | None) -> str:
+    """Write a report that comes alone; what there is to say where that fails, which changes nothing of the rest."""
+    try:
+        if place is not None:
+            write_text(place, report.dumps())
+    except OutputError as error:
+        return f"; {error}"
+    return ""
 
 
 def _source_info(source: Source, path: Path) -> SourceInfo:
@@ -267,7 +278,7 @@ def _not_folded(report: Report) -> str:
     kept = [f"{site.name} ({site.kind}): {site.reason or site.code or site.status}" for site in report.unfolded]
     more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
     return (
-        f"--strict: {len(kept)} of {len(report.sites)} norms not folded, nothing written. {'; '.join(kept[:3])}{more}"
+        f"--strict: {len(kept)} of {len(report.norms)} norms not folded, nothing written. {'; '.join(kept[:3])}{more}"
     )
 
 
@@ -277,6 +288,11 @@ def _difference(report: Report) -> str:
     figures = f"relative error {edge.relative:.2e}, allowed {edge.bound:.2e} (absolute {edge.max_abs:.2e})"
     name = f"{graph.name}: {edge.name}" if graph.name else edge.name
     text = f"verification failed, nothing written: {name}: {figures}; {edge.detail}"
+    if edge.name == EXPORT_EDGE and BY_VALUES in edge.detail:
+        return (
+            f"{text}. The exported graph computes something else for numbers of that size, as where an operator "
+            "overflows and the module's does not: try another --opset, and please report it"
+        )
     if edge.name == EXPORT_EDGE:
         return (
             f"{text}. Where only some sizes disagree, the exporter baked a size into the graph: look for "

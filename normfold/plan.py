@@ -10,12 +10,15 @@ from normfold.frame import Array, Frame
 from normfold.rules.base import Edit
 
 Status = Literal["folded", "partial", "kept"]
+# The kind of a constant product that belongs to no norm: it has no statistic.
+SCALE = "scale"
+
 ShiftPlace = Literal["reader", "writer", "map", "add", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What becomes of one norm.
+    """What becomes of one norm, or of a constant product that differs from channel to channel as a norm does.
 
     name: module path, or the operator's name. kind: the norm, as published. channels: 0 where it is not known.
     status: folded; partial (its scale is folded, its shift stays as one Add); kept. code and reason: why it is not
@@ -33,6 +36,11 @@ class Site:
     into: tuple[str, ...] = ()
     shift: ShiftPlace | None = None
     shift_elements: int = 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a norm that runs: a constant product is none, and a module that is never called does not."""
+        return self.kind != SCALE and self.code != "not-in-graph"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from normfold.catalogue import Family, Size, usual_inputs
+from normfold.foreign import printable
 
 if TYPE_CHECKING:
     # Only named here: `normfold models` does without what they import.
+    from normfold.plan import Site
     from normfold.report import GraphReport, Report
     from normfold.verify import Edge
 
@@ -29,39 +32,50 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield _headline(report)
     if report.sites:
         yield _norms(report)
-        yield from (Text(f"{code}: {reason}.") for reason, code in _repeated(report).items())
+        yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield from _besides(report)
     yield from (_nodes(graph) for graph in report.graphs)
     if report.edges:
         yield _verification(report)
     yield from _files(report)
-    yield Text("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
+    yield line("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     for warning in report.warnings:
-        yield Text(f"Warning: {warning}", style="yellow")
+        yield line(f"Warning: {warning}", style="yellow")
 
 
 def _headline(report: Report) -> Text:
     if not report.sites:
-        return Text("No norms found: nothing to fold.")
-    total = len(report.sites)
-    counts = {status: sum(site.status == status for site in report.sites) for status in STATUS_STYLES}
-    parts = [f"{number} {status}" for status, number in counts.items() if number]
-    text = f"{total} {'norm' if total == 1 else 'norms'}: {', '.join(parts)}."
-    return Text(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+        return line("No norms found: nothing to fold.")
+    text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
+    others = [site for site in report.sites if not site.counts]
+    products = [site for site in others if site.code != "not-in-graph"]
+    if products:
+        text += f" Besides, {_number(len(products), 'constant product')}: {_statuses(products)}."
+    if len(others) > len(products):
+        text += f" Besides, {_number(len(others) - len(products), 'norm module')} that the model never calls."
+    return line(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
+
+
+def _statuses(sites: Sequence[Site]) -> str:
+    counts = {status: sum(site.status == status for site in sites) for status in STATUS_STYLES}
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
 def _norms(report: Report) -> Table:
-    table = _table("Norm", "Kind", "Channels", "Status", "Into, or why not")
-    table.columns[2].justify = "right"
+    table = table_of("Norm", "Kind", "Channels", "Status", "Into, or why not", right=(2,))
     repeated = _repeated(report)
     for site in report.sites:
-        status = Text(site.status, style=STATUS_STYLES[site.status])
+        status = line(site.status, style=STATUS_STYLES[site.status])
         channels = str(site.channels) if site.channels else "?"
         reason = site.code if site.reason in repeated else f"{site.code}: {site.reason}" if site.code else site.reason
         text = ", ".join(site.into) if site.status == "folded" else ". ".join(filter(None, [_into(site.into), reason]))
         if site.shift_elements > 0:
             text += f"; its shift costs {site.shift_elements} elements"
-        table.add_row(Text(site.name), site.kind, channels, status, Text(text or "removed"))
+        add_row(table, site.name, site.kind, channels, status, text or "removed")
     return table
 
 
@@ -75,10 +89,10 @@ def _besides(report: Report) -> Iterator[Text]:
     """What the fold did to other operators than norms."""
     for graph in report.graphs:
         for merge in graph.merged:
-            yield Text(f"merged: {', '.join(merge.parts)} are one Conv ({merge.name})")
+            yield line(f"merged: {', '.join(merge.parts)} are one Conv ({merge.name})")
         if graph.untied:
             names = ", ".join(weight.name for weight in graph.untied)
-            yield Text(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
+            yield line(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
 
 
 def _into(names: tuple[str, ...]) -> str:
@@ -88,13 +102,12 @@ def _into(names: tuple[str, ...]) -> str:
 def _nodes(graph: GraphReport) -> Table:
     """Operators whose number changed, and the total."""
     before, after = graph.nodes_before, graph.nodes_after
-    table = _table(f"Nodes of the {graph.name}" if graph.name else "Nodes", "Before", "After", "Change")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    heading = f"Nodes of the {graph.name}" if graph.name else "Nodes"
+    table = table_of(heading, "Before", "After", "Change", right=(1, 2, 3))
     for op in sorted({*before, *after}):
         if before.get(op, 0) != after.get(op, 0):
-            table.add_row(op, *_change(before.get(op, 0), after.get(op, 0)))
-    table.add_row("all", *_change(sum(before.values()), sum(after.values())), style="bold")
+            add_row(table, op, *_change(before.get(op, 0), after.get(op, 0)))
+    add_row(table, "all", *_change(sum(before.values()), sum(after.values())), style="bold")
     return table
 
 
@@ -103,13 +116,11 @@ def _change(before: int, after: int) -> tuple[str, str, str]:
 
 
 def _verification(report: Report) -> Table:
-    table = _table("Verified", "Max abs", "Relative", "Bound", "Result")
-    for column in table.columns[1:4]:
-        column.justify = "right"
+    table = table_of("Verified", "Max abs", "Relative", "Bound", "Result", right=(1, 2, 3))
     for graph in report.graphs:
         for edge in graph.edges:
-            result = Text("passed", style="green") if edge.passed else Text("FAILED", style="bold red")
-            table.add_row(f"{graph.name}: {edge.name}" if graph.name else edge.name, *_figures(edge), result)
+            result = line("passed", style="green") if edge.passed else line("FAILED", style="bold red")
+            add_row(table, f"{graph.name}: {edge.name}" if graph.name else edge.name, *_figures(edge), result)
     return table
 
 
@@ -122,31 +133,33 @@ def _files(report: Report) -> Iterator[Text]:
         text = f"Written: {output.path}, {size(output.bytes)}"
         if output.unfolded_bytes is not None:
             text += f" (unfolded {size(output.unfolded_bytes)})"
-        yield Text(text)
+        yield line(text)
+        yield from (line(f"Written: {path}, weights of {Path(output.path).name}") for path in output.data)
+    yield from (line(f"Written: {path}") for path in report.also_written)
 
 
 def render_models(families: Sequence[Family]) -> RenderableType:
     """The built-in architectures, family by family."""
-    return Group(*(part for family in families for part in _family(family)), _legend())
+    return Group(*(part for family in families for part in _family(family)), Text(), _legend())
 
 
 def _family(family: Family) -> Iterator[RenderableType]:
     papers = f" (arXiv {', '.join(family.papers)})" if family.papers else ""
-    yield Text(f"{family.title}{papers}", style="bold")
+    yield line(f"{family.title}{papers}", style="bold")
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(width=20, overflow="fold")
     table.add_column(width=7, justify="right")
     table.add_column(overflow="fold")
     for size in family.sizes:
-        table.add_row(f"  {size.stem}", _count(size.parameters), _norm_names(size))
+        add_row(table, f"  {size.stem}", _count(size.parameters), _norm_names(size))
     yield table
     specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
-    yield Text(f"  input {', '.join(specs)}", style="dim")
+    yield line(f"  input {', '.join(specs)}", style="dim")
     files = [file for size in family.sizes for file in size.published]
     if files:
-        yield Text(f"  checkpoints {', '.join(files)}", style="dim")
+        yield line(f"  checkpoints {', '.join(files)}", style="dim")
     if family.release:
-        yield Text(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
+        yield line(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
 
 
 def _count(parameters: int) -> str:
@@ -163,8 +176,8 @@ def _norm_names(size: Size) -> str:
 
 
 def _legend() -> Text:
-    return Text(
-        "\nA name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
+    return line(
+        "A name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
         "where the ending does not say which. Parameters are those of the first. Letters in an input are dynamic axes."
     )
 
@@ -178,9 +191,20 @@ def size(count: int) -> str:
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def _table(*headings: str) -> Table:
+def line(text: str, style: str = "") -> Text:
+    """A line of text: whatever a file calls its parts, it becomes neither markup nor a command."""
+    return Text(printable(text), style=style)
+
+
+def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:
+    """Add a row of text; rich would read a string as markup."""
+    table.add_row(*(cell if isinstance(cell, Text) else line(cell) for cell in cells), style=style)
+
+
+def table_of(*headings: str, right: Container[int] = ()) -> Table:
+    """An empty table. right: the columns that are figures."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
+    for number, heading in enumerate(headings):
         # Long names wrap: cut off, they could not be searched for.
-        table.add_column(heading, overflow="fold")
+        table.add_column(line(heading), overflow="fold", justify="right" if number in right else "left")
     return table

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from normfold.render import add_row, line, table_of
 from normfold.verdict import Verdict, fault_lines, headline
 from normfold.verify import Edge, Judged
 
@@ -18,31 +19,27 @@ def render_verdict(verdict: Verdict) -> RenderableType:
 
 
 def _parts(verdict: Verdict) -> Iterator[RenderableType]:
-    yield Text(f"{verdict.model} against {verdict.source or 'its recorded outputs'}", style="bold")
-    yield Text(f"{len(verdict.cases)} samples, {verdict.method}, onnxruntime {verdict.onnxruntime}")
+    yield line(f"{verdict.model} against {verdict.source or 'its recorded outputs'}", style="bold")
+    yield line(f"{len(verdict.cases)} samples, {verdict.method}, onnxruntime {verdict.onnxruntime}")
     yield _edges(verdict.edges)
     yield from _agreement(verdict)
     for edge in verdict.failed:
-        yield Text(f"{edge.name}: {edge.detail}.")
+        yield line(f"{edge.name}: {edge.detail}.")
     if verdict.fault is not None:
-        yield from (Text(line) for line in fault_lines(verdict.fault))
-    yield from (Text(f"Not exercised: {line}.", style="yellow") for line in verdict.unexercised)
-    yield from (Text(f"Note: {note}", style="yellow") for note in verdict.notes)
-    yield Text("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in verdict.seconds.items()))
-    yield Text(headline(verdict), style="bold green" if verdict.passed else "bold red")
+        yield from (line(said) for said in fault_lines(verdict.fault))
+    yield from (line(f"Not exercised: {said}.", style="yellow") for said in verdict.unexercised)
+    yield from (line(f"Note: {note}", style="yellow") for note in verdict.notes)
+    yield line("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in verdict.seconds.items()))
+    yield line(headline(verdict), style="bold green" if verdict.passed else "bold red")
 
 
 def _edges(edges: tuple[Edge, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("Edge", "Output", "Worst", "Median", "Bound", "Result"):
-        table.add_column(heading, overflow="fold")
-    for column in table.columns[2:5]:
-        column.justify = "right"
+    table = table_of("Edge", "Output", "Worst", "Median", "Bound", "Result", right=(2, 3, 4))
     for edge in edges:
         for number, output in enumerate(edge.outputs):
-            table.add_row("" if number else edge.name, output.name, *_figures(output), _result(output.passed))
+            add_row(table, "" if number else edge.name, output.name, *_figures(output), _result(output.passed))
         if not edge.outputs:
-            table.add_row(edge.name, "", "", "", "", _result(edge.passed))
+            add_row(table, edge.name, "", "", "", "", _result(edge.passed))
     return table
 
 
@@ -51,7 +48,7 @@ def _figures(output: Judged) -> tuple[str, str, str]:
 
 
 def _result(passed: bool) -> Text:
-    return Text("passed", style="green") if passed else Text("FAILED", style="bold red")
+    return line("passed", style="green") if passed else line("FAILED", style="bold red")
 
 
 def _agreement(verdict: Verdict) -> Iterator[Text]:
@@ -70,4 +67,4 @@ def _agreement(verdict: Verdict) -> Iterator[Text]:
             parts += [f"{name} agreement {sum(shares) / len(shares):.1%}"] if shares else []
         token = next((sample.first_token for sample in output.samples if sample.first_token is not None), None)
         parts += [f"first differing token at position {token[1]} of row {token[0]}"] if token is not None else []
-        yield Text("; ".join(parts) + ".")
+        yield line("; ".join(parts) + ".")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normfold.errors import NotExpressibleError
+from normfold.foreign import json_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +42,16 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class OutputInfo:
-    """What was written. Sizes in bytes, external data included; `unfolded_bytes` is None when nothing measured it."""
+    """What was written. Sizes in bytes, external data included; `unfolded_bytes` is None when nothing measured it.
+
+    data: the files beside it that hold its weights; none where they are inside.
+    """
 
     path: str
     bytes: int
     sha256: str
     unfolded_bytes: int | None
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,8 @@ class Report:
 
     task: what was exported (tasks.py). graphs: one for every file that the task writes. dtype: what they were converted
     to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
-    seconds: wall-clock time per stage, in the order in which they ran.
+    seconds: wall-clock time per stage, in the order in which they ran. also_written: files of the run beside the graphs
+    and their data.
     """
 
     normfold: str
@@ -96,11 +102,17 @@ class Report:
     center: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    also_written: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The norms of every graph."""
         return tuple(site for graph in self.graphs for site in graph.sites)
+
+    @property
+    def norms(self) -> tuple[Site, ...]:
+        """The sites that count as norms."""
+        return tuple(site for site in self.sites if site.counts)
 
     @property
     def nodes_before(self) -> Mapping[str, int]:
@@ -125,7 +137,7 @@ class Report:
     @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
-        return tuple(s for s in self.sites if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
+        return tuple(s for s in self.norms if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
 
     def to_torch(self) -> nn.Module:
         """The original module, its norms replaced by `nn.Identity`, with the folded weights and biases, in eval mode.
@@ -172,7 +184,7 @@ class Report:
 
     def dumps(self) -> str:
         """R.json as text, with a final newline."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+        return json_text(self.to_json(), default=str)
 
 
 def site_entry(site: Site, graph: GraphReport) -> dict[str, Any]:
@@ -246,6 +258,7 @@ def _output(output: OutputInfo | None) -> dict[str, Any] | None:
         "bytes": output.bytes,
         "sha256": output.sha256,
         "unfolded_bytes": output.unfolded_bytes,
+        "data": list(output.data),
     }
 
 

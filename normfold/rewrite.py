@@ -23,7 +23,7 @@ from normfold.constants import Rows
 from normfold.errors import InternalError
 from normfold.files import EXACT
 from normfold.frame import Array
-from normfold.graph import Graph, Model, Node, Value, operators, scopes
+from normfold.graph import Graph, Model, Node, Value, bodies, live, operators, scopes
 from normfold.plan import Branch, Map, Merge, Plan
 from normfold.rules.base import NewAdd, NewAttribute, NewConstant
 
@@ -175,8 +175,11 @@ class _Copy:
         """One Conv in the place of a sum of branches, its kernel and bias the sums of theirs."""
         target, base, last = self.now(merge.output), self.node(merge.base), self.node(merge.output)
         kernel = base.inputs[1]
-        assert kernel is not None and kernel.shape is not None
-        shape, dtype = tuple(kernel.shape.numpy()), _dtype(target, base)
+        assert kernel is not None
+        # A stored one that is an output too may declare sizes that are not its own.
+        sizes = kernel.shape if kernel.const_value is None else kernel.const_value.shape
+        assert sizes is not None
+        shape, dtype = tuple(sizes.numpy()), _dtype(target, base)
 
         parts = [(branch, *self._contents(branch)) for branch in merge.branches]
         every = tuple(range(size) for size in shape[:2])
@@ -266,6 +269,12 @@ class _Copy:
                 outputs[index] = new
 
     def finish(self) -> None:
+        # The pass does not see that what only a body of a removed operator reads is read no more.
+        graph = self.model.graph
+        alive = {value for op in live(operators(self.model), graph.outputs) for value in op.outputs}
+        for node in [node for node in graph if alive.isdisjoint(node.outputs)]:
+            for inner in (inner for body in bodies(node) for inner in ir.traversal.RecursiveGraphIterator(body)):
+                inner.resize_inputs(0)
         passes.RemoveUnusedNodesPass()(self.model)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from normfold.errors import CannotJudgeError, GraphError, UsageError
+from normfold.foreign import one_line
 
 Array = npt.NDArray[Any]
 
@@ -144,8 +145,3 @@ def check_memory(error: Exception, doing: str) -> None:
             f"memory ran out while running {doing}: {one_line(error)}. Try smaller inputs (--input with smaller sizes "
             "or limits) or fewer --samples"
         ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,8 +18,10 @@ class Row:
     """How a family's weights are read.
 
     present, absent: names that all of its weights have, and that none has. read: options by what shows them.
-    hidden: options that nothing shows, unless `read` has them too. sized: options that go with the hidden ones in a
-    known size: where these differ, nobody knows those.
+    hidden: options that change the function and that nothing shows, unless `read` has them too. sized: options that go
+    with the hidden ones in a known size: where these differ, nobody knows those. free: options that nothing shows and
+    that change no output, only which inputs are taken. facts: what is so of this family whatever its options, or
+    follows from them, in the words of stated.py, for a file may say otherwise (`Said.against`).
     """
 
     present: tuple[str, ...]
@@ -27,6 +29,8 @@ class Row:
     read: Mapping[str, Reader] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     sized: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    facts: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda options: {})
 
 
 def norm_kind(shapes: Shapes) -> str:
@@ -60,7 +64,8 @@ def _has(name: str) -> Reader:
 
 
 def _lacks(name: str) -> Reader:
-    return lambda shapes: name not in shapes
+    """True where the name is missing; where it is there, it may still be tied to another."""
+    return lambda shapes: True if name not in shapes else None
 
 
 def _ratio(name: str) -> Reader:
@@ -166,12 +171,65 @@ _CSWIN: Mapping[str, Reader] = {
     "dim": _size("stage1_conv_embed.0.weight"),
     "depths": _stages("stage{}.", 1, _count),
 }
+
+
+def _swin_facts(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"mlp_ratio": 4.0, "qkv_bias": True, "qk_scale": None}
+
+
+def _timm_facts(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    # timm's `bn_eps` replaces the eps of every batch norm.
+    return {"bn_eps": None, "qk_scale": None}
+
+
+def _fairseq_facts(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    depth = {"encoder_depth": options["depth"], "decoder_depth": options["depth"]}
+    return {**depth, **_NO_EXTRAS, "pre_norm": True, "activation": "relu", "unscaled_embedding": False} | {
+        "learned_positions": False,
+        "shared_embeddings": True,
+    }
+
+
+def _deepnet_facts(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    depth = {} if "encoder_depth" in options else {"encoder_depth": options["depth"]}
+    return {
+        **depth,
+        **_NO_EXTRAS,
+        "pre_norm": False,
+        "activation": "gelu",
+        "unscaled_embedding": True,
+        "deepnorm": True,
+    }
+
+
+def _llama_facts(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {
+        "model_type": frozenset({"llama", "mistral"}),
+        "activation": frozenset({"silu", "swish"}),
+        "key_value_heads": options["heads"],
+        "head_dim": options["dim"] // options["heads"],
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_scaling": None,
+        "sliding_window": None,
+    }
+
+
+_NO_EXTRAS = {
+    "no_positions": False,
+    "embedding_norm": False,
+    "cross_self_attention": False,
+    "no_cross_attention": False,
+    "subln": False,
+}
 _CSWIN_LINEAR = "stage1.0.attns.0.positional_encoding"
 _LLAMA = (
     "model.embed_tokens.weight",
     "model.layers.0.self_attn.q_proj.weight",
     "model.layers.0.mlp.gate_proj.weight",
 )
+# What every configuration of such a model states, and no name or shape does.
+_ROTARY = ("eps", "rope_base")
 _TOKENS = "encoder.embed_tokens.weight"
 _DEEPNET: Mapping[str, Reader] = {
     "vocab": _size("embed_tokens.weight"),
@@ -188,6 +246,7 @@ ROWS: Mapping[str, Row] = {
         _DEIT,
         hidden=("heads",),
         sized=("dim",),
+        facts=_timm_facts,
     ),
     "slab_deit": Row(
         ("cls_token", _PATCH, "blocks.0.attn.dwc.weight"),
@@ -197,8 +256,8 @@ ROWS: Mapping[str, Row] = {
             "heads": _heads("cls_token", 2, "blocks.0.attn.dwc.weight"),
         },
     ),
-    "swin": Row((_PATCH, "layers.0.blocks.0.attn.relative_position_bias_table"), read=_SWIN),
-    "slab_swin": Row((_PATCH, "layers.0.blocks.0.attn.dwc.weight"), read=_SWIN),
+    "swin": Row((_PATCH, "layers.0.blocks.0.attn.relative_position_bias_table"), read=_SWIN, facts=_swin_facts),
+    "slab_swin": Row((_PATCH, "layers.0.blocks.0.attn.dwc.weight"), read=_SWIN, facts=_swin_facts),
     "pvt": Row(
         ("pos_embed1", "patch_embed1.proj.weight", "block1.0.attn.kv.weight"),
         ("block1.0.attn.dwc.weight",),
@@ -222,7 +281,9 @@ ROWS: Mapping[str, Row] = {
         ("stage1_conv_embed.0.weight", "stage1.0.attns.0.get_v.weight"),
         (_CSWIN_LINEAR,),
         _CSWIN,
-        hidden=("heads", "stripes", "image_size"),
+        # With these stripes only one size of picture has these names.
+        hidden=("heads", "stripes"),
+        free=("image_size",),
         sized=("dim",),
     ),
     "slab_cswin": Row(
@@ -243,6 +304,7 @@ ROWS: Mapping[str, Row] = {
         },
         hidden=("heads",),
         sized=("dim",),
+        facts=_timm_facts,
     ),
     "llama": Row(
         _LLAMA,
@@ -254,8 +316,9 @@ ROWS: Mapping[str, Row] = {
             "heads": _heads("model.embed_tokens.weight", 1, "model.layers.0.self_attn.rotary_emb.inv_freq", factor=2),
             "tied": _lacks("lm_head.weight"),
         },
-        hidden=("heads",),
+        hidden=("heads", *_ROTARY),
         sized=("dim",),
+        facts=_llama_facts,
     ),
     "nmt": Row(
         (_TOKENS, "encoder.layers.0.fc1.weight", "decoder.layers.0.encoder_attn.k_proj.weight"),
@@ -265,11 +328,17 @@ ROWS: Mapping[str, Row] = {
             "depth": _count("encoder.layers."),
             "hidden": _size("encoder.layers.0.fc1.weight"),
         },
-        hidden=("heads", "positions"),
+        hidden=("heads",),
         sized=("dim",),
+        free=("positions",),
+        facts=_fairseq_facts,
     ),
     "deepnet_encoder": Row(
-        ("embed_tokens.weight", "layers.0.ffn.fc1.weight"), read=_DEEPNET, hidden=("heads",), sized=("dim",)
+        ("embed_tokens.weight", "layers.0.ffn.fc1.weight"),
+        read=_DEEPNET,
+        hidden=("heads",),
+        sized=("dim",),
+        facts=_deepnet_facts,
     ),
     "deepnet_nmt": Row(
         (_TOKENS, "encoder.layers.0.ffn.fc1.weight", "decoder.layers.0.encoder_attn.k_proj.weight"),
@@ -283,9 +352,10 @@ ROWS: Mapping[str, Row] = {
         },
         hidden=("heads",),
         sized=("dim",),
+        facts=_deepnet_facts,
     ),
     # The fixtures' networks, as they are by default: other options are written in the fixtures.
-    "char_lm": Row(_LLAMA, read={"vocab": _size("model.embed_tokens.weight")}),
+    "char_lm": Row(_LLAMA, read={"vocab": _size("model.embed_tokens.weight")}, hidden=_ROTARY, facts=_llama_facts),
     "vit": Row(("cls_token", _PATCH, "blocks.0.attn.qkv.weight"), ("blocks.0.attn.dwc.weight",), hidden=("heads",)),
     "postnorm_encoder": Row(("embed.weight", "pos_embed", "blocks.0.attn.qkv.weight"), hidden=("heads",)),
     "convnet": Row(("stem.weight", "pointwise.weight", "padded.weight")),

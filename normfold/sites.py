@@ -16,7 +16,7 @@ import numpy as np
 
 from normfold.errors import NormStateError
 from normfold.frame import Array, Frame, Refuse, to_rank, varying_axes
-from normfold.graph import Affine, Graph, Node, Op, Value, live
+from normfold.graph import BATCH_NORM, Affine, Graph, Node, Op, Value, live
 from normfold.norms import batchnorm
 from normfold.rules import TABLE
 from normfold.rules.layout import AxisMap, reshape, same, transpose
@@ -42,6 +42,7 @@ class Form:
     """A tensor as `scale * L(base) + shift`.
 
     sources: the operands it is made from. ops: the operators that compute the map; none while it is a plain layout.
+    centres: see `Affine`.
     path: all tensors between the base and it; loose: those that only one branch of a later sum runs
     through.
     """
@@ -53,6 +54,7 @@ class Form:
     ops: tuple[Op, ...] = ()
     has_scale: bool = False
     has_shift: bool = False
+    centres: bool = False
     path: frozenset[Value] = frozenset()
     loose: frozenset[Value] = frozenset()
     batch_norm: bool = False
@@ -106,13 +108,21 @@ def _closed(graph: Graph, form: Form) -> bool:
 
 
 def _is_bias(graph: Graph, form: Form) -> bool:
-    """A shift alone, right behind a weight."""
-    if form.has_scale:
-        return False
-    value = form.base
-    while (op := graph.producer.get(value)) is not None and op.type in LAYOUT and op.inputs[0] is not None:
-        value = op.inputs[0]
-    return op is not None and op.type in _CONTRACTIONS
+    """A shift alone, right behind a weight or behind another bias of it."""
+    value = None if form.has_scale else form.base
+    while value is not None and (op := graph.producer.get(value)) is not None:
+        if op.type in _CONTRACTIONS:
+            return True
+        value = op.inputs[0] if op.type in LAYOUT else _shifted(graph, op)
+    return False
+
+
+def _shifted(graph: Graph, op: Op) -> Value | None:
+    """What `op` adds a constant to."""
+    first, second = op.inputs if op.type in ("Add", "Sub") and len(op.inputs) == 2 else (None, None)
+    if first is None or second is None or graph.is_constant(first) == graph.is_constant(second):
+        return None
+    return second if graph.is_constant(first) and op.type == "Add" else first if graph.is_constant(second) else None
 
 
 def _per_channel(form: Form) -> bool:
@@ -122,7 +132,7 @@ def _per_channel(form: Form) -> bool:
 def _extend(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
     if op.type in LAYOUT:
         return _through_layout(graph, op, forms, cuts)
-    if op.type == "BatchNormalization":
+    if op.type == BATCH_NORM:
         return _through_batchnorm(graph, op, forms, cuts)
     if op.type == "Neg":
         return _compose(graph, op, op.inputs[0], forms, cuts, scale=np.full((), -1.0))
@@ -163,30 +173,46 @@ def _carried(axis_map: AxisMap, frame: Frame) -> Frame | None:
 
 
 def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
-    source, *parameters = op.inputs[:5]
-    # More outputs than one, or training_mode: statistics of the batch. spatial = 0 (opset 8): not per channel.
-    if len(op.outputs) > 1 or op.integer("training_mode", 0) or not op.integer("spatial", 1):
+    channels = fixed_batchnorm(graph, op)
+    source = op.inputs[0]
+    if isinstance(channels, Refuse) or source is None:
         return None
-    if not set(op.attributes) <= _BATCHNORM_ATTRIBUTES:
-        return None
-    if source is None or len(parameters) != 4:
-        return None
-    if not all(value is not None and graph.is_constant(value) for value in parameters):
-        return None
-    gamma, beta, mean, var = (graph.constant(value) for value in parameters if value is not None)
-    if len({gamma.shape, beta.shape, mean.shape, var.shape}) > 1:
-        return None
-    if not np.all(np.isfinite(var)) or np.any(var < 0):
-        raise NormStateError(f"{op.label}: its running variance is negative or not finite; the statistics are damaged.")
-    dims = graph.dims(source)
-    if dims is None or len(dims) < 2:
-        return None
-    channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", 1e-5))
-    shape = (1, -1) + (1,) * (len(dims) - 2)
-    form = _compose(
-        graph, op, source, forms, cuts, scale=channels.scale.reshape(shape), shift=channels.shift.reshape(shape)
-    )
+    form = _compose(graph, op, source, forms, cuts, scale=channels.scale, shift=channels.shift)
     return None if form is None else replace(form, batch_norm=True)
+
+
+def fixed_batchnorm(graph: Graph, op: Op) -> Frame | Refuse:
+    """The map that a BatchNormalization is, of the rank of its input, or why it is none.
+
+    Raises NormStateError for a variance that is negative or not finite.
+    """
+
+    def refuse(code: str, why: str) -> Refuse:
+        return Refuse(code, f"{op.label}: {why}")
+
+    if not set(op.attributes) <= _BATCHNORM_ATTRIBUTES:
+        return refuse("wall", "it has an attribute that normfold does not know")
+    if any(value.name for value in op.outputs[1:]) or op.integer("training_mode", 0):
+        return refuse("training-mode", "it computes the statistics of every batch")
+    source, *parameters = op.inputs[:5]
+    stored = [value for value in parameters if value is not None and graph.is_constant(value)]
+    if len(stored) != 4:
+        return refuse("not-stored", "a statistic or a weight of it is computed at run time, or can be overridden")
+    if not np.all(np.isfinite(graph.constant(stored[3]))) or np.any(graph.constant(stored[3]) < 0):
+        raise NormStateError(f"{op.label}: its running variance is negative or not finite; the statistics are damaged.")
+    dims = (graph.dims(source) if source is not None else None) or ()
+    # Before opset 9, with spatial = 0, it has a statistic for each position of a channel.
+    sizes = dims[1:2] if op.integer("spatial", 1) else dims[1:]
+    shape = tuple(dim.size for dim in sizes)
+    constants = [graph.constant(value) for value in stored]
+    if len(dims) < 2 or not all(dim.static for dim in sizes) or any(part.shape != shape for part in constants):
+        return refuse("unknown-shape", "the rank of its input, or the size of its channel axis, is not known")
+    gamma, beta, mean, var = (part.reshape(1, *shape, *(1,) * (len(dims) - 1 - len(shape))) for part in constants)
+    with np.errstate(all="ignore"):
+        channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", 1e-5))
+    if not (np.all(np.isfinite(channels.scale)) and np.all(np.isfinite(channels.shift))):
+        return refuse("infinite-map", "a variance is 0 and so is the epsilon, or a weight or a mean is not finite")
+    return channels
 
 
 def _through_arithmetic(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
@@ -238,6 +264,7 @@ def _compose(
         ops=(*form.ops, op),
         has_scale=form.has_scale or scale is not None,
         has_shift=form.has_shift or shift is not None,
+        centres=form.centres or bool(varying_axes(b)),
     )
 
 
@@ -266,6 +293,7 @@ def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value
         ops=(*left.ops, *right.ops, op),
         has_scale=True,
         has_shift=left.has_shift or right.has_shift,
+        centres=left.centres or right.centres,
         path=left.path | right.path | {op.output},
         loose=left.loose | right.loose | (left.path ^ right.path),
         batch_norm=left.batch_norm or right.batch_norm,
@@ -280,8 +308,10 @@ def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozen
     for value, form in forms.items():
         if not form.is_map:
             continue
-        goes_on = [op for op in graph.readers(value) if _continues(op, value, forms)]
-        if goes_on and len(goes_on) == len(graph.readers(value)) and value not in graph.outputs:
+        # An operator that asks for its sizes keeps it alive, as one that reads it does.
+        consumers = graph.consumers.get(value, [])
+        goes_on = [op for op in consumers if _continues(op, value, forms)]
+        if goes_on and len(goes_on) == len(consumers) and value not in graph.outputs:
             continue
         if goes_on and value not in loose:
             cuts.add(value)
@@ -311,7 +341,7 @@ def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
     for restored in (last, *reversed(path)):
         if forms[restored].layout in plain:
             end = restored
-        if len(graph.readers(restored)) > 1 or restored in graph.outputs:
+        if len(graph.consumers.get(restored, [])) > 1 or restored in graph.outputs:
             break
     return end
 
@@ -332,7 +362,8 @@ def _affine(graph: Graph, start: Value, end: Value, form: Form) -> Op:
     nodes = _nodes(graph, form.ops)
     producer = graph.producer[end]
     is_norm = form.batch_norm or (form.has_scale and bool(varying_axes(form.frame.scale)))
-    affine = Affine(form.frame, nodes, form.has_scale, form.has_shift, is_norm, form.path - {start, end})
+    inside = form.path - {start, end}
+    affine = Affine(form.frame, nodes, form.has_scale, form.has_shift, is_norm, form.centres, inside)
     return Op("Affine", producer.index, form.ops[-1].name, (start,), (end,), affine=affine)
 
 

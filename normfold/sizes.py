@@ -17,8 +17,9 @@ from typing import Any
 from normfold.cases import Case, draw_case
 from normfold.errors import InputSpecError
 from normfold.evaluator import Evaluator, NotCoveredError
+from normfold.foreign import one_line
 from normfold.inputs import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
-from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
+from normfold.runtime import Runtime, check_memory, open_session, run_session
 from normfold.truth_of_graph import SizeError, evaluator_of, read_graph, run_evaluator
 
 Sizes = Mapping[str, int]

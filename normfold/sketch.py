@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from normfold.cases import Array, Case, draw_case
 from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.figures import FAILED, MASK, Figures, blocks
+from normfold.foreign import one_line
 from normfold.inputs import InputSpec
-from normfold.runtime import Runtime, check_memory, one_line, open_session, run_session
+from normfold.runtime import Runtime, check_memory, open_session, run_session
 from normfold.verify import PLAIN, Edge, Judged, judge
 from normfold.yardstick import Yardstick
 
@@ -30,6 +31,8 @@ RECORD_EDGE = "recorded -> model"
 # Numbers per output and case, and cases: a kilobyte or two in the model's metadata.
 WIDTH = 8
 CASES = 4
+# A sum with random signs is off by so many times the RMS error of an entry at most.
+_SIGMAS = 4.0
 # Recorded digits: far below the rounding of float32, far above what float64 loses on another machine.
 _DIGITS = 9
 
@@ -61,15 +64,21 @@ class Sketch:
     @classmethod
     def record(cls, yardstick: Yardstick) -> Sketch:
         """The first cases of the truth. Raises CheckpointError where the original is not finite."""
-        truth, bounds = yardstick.truth, yardstick.bounds(yardstick.own())
-        kept = [index for index, value in enumerate(truth.outputs[0]) if value.dtype.kind == "f"]
-        drawn = [number for number, case in enumerate(truth.cases) if not case.origin][:CASES]
+        truth, own = yardstick.truth, yardstick.own()
+        numbers = [number for number, case in enumerate(truth.cases) if not case.origin][:CASES]
+        # A sum over entries that rounding decides says nothing.
+        masks = [truth.masks(number) for number in numbers]
+        floating = [index for index, value in enumerate(truth.outputs[0]) if value.dtype.kind == "f"]
+        kept = [index for index in floating if all(row[index] is None for row in masks)]
+        # Of the recorded cases alone, and of sums: the largest error of a long sample elsewhere says nothing of them.
+        sums = [max((_SIGMAS * own.samples[n][i] for n in numbers), default=0.0) for i in range(len(own.worst))]
+        bounds = yardstick.bounds(replace(own, worst=tuple(map(min, own.worst, sums))))
         return cls(
             tuple(yardstick.original.names[i] for i in kept),
             tuple(_rounded(yardstick.scales[i], 3) for i in kept),
             # Upwards, so that the digits dropped forbid nothing.
             tuple(_rounded(bounds[i] * 1.05, 2) for i in kept),
-            tuple(_record(truth.cases[number], [truth.outputs[number][i] for i in kept]) for number in drawn),
+            tuple(_record(truth.cases[n], [truth.outputs[n][i] for i in kept]) for n in numbers),
         )
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx
 from normfold.cases import Array, Case
 from normfold.errors import NormfoldError
 from normfold.figures import MASK, difference
+from normfold.files import scratch
 from normfold.runtime import Runtime, open_session, run_session
 from normfold.truth_of_graph import graph_tensors, read_graph
 
@@ -52,9 +52,9 @@ def first_parting(path: Path, case: Case, bound: float) -> str:
     """
     found: list[str] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
+        with scratch() as folder:
             names = written_names(path)
-            ours = runtime_tensors(path, names, case, Path(folder))
+            ours = runtime_tensors(path, names, case, folder)
             model = read_graph(path)
             operators = {str(v.name): node.op_type for node in model.graph for v in node.outputs}
 

@@ -1,19 +1,109 @@
-"""An exported graph made presentable: no source paths in it, weights and outputs under names that people know."""
+"""An exported graph made presentable: fewer operators for the same values, no source paths, names that people know."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
+from onnxscript.rewriter import RewritePass, pattern
+from onnxscript.rewriter.rules import common as rules
 from torch.utils import _pytree as pytree
+
+from normfold.foreign import listed
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _STACK = "pkg.torch.onnx.stack_trace"
 _PROGRAM = "pkg.torch.export.ExportedProgram."
+
+# Constants of more elements than these are left to be computed (onnxscript's own limits).
+_LARGEST_FOLDED, _LARGEST_RESULT = 8192, 512 * 512
+# A rewrite makes constants that the next round folds; what two rounds leave is little.
+_ROUNDS = 2
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and drop what does nothing; the function stays what it was, to the last digit.
+
+    The exporter's own optimiser compares constants with 0 and 1 to within a tolerance (1e-8 and 1e-5), and with that
+    drops the epsilon of a quotient; it merges batch norms into weights, and computes its merges in float32. So these
+    are its passes with other rules: those that only move values about, and the operations with exactly 0 and 1.
+    """
+    rounds = ir.passes.PassManager(
+        [
+            FoldConstantsPass(
+                shape_inference=True, input_size_limit=_LARGEST_FOLDED, output_size_limit=_LARGEST_RESULT
+            ),
+            RewritePass([*_NEUTRAL, *_MOVING]),
+            passes.RemoveUnusedNodesPass(),
+            passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+            passes.RemoveUnusedOpsetsPass(),
+        ],
+        steps=_ROUNDS,
+    )
+    ir.passes.Sequential(
+        passes.InlinePass(),
+        rounds,
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )(model)
+
+
+def _neutral(operator: str, number: int, *, commutes: bool = False) -> list[pattern.RewriteRule]:
+    """The rules that drop `x operator number`, for a constant that is this very number."""
+
+    def operation(op: Any, x: Any, constant: Any) -> Any:
+        return getattr(op, operator)(x, constant)
+
+    def same(op: Any, x: Any, **_: Any) -> Any:
+        return op.Identity(x)
+
+    def is_neutral(context: Any, constant: ir.Value, **_: Any) -> bool:
+        tensor = ir.convenience.get_const_tensor(constant)
+        # Without axes, it does not broadcast `x` to another shape.
+        return tensor is not None and not len(tensor.shape) and bool(tensor.numpy() == number)
+
+    rule = pattern.RewriteRule(operation, same, is_neutral, name=f"{operator} {number}")
+    return list(rule.commute()) if commutes else [rule]
+
+
+_NEUTRAL = (
+    *_neutral("Mul", 1, commutes=True),
+    *_neutral("Add", 0, commutes=True),
+    *_neutral("Sub", 0),
+    *_neutral("Div", 1),
+)
+# Of onnxscript's default rules those that compute nothing anew. Left out: no-op arithmetic (approximate), merges of
+# batch norms, of Min, Max, Clip and Relu (wrong for a bound below 0), of two Casts (which round twice), of two Slices
+# into a Split (wrong for odd sizes).
+_MOVING = (
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.flatten_to_reshape_rule,  # before the next: it makes work for it
+    rules.reshape_reshape_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.fuse_pad_into_conv_rule,  # of padding with exactly 0
+    rules.remove_optional_bias_from_conv_rule,  # of exactly 0
+    rules.remove_optional_bias_from_conv_transpose_rule,
+    rules.remove_optional_bias_from_gemm_rule,
+)
 
 
 def strip_paths(model: ir.Model) -> None:
@@ -48,7 +138,7 @@ def name_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> None:
 
 def _scope_weights(value: ir.Value, state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     for node in value.consumers():
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        scopes = listed(node.metadata_props.get(_SCOPES))
         # The last scope is the operator, the one before it the module that called it.
         prefix = f"{scopes[-2]}." if len(scopes) > 1 and scopes[-2] else ""
         yield from (name for name in state if name.startswith(prefix) and state[name].ndim == 2)

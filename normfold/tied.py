@@ -16,7 +16,7 @@ from normfold.frame import Array, Frame, Refuse
 from normfold.graph import Graph, Op, Value
 from normfold.plan import Untied
 from normfold.rules import TABLE
-from normfold.rules.base import FrameOf, NewConstant, name_of
+from normfold.rules.base import FrameOf, NewConstant, name_of, value_at
 
 # Untying is free at run time: every copy is read as often as its original was. It costs bytes, on disk and in memory;
 # as many as these nobody misses (docs/decisions/0007-tied-weights.md).
@@ -74,8 +74,14 @@ class Sharing:
         touched = dict.fromkeys(weight for op in reached for weight in self.weights_of.get(op, ()))
         found: dict[Value, int] = {}
         for weight in touched:
-            versions = {_version(self.graph, op, index, frame_of) for op, index in self.readers[weight]}
-            found[weight] = (len(versions) - 1) * _bytes(self.graph, weight)
+            own = _bytes(self.graph, weight)
+            # What an operator reads may be a part of the weight: the parts together are no copy.
+            versions = {
+                version: own if version is None else _bytes(self.graph, value_at(op, index))
+                for op, index in self.readers[weight]
+                for version in [_version(self.graph, op, index, frame_of)]
+            }
+            found[weight] = max(0, sum(versions.values()) - own)
         return found
 
 
@@ -99,20 +105,19 @@ def _weights(graph: Graph) -> dict[Value, list[tuple[Op, int]]]:
         for index, value in enumerate(op.inputs):
             if value is None or not graph.is_constant(value):
                 continue
-            for weight in _stored(value):
+            for weight in _stored(graph, value):
                 if len(graph.dims(weight) or ()) > 1 and graph.is_floating(weight):
                     found.setdefault(weight, []).append((op, index))
     return found
 
 
-def _stored(value: Value) -> list[Value]:
+def _stored(graph: Graph, value: Value) -> list[Value]:
     """What a constant is made from."""
     found: list[Value] = []
     seen, left = {value}, [value]
     while left:
         source = left.pop()
-        node = source.producer()
-        before = [] if node is None else [one for one in node.inputs if one is not None]
+        before = graph.made_from(source)
         if not before:
             found.append(source)
         left += [one for one in dict.fromkeys(before) if one not in seen]

@@ -21,13 +21,14 @@ from normfold.aside import Rows
 from normfold.cases import Array, Case, draw_cases
 from normfold.clock import Tick, nothing
 from normfold.demand import check_fits
-from normfold.errors import CannotJudgeError, CheckpointError
+from normfold.errors import CannotJudgeError, CheckpointError, GraphError
 from normfold.exercise import Exercise
 from normfold.figures import MASK, blocks
+from normfold.foreign import raised
 from normfold.inputs import InputSpec
 from normfold.runtime import check_memory
 from normfold.truth_of_graph import Outputs, evaluator_of, read_graph, run_evaluator
-from normfold.truth_of_module import first_line, run_double, run_module
+from normfold.truth_of_module import run_double, run_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,12 +176,20 @@ def establish(
         outputs = run_double(module, cases, tick=tick)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         check_memory(error, "the source in float64")
-        method = f"the exported graph in float64, for the module does not run in float64 ({first_line(error)})"
+        method = f"the exported graph in float64, for the module does not run in float64 ({raised(error)})"
         return _finished(replace(_of_graph(graph_path, cases, method, tick=tick), narrow=narrow))
     truth = Truth(cases, outputs, "torch in float64", from_module=True, narrow=narrow)
     if thorough:
-        truth = replace(truth, unexercised=_of_graph(graph_path, cases, "", tick=tick).unexercised)
+        truth = replace(truth, unexercised=_unexercised(graph_path, cases, tick=tick))
     return _finished(truth)
+
+
+def _unexercised(path: Path, cases: Sequence[Case], *, tick: Tick) -> tuple[str, ...]:
+    """What the cases do not reach of an exported graph, whose truth the module gave."""
+    try:
+        return _of_graph(path, cases, "", tick=tick).unexercised
+    except (CannotJudgeError, GraphError) as error:
+        return (f"unknown, for the exported graph was not run in float64: {error}",)
 
 
 def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> Truth:
@@ -246,9 +255,9 @@ def _finished(truth: Truth) -> Truth:
         undecided = sum(int(mask.sum()) for mask in masks if mask is not None)
         if undecided > MOST_UNDECIDED[value.dtype.kind == "f"] * entries[index]:
             raise CannotJudgeError(
-                f"output {index} is decided by rounding: {undecided} of its {entries[index]} entries change when inputs "
-                "and weights move by less than float32 can hold, so there can be no verdict on it. Inputs of your own may "
-                "decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
+                f"output {index} is decided by rounding: {undecided} of its {entries[index]} entries change when "
+                "inputs and weights move by less than float32 can hold, so there can be no verdict on it. Inputs of "
+                "your own may decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
             )
     return replace(truth, parts=_parts(truth.outputs))
 

@@ -86,17 +86,18 @@ def parameter_count(model: ir.Model) -> int:
 class Body:
     """How finely a graph computes inside, whatever its inputs and outputs are.
 
-    eps: the distance from 1 to the next number of the coarsest floating type that an operator writes. ceiling: the
-    largest error, relative to the RMS of an output, that rounding in it explains.
+    eps: the distance from 1 to the next number of the coarsest floating type that an operator writes. ceiling,
+    rms_ceiling: the largest error and RMS error, relative to the RMS of an output, that rounding in it explains.
     """
 
     eps: float
     ceiling: float
+    rms_ceiling: float
 
 
 # Deep networks lose two or three of float32's seven digits; beyond this it is not rounding that parts two runs. Of
-# float16's three digits, and of eight-bit steps, one may be left.
-_CEILING, _COARSE_CEILING = 1e-2, 0.25
+# float16's three digits, and of eight-bit steps, one may be left, and single entries may have none.
+_CEILINGS, COARSE_CEILINGS = (1e-2, 1e-2), (1.0, 0.25)
 _EPS = {
     ir.DataType.BFLOAT16: 2.0**-7,
     ir.DataType.FLOAT16: 2.0**-10,
@@ -118,7 +119,7 @@ def body_of(model: ir.Model) -> Body:
     written = [value.dtype for node in nodes if not _is_constant(node) for value in node.outputs]
     eps = max((_EPS[kind] for kind in (*inputs, *written) if kind in _EPS), default=_EPS[ir.DataType.FLOAT])
     coarse = eps > _EPS[ir.DataType.FLOAT] or any(node.op_type in _QUANTISERS for node in nodes)
-    return Body(eps, _COARSE_CEILING if coarse else _CEILING)
+    return Body(eps, *(COARSE_CEILINGS if coarse else _CEILINGS))
 
 
 def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:

@@ -22,6 +22,7 @@ from normfold.aside import Rows
 from normfold.cases import Array, Case
 from normfold.clock import Tick, nothing
 from normfold.errors import InputSpecError
+from normfold.foreign import raised
 from normfold.inputs import call_arguments
 from normfold.runtime import check_memory
 from normfold.truth_of_graph import Outputs
@@ -37,7 +38,7 @@ def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in case.feeds.items())
             check_memory(error, f"the source on {shapes}")
             raise InputSpecError(
-                f"the model itself does not run on {shapes}: {first_line(error)}. Every size that an input "
+                f"the model itself does not run on {shapes}: {raised(error)}. Every size that an input "
                 f'specification allows has to work: fix the axis (a number instead of a letter) or limit it ("L<=64")'
             ) from error
         tick()
@@ -111,9 +112,3 @@ def _float64_only() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def first_line(error: BaseException) -> str:
-    """The class of an exception, and the first line of what it says."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

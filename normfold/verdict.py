@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from normfold import __version__
+from normfold.foreign import json_text
 from normfold.verify import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE, Edge, Judged
 
 SCHEMA = 1
@@ -85,7 +85,7 @@ class Verdict:
 
     def dumps(self) -> str:
         """`to_json` as text, with a final newline."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_json())
 
 
 def blamed(edge: Edge) -> str:
@@ -129,7 +129,7 @@ def fault_lines(fault: Fault) -> Iterator[str]:
 def error_json(message: str) -> str:
     """The JSON of a run that came to no verdict, as text."""
     content = {"schema": SCHEMA, "normfold": __version__, "passed": None, "error": message}
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def _edge(edge: Edge, cases: tuple[str, ...]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from normfold.errors import OutputError
 from normfold.files import check_place, write_text
+from normfold.foreign import printable
 from normfold.verdict import Verdict, blamed, error_json, fault_lines, headline
 from normfold.verify import Edge, Judged
 
@@ -18,8 +19,8 @@ SUMMARY_BYTES = 1_000_000
 _ROWS = 500
 _TEXT = 2_000
 
-# XML has no way at all to write these.
-_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Two characters that show, as far as `printable` goes, and that XML has no way at all to write.
+_UNWRITABLE = re.compile("[\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def junit(verdict: Verdict) -> str:
             if not passed:
                 lines = [figures, edge.detail, *(fault_lines(verdict.fault) if verdict.fault is not None else ())]
                 failure = ElementTree.SubElement(case, "failure", type=blamed(edge), message=_clean(figures))
-                failure.text = _clean("\n".join(line for line in lines if line))
+                failure.text = "\n".join(_clean(line) for line in lines if line)
     return _suite(suite, failures=len(suite.findall("testcase/failure")), seconds=sum(verdict.seconds.values()))
 
 
@@ -139,22 +140,21 @@ def _suite(suite: ElementTree.Element, *, failures: int = 0, errors: int = 0, se
 
 
 def _clean(text: str) -> str:
-    return _UNWRITABLE.sub("?", text)[:_TEXT]
+    return _UNWRITABLE.sub("?", printable(text))[:_TEXT]
 
 
 def _markdown(text: str) -> str:
     """Text that stays text in a table cell, whatever a model calls its tensors."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _line(text))
+    return re.sub(r"([\\`*_\[\]<>|#&~@])", r"\\\1", _clean(text))
 
 
 def _code(text: str) -> str:
-    return f"`{_line(text).replace('`', chr(39)).replace('|', '/')}`"
-
-
-def _line(text: str) -> str:
-    return " ".join(_clean(text).split())
+    return f"`{_clean(text).replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _cut(text: str) -> str:
     data = text.encode("utf-8", "replace")
-    return text if len(data) <= SUMMARY_BYTES else data[: SUMMARY_BYTES - 5].decode("utf-8", "ignore") + "\n...\n"
+    if len(data) <= SUMMARY_BYTES:
+        return text
+    # Whole lines: what is left open in half of one would go on in the next summary.
+    return data[: SUMMARY_BYTES - 5].rpartition(b"\n")[0].decode() + "\n...\n"

@@ -37,7 +37,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from normfold.cases import Case
+from normfold.cases import Case, told_by_values
 from normfold.errors import UsageError
 from normfold.figures import Figures
 from normfold.measure import Measured
@@ -209,16 +209,15 @@ def _where(cases: Sequence[Case], output: Judged, failures: Mapping[int, str]) -
 
 
 def with_sizes(edge: Edge, truth: Truth) -> Edge:
-    """Say at which sizes of the dynamic axes a graph is wrong: it may well be right at the traced ones."""
-    if edge.passed or not any(case.sizes for case in truth.cases):
+    """Say at which sizes of the dynamic axes a graph is wrong, or that they do not matter: it may be right at some."""
+    if edge.passed:
         return edge
-    agree: list[str] = []
-    disagree: list[str] = []
-    for number, case in enumerate(truth.cases):
-        right = all(output.needs[number] <= 1.0 for output in edge.outputs)
-        (agree if right else disagree).append(case.axes)
-    good, bad = [axes for axes in dict.fromkeys(agree) if axes not in disagree], list(dict.fromkeys(disagree))
-    if not bad or (agree and not good):
+    agrees = [all(output.needs[number] <= 1.0 for output in edge.outputs) for number in range(len(truth.cases))]
+    if clause := told_by_values(truth.cases, agrees):
+        return replace(edge, detail=f"{clause}. {edge.detail}")
+    bad = list(dict.fromkeys(case.axes for case, right in zip(truth.cases, agrees, strict=True) if not right))
+    good = list(dict.fromkeys(case.axes for case in truth.cases if case.axes not in bad))
+    if not bad or not any(case.sizes for case in truth.cases) or (any(agrees) and not good):
         return edge
     sizes = f"disagrees at {'; '.join(bad)}"
     sizes += f" and agrees at {'; '.join(good)}" if good else ", at no size does it agree"

@@ -69,6 +69,12 @@ def _check_graph(graph: GraphProto, outer: frozenset[str], opsets: dict[str, int
         _check_parameters(node, stored_dims, path)
     known = _check_nodes(graph.node, set(outer) | set(inputs) | set(stored), opsets, path)
     _check_contents(graph.node, path)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if (kind := _foreign_type(value.type)) is not None:
+            raise GraphError(
+                f"{path}: {value.name!r} holds a {kind} (as ZipMap of ai.onnx.ml makes them), and normfold reads "
+                "tensors and sequences of them; export the model without it (skl2onnx: zipmap=False)."
+            )
     for value in graph.output:
         if value.name not in known:
             raise GraphError(f"{path}: nothing writes the output {value.name!r} of the graph.")
@@ -149,7 +155,9 @@ def _check_parameters(node: NodeProto, dims: Mapping[str, tuple[int, ...]], path
     fits = node.op_type not in ("Conv", "ConvTranspose") or weight is None or len(weight) > 2
     if node.op_type == "BatchNormalization":
         known = [shape for shape in found[1:] if shape is not None]
-        fits = all(len(shape) == 1 and shape == known[0] for shape in known)
+        # Before opset 9, with spatial = 0, they have one for each position of a channel.
+        by_position = any(attribute.name == "spatial" and not attribute.i for attribute in node.attribute)
+        fits = all((len(shape) == 1 or by_position) and shape == known[0] for shape in known)
     elif bias is not None and weight is not None and node.op_type == "Gemm" and len(weight) == 2:
         turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         fits = not bias or (len(bias) <= 2 and bias[-1] in (1, weight[0 if turned else 1]))
@@ -257,6 +265,13 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def _foreign_type(kind: onnx.TypeProto) -> str | None:
+    """What a value is, where it is neither tensors nor sequences of them."""
+    while (which := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind = getattr(kind, which).elem_type
+    return {"map_type": "map", "opaque_type": "type of its own"}.get(which or "")
 
 
 def _repeated(names: Sequence[str]) -> str | None:

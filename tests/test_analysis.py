@@ -462,3 +462,17 @@ def test_folding_twice_changes_nothing() -> None:
         b=(4, 1),
         w=(4, 4, 3),
     )
+
+
+@pytest.mark.parametrize("scalars", [1, 3])
+def test_a_scalar_that_takes_up_a_norm_goes_with_it(scalars: int) -> None:
+    """Else it is left as one per channel, which a second fold takes for a norm."""
+    steps = "".join(f"r{k + 1} = Relu(s{k})\ns{k + 1} = Mul(r{k + 1}, half)\n" for k in range(scalars))
+    text = f"g (double[B,4] x) => (double y) {{\nh = Tanh(x)\ns0 = Mul(h, a)\n{steps}y = MatMul(s{scalars}, w)\n}}"
+    after, plan = check(text, FOLDED, a=draw("a", 4, positive=True), w=(4, 3), half=np.array(0.5))
+    assert op_types(after) == ["Tanh", *["Relu"] * scalars, "MatMul"] and plan.sites[0].into == ("y",)
+    assert fold(after)[1].is_empty
+    # Where it cannot go on, it stays, and a second fold leaves it too.
+    stuck = text.replace(f"MatMul(s{scalars}, w)", f"Tanh(s{scalars})")
+    after, _ = check(stuck, FOLDED, a=draw("a", 4, positive=True), half=np.array(0.5))
+    assert op_types(after).count("Mul") == 1 and fold(after)[1].is_empty

@@ -266,7 +266,11 @@ def test_fine_tuned_files_of_t2t(tmp_path: Path) -> None:
     """transfer_learning.py: DataParallel's names under `net`, another number of classes."""
     state = state_of("t2t_vit_14_un", depth=1, classes=10)
     torch.save({"net": {f"module.{k}": v for k, v in state.items()}, "acc": 98.3, "epoch": 59}, tmp_path / "c.pth")
-    assert load_checkpoint(tmp_path / "c.pth").arch_args == {"classes": 10, "depth": 1}
+    # There is no name in it, and the same weights are a network of 6 heads and one of 32.
+    with pytest.raises(ArchitectureError, match=r"the file states no more, and they do not show heads.*--model-args"):
+        load_checkpoint(tmp_path / "c.pth")
+    source = load_checkpoint(tmp_path / "c.pth", model_args={"heads": 6})
+    assert source.arch_args == {"classes": 10, "depth": 1, "heads": 6}
 
 
 # --- what the file says of itself ----------------------------------------------------------------------------------
@@ -356,9 +360,9 @@ def test_a_folder_of_shards(folder: Path) -> None:
 def test_a_folder_with_one_file(tmp_path: Path) -> None:
     state = state_of("llama_350m_rms", **LLAMA)
     torch.save(state, tmp_path / "pytorch_model.bin")
-    assert load_checkpoint(tmp_path).format == "torch"
+    assert load_checkpoint(tmp_path, arch="llama_350m_rms").format == "torch"
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
-    assert load_checkpoint(tmp_path).format == "safetensors"
+    assert load_checkpoint(tmp_path, arch="llama_350m_rms").format == "safetensors"
 
 
 def test_the_configuration_says_what_shapes_do_not(tmp_path: Path) -> None:

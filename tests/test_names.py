@@ -99,6 +99,43 @@ def test_norms_that_no_operator_stands_for_are_listed() -> None:
     assert found["norm"].code == "statistic", "a LayerNorm that was exported as plain operators"
 
 
+ROW = """g (double[B,4,3] x) => (double y) {
+    h = Tanh(x)
+    p = BatchNormalization(h, gamma, beta, mean, var)
+    q = BatchNormalization(p, gamma, beta, mean, var)
+    s = Mul(q, layer)
+    y = Conv(s, w)
+}"""
+
+
+def test_norms_in_a_row_are_one_map_and_each_is_named() -> None:
+    """So is a norm with a scale of the channels behind it, which is none."""
+    statistics = {name: draw(name, 4, positive=name == "var") for name in ("gamma", "beta", "mean", "var")}
+    built = build(ROW, **statistics, layer=(4, 1), w=(4, 4, 1))
+    assert [(site.name, site.kind, site.status) for site in sites(built)] == [
+        ("p", "BatchNorm", "folded"),
+        ("q", "BatchNorm", "folded"),
+    ]
+    for node in built.graph.node:
+        path = {"p": "block.bn1", "q": "block.bn2", "s": "block.scale"}.get(node.output[0], "block")
+        node.metadata_props.add(key=SCOPES, value=str(["", "block", path, "op"]))
+    norms = [Module("block.bn1", "BatchNorm"), Module("block.bn2", "BatchNorm")]
+    assert [(site.name, site.status) for site in sites(built, *norms)] == [
+        ("block.bn1", "folded"),
+        ("block.bn2", "folded"),
+    ]
+    # Asked for one of the two, neither can go.
+    for only, code in ((("block.bn1",), "not-asked"), (("block.bn1", "block.bn2"), None)):
+        found = analyse(prepare(ir.from_proto(built)), norms=norms, only=only).sites
+        assert [site.code for site in found] == [code, code]
+    # Alone with what scales it, a norm keeps its name.
+    built.graph.node[3].input[0] = "p"
+    assert [(site.name, site.kind, site.status) for site in sites(built, *norms)] == [
+        ("block.bn1", "BatchNorm", "folded"),
+        ("block.bn2", "BatchNorm", "kept"),
+    ]
+
+
 def test_group_scaling_is_a_statistic_that_stays() -> None:
     norms = [Module("blocks.0.norm1", "PowerNorm", group_scaling=True), Module("norm", "LayerNorm", 3)]
     first, _ = sites(model(NORM), *norms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,20 +253,21 @@ def test_force_replaces_what_exists(tmp_path: Path) -> None:
 
 
 def test_external_data_moves_with_its_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_apart(model: ir.Model, path: Path) -> None:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=16)
-
-    monkeypatch.setattr(outputs, "save", save_apart)
+    monkeypatch.setattr(files, "_SMALL_BYTES", 16)
     source, output = foldable(tmp_path), tmp_path / "out.onnx"
     (tmp_path / "out.onnx.data").write_text("somebody's")
-    with pytest.raises(errors.OutputError, match=r"out\.onnx\.data exists already"):
-        pipeline.fold(source, output)
-    assert names(tmp_path) == ["foldable.onnx", "out.onnx.data"]
-    report = pipeline.fold(source, output, force=True)
+    report = pipeline.fold(source, output, external_data=True)
     assert report.output is not None
-    assert report.output.bytes == output.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size
+    (data,) = map(Path, report.output.data)
+    assert re.fullmatch(r"out\.onnx\.[0-9a-f]{16}\.data", data.name) and data.parent == tmp_path
+    assert report.output.bytes == output.stat().st_size + data.stat().st_size
     onnx.checker.check_model(output, full_check=True)
-    assert names(tmp_path) == ["foldable.onnx", "out.onnx", "out.onnx.data"]
+    assert names(tmp_path) == sorted(["foldable.onnx", "out.onnx", "out.onnx.data", data.name])
+    assert (tmp_path / "out.onnx.data").read_text() == "somebody's"
+    output.unlink()
+    data.write_text("somebody's")
+    with pytest.raises(errors.OutputError, match=r"\.data exists already"):
+        pipeline.fold(source, output, external_data=True)
 
 
 def test_an_onnx_file_keeps_its_opset(tmp_path: Path) -> None:
@@ -303,8 +305,8 @@ def test_a_trained_checkpoint_and_its_unfolded_graph_have_the_same_truth(tmp_pat
     checked = 0
     for ours, theirs in zip(truth.outputs, run_graph(tmp_path / "a.onnx", truth.cases), strict=True):
         for mine, other in zip(ours, theirs, strict=True):
-            # The exporter stores what it folds as float32; this model makes 1e-5 of that.
-            np.testing.assert_allclose(mine, other, rtol=0, atol=5e-6 * truth.scale(0))
+            # The exporter stores what it folds as float32, which this model amplifies.
+            assert np.sqrt(np.mean(np.square(mine - other))) <= 2e-6 * truth.scale(0)
             checked += 1
     assert checked >= 5
 
@@ -326,18 +328,19 @@ def test_a_file_with_nothing_to_fold_stays_byte_for_byte(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("model", [plain, foldable])
-def test_a_small_model_with_external_data_takes_it_along(model: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_small_model_with_external_data_becomes_one_file(model: Callable[[Path], Path], tmp_path: Path) -> None:
     source, elsewhere = model(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()
     onnx.save(onnx.load(source), source, save_as_external_data=True, location="weights.data", size_threshold=0)
     report = pipeline.fold(source, elsewhere / "out.onnx")
     assert report.edges and all(edge.passed for edge in report.edges)
-    assert names(elsewhere) == ["out.onnx", "out.onnx.data"]
+    assert names(elsewhere) == ["out.onnx"]
+    onnx.checker.check_model(elsewhere / "out.onnx", full_check=True)
 
 
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`foldable`, with its weights beside it, and small blocks: what a large model goes through."""
-    monkeypatch.setattr(files, "_EXTERNAL_BYTES", 1)
+    monkeypatch.setattr(files, "_INSIDE_BYTES", 1)
     monkeypatch.setattr(rewrite, "_KEPT_BYTES", 1)
     monkeypatch.setattr(rewrite, "_BLOCK_ELEMENTS", 5 * CHANNELS)
     source = foldable(folder)
@@ -351,8 +354,9 @@ def test_weights_are_written_in_blocks_of_rows(tmp_path: Path, monkeypatch: pyte
     for folder in (whole, parts):
         folder.mkdir()
     pipeline.fold(foldable(whole), whole / "out.onnx")
-    pipeline.fold(large(parts, monkeypatch), parts / "out.onnx")
-    assert names(parts) == ["foldable.onnx", "out.onnx", "out.onnx.data", "weights"]
+    report = pipeline.fold(large(parts, monkeypatch), parts / "out.onnx")
+    assert report.output is not None and len(report.output.data) == 1
+    assert names(parts) == ["foldable.onnx", "out.onnx", Path(report.output.data[0]).name, "weights"]
     one, other = (onnx.load(folder / "out.onnx").graph for folder in (whole, parts))
     found = [{t.name: numpy_helper.to_array(t) for t in graph.initializer} for graph in (one, other)]
     assert found[0].keys() == found[1].keys()
@@ -369,7 +373,7 @@ def test_external_data_of_the_source_is_not_needed_by_the_output(tmp_path: Path)
         onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.stem}.bin", size_threshold=16)
         pipeline.fold(path, place / path.name)
         onnx.checker.check_model(place / path.name)
-        assert {p.name for p in place.iterdir()} >= {path.name, f"{path.name}.data"}
+    assert names(place) == ["foldable.onnx", "plain.onnx"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
@@ -381,7 +385,8 @@ def test_a_write_that_stops_half_way_leaves_nothing(
 
     def stopped(self: Any, file: Any) -> None:
         file.flush()
-        found = [path for path in tmp_path.rglob("*") if path.is_file() and path.name == "out.onnx.data"]
+        # onnx-ir writes beside the name that it was given.
+        found = [path for path in tmp_path.rglob("*") if path.is_file() and "out.onnx.data" in path.name]
         written.append(found[0].stat().st_size)
         raise error
 
@@ -389,7 +394,8 @@ def test_a_write_that_stops_half_way_leaves_nothing(
     with pytest.raises(errors.OutputError if isinstance(error, OSError) else type(error)) as caught:
         pipeline.fold(source, tmp_path / "out.onnx", verify=False)
     assert written[0] > 0, "part of it was on disk"
-    assert "No space left" in str(caught.value) or not isinstance(error, OSError)
+    said = f"{tmp_path / 'out.onnx'} cannot be written: No space left on device"
+    assert str(caught.value) == said or not isinstance(error, OSError)
     assert names(tmp_path) == ["foldable.onnx", "weights"]
 
 

@@ -16,8 +16,8 @@ from normfold.calibration import calibrate
 from normfold.cases import Case
 from normfold.graph import prepare
 from normfold.half import to_half
-from normfold.half_yardstick import HALF_BOUND
 from normfold.rewrite import rewrite
+from normfold.truth_of_graph import COARSE_CEILINGS
 from normfold.verify import FLOOR_ULPS, FOLD_FACTOR
 from tests.graphs import as_float32, session
 from tests.random_graphs import network
@@ -51,7 +51,7 @@ def check(seed: int) -> Counter[str]:
     plan = analyse(original, ranges=calibrate(original, (), half=True, cases=others))
     half, scale = to_half(original), float(np.sqrt(np.mean(np.square(truth))))
     own = max(np.abs(run(half, case.moved(n)) - truth).max() for n in range(RUNS)) / scale
-    if not own <= HALF_BOUND:
+    if not own <= COARSE_CEILINGS[1]:
         return Counter({"not for float16": 1})
     error = np.abs(run(to_half(rewrite(original, plan)), case) - truth).max() / scale
     assert error <= FOLD_FACTOR * own + FLOOR_ULPS * np.finfo(np.float16).eps

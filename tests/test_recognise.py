@@ -18,7 +18,8 @@ from torch import nn
 from normfold import catalogue, models, recognise
 from normfold.catalogue import Family, Size
 from normfold.errors import ArchitectureError
-from normfold.recognise import Said, defaults, options_shown
+from normfold.recognise import defaults, options_of
+from normfold.stated import Said, Statement
 
 ROOT = Path(__file__).resolve().parent
 REFERENCES = sorted((ROOT / "models" / "reference").glob("*.json"))
@@ -49,14 +50,27 @@ def reference(path: Path) -> Shapes:
 # --- what is recognised --------------------------------------------------------------------------------------------
 
 
+def stating(**options: Any) -> Said:
+    return Said(statements=tuple(Statement(option, value, f"args.{option}") for option, value in options.items()))
+
+
+def named(name: str) -> Said:
+    return Said(names=((name, "arch"),))
+
+
+SHOWN = ("swin", "slab_swin", "slab_deit", "slab_pvt", "convnet")
+"""Families whose names and shapes show all that changes the function; of the others something has to be said."""
+
+
 @pytest.mark.parametrize("path", REFERENCES, ids=[path.stem for path in REFERENCES])
 def test_published_state_dicts_are_recognised(path: Path) -> None:
     own = {
         "llama_prepbn": ("llama_350m_prepbn", {"vocab": 1000, "dim": 256, "depth": 4, "hidden": 1024}),
         "nmt_un": ("nmt_un", {"vocab": 1000}),
     }
-    found = recognise.recognise(reference(path))
-    assert (found.name, found.options) == own.get(path.stem, (path.stem, {}))
+    name, options = own.get(path.stem, (path.stem, {}))
+    found = recognise.recognise(reference(path), said=named(name))
+    assert (found.name, found.options) == (name, options)
     assert found.sentence.startswith(f"Recognised as {found.name}")
 
 
@@ -70,8 +84,14 @@ def test_every_architecture_recognises_itself(family: Family) -> None:
     names = [name for size in family.sizes for name in size.names.values()]
     assert names
     for name in names:
-        found = recognise.recognise(shapes_of(name))
+        found = recognise.recognise(shapes_of(name), said=named(name))
         assert (found.name, found.options) == (name, {})
+        assert options_of(name, shapes_of(name)) == recognise.Recognised(name, {}, "")
+        if family.key in SHOWN:
+            assert recognise.recognise(shapes_of(name)).name == name
+        else:
+            with pytest.raises(ArchitectureError, match=rf"do not show \w+.*--arch {name} \(\w+ = "):
+                recognise.recognise(shapes_of(name))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +117,10 @@ def test_every_architecture_recognises_itself(family: Family) -> None:
 )
 def test_options_that_shapes_show_are_derived(name: str, options: dict[str, Any]) -> None:
     shapes = shapes_of(name, **options)
-    found = recognise.recognise(shapes)
+    hidden = {
+        option: defaults(name)[option] for option in ("heads", "stripes", "rope_base") if option in defaults(name)
+    }
+    found = recognise.recognise(shapes, said=stating(**{**hidden, "eps": 1e-6, **options}))
     # Two sizes may be one network once their depths are given.
     assert {key: value.shape for key, value in built(found.name, json.dumps(found.options)).state_dict().items()} == {
         key: torch.Size(shape) for key, shape in shapes.items()
@@ -111,13 +134,15 @@ def test_options_that_shapes_show_are_derived(name: str, options: dict[str, Any]
 
 def test_what_shapes_do_not_show_is_said() -> None:
     for name, said in [
-        ("deit_small_ln", "heads = 6, the eps of its norms"),
+        ("deit_small_ln", "heads = 6"),
         ("pvt_tiny_prepbn", "heads = (1, 2, 5, 8)"),
         ("cswin_tiny_ln", "heads = (2, 4, 8, 16), stripes = (1, 2, 7, 7), image_size = 224"),
         ("nmt_un", "heads = 4, positions = 1024"),
     ]:
-        assert said in recognise.recognise(shapes_of(name)).sentence
-    for name in ("slab_deit_tiny", "swin_tiny_prepbn", "slab_swin_tiny", "slab_pvt_tiny", "llama_350m_rms"):
+        sentence = recognise.recognise(shapes_of(name), said=named(name)).sentence
+        assert said in sentence
+        assert "the eps of its norms" in sentence
+    for name in ("slab_deit_tiny", "swin_tiny_prepbn", "slab_swin_tiny", "slab_pvt_tiny"):
         assert "heads" not in recognise.recognise(shapes_of(name)).sentence
 
 
@@ -137,25 +162,23 @@ def test_entries_that_the_model_computes_may_be_left_out() -> None:
 def test_a_tied_projection_may_be_left_out() -> None:
     shapes = shapes_of("llama_350m_rms")
     del shapes["lm_head.weight"]
-    assert recognise.recognise(shapes).options == {"tied": True}
+    assert recognise.recognise(shapes, said=named("llama_350m_rms")).options == {"tied": True}
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=[path.stem for path in FIXTURES])
 def test_fixtures_without_what_they_say_of_themselves(path: Path) -> None:
-    """The fixtures' small networks are recognised as they are by default, and otherwise not guessed at."""
+    """The fixtures' small networks are recognised by name as they are by default, and otherwise not guessed at."""
     checkpoint = torch.load(path, weights_only=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-    recognised = {
-        "vit_ln": ("vit", {}),
-        "convnet_bn": ("convnet", {}),
-        "char_lm_rms": ("char_lm", {"vocab": 103}),
-    }
+    if path.stem == "convnet_bn":
+        assert recognise.recognise(shapes).name == "convnet"
+        return
+    with pytest.raises(ArchitectureError):
+        recognise.recognise(shapes)
+    recognised = {"vit_ln": {}, "char_lm_rms": {"vocab": 103}}
     if path.stem in recognised:
-        found = recognise.recognise(shapes)
-        assert (found.name, found.options) == recognised[path.stem]
-    else:
-        with pytest.raises(ArchitectureError):
-            recognise.recognise(shapes)
+        found = recognise.recognise(shapes, said=named(checkpoint["arch"]))
+        assert (found.name, found.options) == (checkpoint["arch"], recognised[path.stem])
 
 
 def test_a_second_is_enough() -> None:
@@ -221,8 +244,14 @@ def test_a_size_of_its_own_is_asked_for() -> None:
         recognise.recognise(shapes)
     assert """--arch deit_tiny_un --model-args '{"dim": 768, "heads": "?"}'""" in str(caught.value)
     assert "deit_small" not in str(caught.value), "the same question twice"
-    told = recognise.recognise(shapes, said=Said(options={"heads": 12}))
-    assert (told.name, told.options) == ("deit_tiny_un", {"dim": 768, "heads": 12})
+    for told in (
+        recognise.recognise(shapes, said=stating(heads=12)),
+        recognise.recognise(shapes, given={"heads": 12}),
+        options_of("deit_tiny_un", shapes, given={"heads": 12}),
+    ):
+        assert (told.name, told.options) == ("deit_tiny_un", {"dim": 768, "heads": 12})
+    with pytest.raises(ArchitectureError, match="do not show heads"):
+        options_of("deit_tiny_un", shapes)
 
 
 @pytest.fixture
@@ -249,30 +278,47 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> Shapes:
 
 def test_what_is_ambiguous_is_listed_or_told_by_the_file(twins: Shapes) -> None:
     with pytest.raises(
-        ArchitectureError, match=r"--arch deit_tiny_ln \(heads = 3\); --arch deit_few_heads \(heads = 2"
+        ArchitectureError, match=r"--arch deit_tiny_ln \(heads = 3\);.* --arch deit_few_heads \(heads = 2"
     ):
         recognise.recognise(twins)
-    assert recognise.recognise(twins, said=Said(names=("deit_few_heads",))).name == "deit_few_heads"
-    with pytest.raises(ArchitectureError, match="give one of"):
-        recognise.recognise(twins, said=Said(names=("deit_tiny_patch16_224",)))
+    assert recognise.recognise(twins, said=named("deit_few_heads")).name == "deit_few_heads"
+    assert recognise.recognise(twins, said=stating(heads=2)).name == "deit_few_heads"
+    assert recognise.recognise(twins, said=stating(heads=3)).name == "deit_tiny_ln"
+    assert recognise.recognise(twins, said=stating(heads=6)).options == {"heads": 6}
+    with pytest.raises(ArchitectureError, match="do not show heads"):
+        recognise.recognise(twins, said=named("my_own_deit"))
 
 
 def test_a_configuration_file_may_say_another_eps() -> None:
     shapes = shapes_of("llama_350m_rms")
-    assert recognise.recognise(shapes, said=Said(options={"eps": 1e-6})).options == {}
-    found = recognise.recognise(shapes, said=Said(options={"eps": 1e-5}))
+    said = {"rope_base": 10000.0}
+    assert recognise.recognise(shapes, said=stating(eps=1e-6, **said)).options == {}
+    found = recognise.recognise(shapes, said=stating(eps=1e-5, **said))
     assert found.options == {"norm_args": {"eps": 1e-5}}
     assert "eps of its norms" not in found.sentence
-    both = recognise.recognise(shapes_of("llama_350m_prepbn"), said=Said(options={"eps": 1e-5})).options["norm_args"]
-    assert (both["eps"], both["base_eps"], both["base"]) == (1e-5, 1e-5, "rms")
+    prepbn = recognise.recognise(shapes_of("llama_350m_prepbn"), said=stating(eps=1e-5, **said)).options["norm_args"]
+    assert (prepbn["eps"], prepbn["base_eps"], prepbn["base"]) == (1e-5, 1e-5, "rms")
+    assert options_of("llama_350m_rms", shapes, given={"eps": 1e-5}).options == {"norm_args": {"eps": 1e-5}}
+
+
+def test_what_no_shape_of_a_language_model_shows_is_asked_for() -> None:
+    shapes = shapes_of("llama_350m_rms", vocab=50, dim=32, depth=2, heads=2, hidden=48)
+    with pytest.raises(ArchitectureError, match=r"do not show eps and rope_base;.*--arch llama_350m_rms \(eps = 1e-06"):
+        recognise.recognise(shapes)
+    with pytest.raises(ArchitectureError, match="do not show rope_base;"):
+        recognise.recognise(shapes, said=stating(eps=1e-6))
+    assert options_of("llama_350m_rms", shapes).options["heads"] == 2
+    found = recognise.recognise(shapes, said=stating(eps=1e-6, rope_base=500000.0))
+    assert found.options["rope_base"] == 500000.0
 
 
 def test_options_of_a_name_that_is_given() -> None:
     shapes = shapes_of("nmt_un", vocab=50)
-    assert options_shown("nmt_un", shapes) == {"vocab": 50}
-    assert options_shown("nmt_un", shapes_of("nmt_un")) == {}
-    assert options_shown("nmt_ln", shapes) == {}, "does not fit whatever its options"
-    assert options_shown("no_such", shapes) == {}
+    assert options_of("nmt_un", shapes).options == {"vocab": 50}
+    assert options_of("nmt_un", shapes_of("nmt_un")).options == {}
+    assert options_of("nmt_ln", shapes).options == {}, "does not fit whatever its options"
+    assert options_of("nmt_ln", shapes, given={"depth": 3}).options == {"depth": 3}
+    assert options_of("no_such", shapes).options == {}
 
 
 # --- the catalogue -------------------------------------------------------------------------------------------------

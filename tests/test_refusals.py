@@ -205,6 +205,33 @@ CASES = {
     ),
 }
 
+BATCH_NORM = "BatchNormalization(h, gamma, beta, mean, var)"
+STATISTICS: dict[str, Constant] = {
+    name: draw(name, 4, positive=name == "var") for name in ("gamma", "beta", "mean", "var")
+}
+CHOSEN = (
+    f"If(k) <then_branch = t () => (double[B,4] o) {{ o = {BATCH_NORM} }}, "
+    "else_branch = e () => (double[B,4] p) { p = Exp(h) }>"
+)
+CASES |= {
+    "not-stored": Case(
+        graph(f"h = Tanh(x)\nn = {BATCH_NORM}\ny = Gemm(n, w, c)", "double[B,4] x, double[4] mean"),
+        {**A, **STATISTICS},
+        (", double[4] mean", ""),
+    ),
+    "in-subgraph": Case(
+        graph(f"h = Tanh(x)\nn = {CHOSEN}\ny = Gemm(n, w, c)", "double[B,4] x, bool k"),
+        {**A, **STATISTICS},
+        (CHOSEN, BATCH_NORM),
+    ),
+    "infinite-map": Case(
+        graph(f"h = Tanh(x)\nn = {BATCH_NORM.replace('(', '<epsilon = 0.0>(')}\ny = Gemm(n, w, c)"),
+        {**A, **STATISTICS, "var": np.array([1.0, 0.0, 2.0, 1.5])},
+        twin_constants={"var": STATISTICS["var"]},
+        run=False,
+    ),
+}
+
 
 def site_of(model: onnx.ModelProto) -> tuple[str, str | None]:
     _, plan = fold(model)

@@ -64,7 +64,13 @@ def test_the_json_is_what_the_report_says() -> None:
     data = json.loads(FULL.dumps())
     assert data["schema"] == 1
     assert data["source"]["path"] == "some/where/vit.pt"
-    assert data["output"] == {"path": "vit.onnx", "bytes": 1000, "sha256": "cd" * 32, "unfolded_bytes": 1200}
+    assert data["output"] == {
+        "path": "vit.onnx",
+        "bytes": 1000,
+        "sha256": "cd" * 32,
+        "unfolded_bytes": 1200,
+        "data": [],
+    }
     assert data["sites"][1] == {
         "graph": None,
         "name": "stem.norm",

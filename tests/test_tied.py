@@ -105,6 +105,65 @@ def test_a_shift_in_the_table_unties_it_too() -> None:
     assert plan.untied == (Untied("table", 3 * 4 * 8),)
 
 
+@pytest.mark.parametrize("reads", ["Shape(b)", "Size(b)"])
+def test_who_asks_for_sizes_reads_no_weight(reads: str) -> None:
+    """The target of a Reshape is computed from the shape of an activation, which is written with the weight."""
+    text = f"""g (double[1,2,8] x) => (double y) {{
+        a = MatMul(x, w)
+        b = Mul(a, g)
+        s = {reads}
+        r = Reshape(s, minus)
+        s0 = Slice(r, zero, one)
+        t = Concat<axis = 0>({"s0" if reads.startswith("Shape") else "one"}, minus)
+        z = Sigmoid(b)
+        c = Reshape(z, t)
+        y = MatMul(c, v)
+    }}"""
+    constants = {"minus": np.array([-1]), "zero": np.array([0]), "one": np.array([1])}
+    _, plan = check(text, FOLDED, options=KEEP, w=(8, 8), g=(8,), v=(16, 4), **constants)
+    assert plan.untied == ()
+    _, plan = check(text, FOLDED, w=(8, 8), g=(8,), v=(16, 4), **constants)
+    assert plan.untied == ()
+
+
+def test_a_reader_of_the_shape_is_none_of_the_values() -> None:
+    """The writer of a tensor whose shape is asked for has a bias to take a shift, as any other has."""
+    text = """g (double[B,L,4] x) => (double y, int64[3] s) {
+        k = MatMul(x, v)
+        l = Add(k, e)
+        h = Tanh(x)
+        n = Mul(h, a)
+        m = Add(n, b)
+        z = Add(m, l)
+        s = Shape(l)
+        o = MatMul(z, w)
+        y = Tanh(o)
+    }"""
+    constants = {"v": (4, 4), "e": (4,), "a": (4,), "b": (4,), "w": (4, 4)}
+    after, plan = check(text, FOLDED, **constants)
+    assert plan.sites[0].shift_elements == 0 and len(after.graph.node) == 7
+
+
+def test_the_parts_of_a_weight_are_no_copies() -> None:
+    """One initializer of three projections, cut up in the graph: three weights of a third of it each."""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        q, k, v = Split<axis = 1>(w, thirds)
+        r = MatMul(n, q)
+        s = MatMul(n, k)
+        t = MatMul(n, v)
+        u = Add(r, s)
+        y = Mul(u, t)
+    }"""
+    constants = {"a": (4,), "w": (4, 9), "thirds": np.array([3, 3, 3])}
+    _, plan = check(text, FOLDED, options=KEEP, **constants)
+    assert plan.untied == ()
+    # One part as it was needs the whole as well.
+    after, plan = check(text.replace("MatMul(n, v)", "MatMul(x, v)"), FOLDED, **constants)
+    assert plan.untied == (Untied("w", 4 * 6 * 8),) and "w" in initializers(after)
+
+
 def test_vectors_are_no_matter() -> None:
     """Exporters give equal biases one name."""
     text = """g (double[B,4] x) => (double y) {

@@ -16,7 +16,7 @@ FOLDS = 6
 
 @pytest.fixture(scope="module")
 def convnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    """Padding, groups and a shift that stays; two probing inputs, for onnx.reference is slow at Conv."""
+    """Padding, groups and a shift that stays; two probing inputs, for two are enough."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mutation_study, "PROBES", 2)
         yield mutation_study.subject("convnet_bn", tmp_path_factory.mktemp("convnet"))

@@ -12,6 +12,7 @@ from normfold.errors import OutputError, UsageError
 from normfold.terminal import (
     INTERRUPTED,
     ArchOption,
+    DebugOption,
     EmaOption,
     InputOption,
     ModelArgsOption,
@@ -22,6 +23,7 @@ from normfold.terminal import (
     complain,
     exit_codes,
     json_object,
+    print_rich,
     with_progress,
 )
 
@@ -81,11 +83,12 @@ def bench(
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Measure what folding bought: the LayerNorm baseline, the unfolded and the folded model, side by side.
 
     Each runs in fresh processes of its own, in turns. Exit codes: 0 measured; 2 bad input, or nothing to measure it
-    with; 130 interrupted: what there is has been printed and written, marked.
+    with; 4 normfold itself failed; 130 interrupted: what there is has been printed and written, marked.
     """
 
     def run(progress: Callable[[str], None]) -> Bench:
@@ -108,11 +111,15 @@ def bench(
             progress=progress,
         )
 
-    with exit_codes():
+    with exit_codes(debug=debug):
         _check_places(json_file, plot, force=force)
         result = with_progress(run)
-        _print(result)
-        _write(result, json_file, plot)
+        from normfold.bench.table import render_bench
+
+        try:
+            _write(result, json_file, plot)
+        finally:
+            print_rich(render_bench(result))
     if result.interrupted:
         complain("interrupted; what was measured until then is above, marked")
         raise typer.Exit(INTERRUPTED)
@@ -133,23 +140,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _check_places(json_file: Path | None, plot: Path | None, *, force: bool) -> None:
     """Now, and not after minutes of measuring."""
+    from normfold.files import check_place
+
     for place in filter(None, (json_file, plot)):
-        if not place.parent.is_dir() or place.is_dir():
-            raise OutputError(f"{place} cannot be written: there is no directory {place.parent}, or it is one itself")
+        check_place(place)
         if place.exists() and not force:
             raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
     if plot is not None:
         from normfold.bench.plot import check
 
         check(plot)
-
-
-def _print(result: Bench) -> None:
-    from rich.console import Console
-
-    from normfold.bench.table import render_bench
-
-    Console(highlight=False).print(render_bench(result))
 
 
 def _write(result: Bench, json_file: Path | None, plot: Path | None) -> None:

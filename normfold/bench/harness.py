@@ -10,7 +10,6 @@ import json
 import math
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from normfold.bench.job import Failure, Job, Memory, Probe
+from normfold.isolated import fresh
 
 LAUNCHES = 10
 ROUNDS = 20
@@ -53,7 +53,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "normfold.bench.worker"],
+            fresh("normfold.bench.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from normfold.bench.result import Bench, Row
 from normfold.errors import OutputError
+from normfold.files import beside, writing
+from normfold.foreign import printable
 
 # Fixed, so that a variant has one colour in every plot. Told apart in grey too.
 _COLOURS = {"layernorm": "#b0b7bf", "unfolded": "#e0a458", "folded": "#2a6f97"}
@@ -42,7 +43,8 @@ def draw(bench: Bench, place: Path) -> None:
     axes.set_ylabel(f"time relative to {next(iter(bench.origins))}")
     where = bench.machine.get("gpu", bench.machine["cpu"])
     threads = f", {bench.machine['threads']} threads" if bench.device == "cpu" else ""
-    axes.set_title(f"{Path(bench.model).name}: {bench.runtime}, {bench.dtype}, {where}{threads}", fontsize=9)
+    title = printable(f"{Path(bench.model).name}: {bench.runtime}, {bench.dtype}, {where}{threads}")
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -86,12 +88,6 @@ def _text(seconds: float) -> str:
 
 
 def _save(figure: Any, place: Path) -> None:
-    handle, draft = tempfile.mkstemp(prefix=".normfold-", suffix=place.suffix.lower(), dir=place.parent)
-    os.close(handle)
-    try:
-        figure.savefig(draft)
-        os.chmod(draft, 0o644)
+    with beside(place) as draft, writing(place):
+        figure.savefig(draft, format=place.suffix.lower()[1:])
         os.replace(draft, place)
-    except BaseException:
-        os.unlink(draft)
-        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from normfold.bench.harness import Recording
 from normfold.bench.job import Failure, Probe
 from normfold.bench.statistics import CONFIDENCE, Ratio, Summary
+from normfold.foreign import json_text
 
 SCHEMA = 1
 
@@ -91,7 +91,7 @@ class Bench:
 
     def dumps(self) -> str:
         """B.json as text, with a final newline."""
-        return json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_json(), indent=1)
 
 
 def _row(row: Row) -> dict[str, Any]:

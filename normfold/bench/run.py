@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.variants import Variants, collect
 from normfold.errors import InputSpecError, UsageError
+from normfold.files import scratch
 from normfold.inputs import InputSpec, common_axes, traced_sizes
 from normfold.origin import Load
 from normfold.tasks import Task
@@ -64,8 +64,7 @@ def bench(
     _check(batches, modes, runtime, device, rounds)
     machine.check_device(device, runtime)
     threads = threads or machine.processors()
-    with tempfile.TemporaryDirectory(prefix="normfold-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         variants = collect(
             model,
             folder,

@@ -12,7 +12,7 @@ from normfold.bench.decode import GENERATED, PROMPT
 from normfold.bench.job import Failure, Memory, Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.statistics import CONFIDENCE, Ratio, Summary
-from normfold.render import size
+from normfold.render import add_row, line, size, table_of
 
 _STYLES = {"faster": "green", "slower": "red", "no measurable difference": "dim", "unknown": "yellow"}
 _MISSING = "not measured"
@@ -26,23 +26,24 @@ def render_bench(bench: Bench) -> RenderableType:
 def _parts(bench: Bench) -> Iterator[RenderableType]:
     machine = bench.machine
     threads = machine["threads"]
-    yield Text(
+    yield line(
         f"{bench.model}: {bench.runtime} {machine['versions'].get(_package(bench), '')}, {bench.device}, {bench.dtype}",
         style="bold",
     )
-    yield Text(f"{machine.get('gpu', machine['cpu'])}, {threads} {'thread' if threads == 1 else 'threads'}")
-    yield from (Text(f"{name}: {origin}") for name, origin in bench.origins.items())
-    yield from (Text(f"{name}: {_MISSING}: {reason}", style="yellow") for name, reason in bench.missing.items())
+    yield line(f"{machine.get('gpu', machine['cpu'])}, {threads} {'thread' if threads == 1 else 'threads'}")
+    yield from (line(f"{name}: {origin}") for name, origin in bench.origins.items())
+    yield from (line(f"{name}: {_MISSING}: {reason}", style="yellow") for name, reason in bench.missing.items())
     for row in bench.rows:
         yield from _row(bench, row)
-    yield Text(
-        f"\n{bench.rounds} rounds in {bench.launches} launches of fresh processes, in turns; ratios with their "
+    yield Text()
+    yield line(
+        f"{bench.rounds} rounds in {bench.launches} launches of fresh processes, in turns; ratios with their "
         f"{CONFIDENCE:.0%} bootstrap intervals over the launches. Spread: between the quartiles, of the median."
     )
     if machine.get("load", 0) and machine["load"] > 0.5:
-        yield Text(f"Warning: the machine was busy with other work (load {machine['load']}).", style="yellow")
+        yield line(f"Warning: the machine was busy with other work (load {machine['load']}).", style="yellow")
     if bench.interrupted:
-        yield Text("Interrupted: what was measured until then.", style="bold yellow")
+        yield line("Interrupted: what was measured until then.", style="bold yellow")
 
 
 def _package(bench: Bench) -> str:
@@ -53,32 +54,32 @@ def _package(bench: Bench) -> str:
 
 def _row(bench: Bench, row: Row) -> Iterator[RenderableType]:
     axes = ", ".join(f"{letter}={size}" for letter, size in row.sizes.items())
-    yield Text(f"\nBatch {row.batch}{f' ({axes})' if len(row.sizes) > 1 else ''}, {row.mode}", style="bold")
+    yield Text()
+    yield line(f"Batch {row.batch}{f' ({axes})' if len(row.sizes) > 1 else ''}, {row.mode}", style="bold")
     yield _times(bench, row)
     for name, recording in row.recordings.items():
         if recording.failure is not None:
-            yield Text(f"{name}: {recording.failure.code}: {recording.failure.reason}", style="yellow")
+            yield line(f"{name}: {recording.failure.code}: {recording.failure.reason}", style="yellow")
     if row.mode == "generate":
         yield _tokens(bench, row)
     yield from (_comparison(*names, ratio) for names, ratio in row.ratios().items())
     unsettled = [name for name, found in row.recordings.items() if any(not stable for _, stable in found.warm_up)]
     if unsettled:
-        yield Text(f"Not settled when warm-up ended: {', '.join(unsettled)}.", style="yellow")
+        yield line(f"Not settled when warm-up ended: {', '.join(unsettled)}.", style="yellow")
     probes = {name: probe for name, probe in row.probes.items() if isinstance(probe, Probe)}
     if any(probe.operators for probe in probes.values()):
         yield _operators(probes)
 
 
 def _times(bench: Bench, row: Row) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("Variant", "Median", "p90", "p99", "Spread", "Weights", "Arena", "Peak"):
-        table.add_column(heading, justify="left" if heading == "Variant" else "right", overflow="fold")
+    headings = ("Variant", "Median", "p90", "p99", "Spread", "Weights", "Arena", "Peak")
+    table = table_of(*headings, right=range(1, len(headings)))
     for name in bench.origins:
         failure, summary = row.failure(name), row.summary(name)
         cells = _figures(summary) if summary is not None else (_MISSING, "", "", "")
         if failure is not None:
             cells = (failure.code, "", "", "")
-        table.add_row(name, *cells, *_memory(row.probes.get(name)))
+        add_row(table, name, *cells, *_memory(row.probes.get(name)))
     return table
 
 
@@ -87,7 +88,7 @@ def _tokens(bench: Bench, row: Row) -> Text:
     found = {name: row.summary(name) for name in bench.origins}
     rates = {name: row.batch * GENERATED / summary.median for name, summary in found.items() if summary is not None}
     listed = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
-    return Text(f"Tokens a second, {GENERATED} after a prompt of {PROMPT}: {listed}.")
+    return line(f"Tokens a second, {GENERATED} after a prompt of {PROMPT}: {listed}.")
 
 
 def _figures(summary: Summary) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ def _memory(probe: Probe | Failure | None) -> tuple[str, str, str]:
 
 
 def _comparison(first: str, second: str, ratio: Ratio) -> Text:
-    text = Text(f"{first} / {second}: {ratio.value:.3f}")
+    text = line(f"{first} / {second}: {ratio.value:.3f}")
     if ratio.low is not None and ratio.high is not None:
         text.append(f" ({ratio.low:.3f} to {ratio.high:.3f})")
     verdict = "too few launches to tell" if ratio.verdict == "unknown" else ratio.verdict
@@ -118,16 +119,13 @@ def _comparison(first: str, second: str, ratio: Ratio) -> Text:
 
 def _operators(probes: dict[str, Probe]) -> Table:
     """The operators that are not equally many in all; the rest in one line."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("Operators that run")
-    for name in probes:
-        table.add_column(name, justify="right")
+    table = table_of("Operators that run", *probes, right=range(1, len(probes) + 1))
     every = dict.fromkeys(op for probe in probes.values() for op in probe.operators)
     counts = {op: [probe.operators.get(op, 0) for probe in probes.values()] for op in every}
     for op, row in counts.items():
         if len(set(row)) > 1:
-            table.add_row(op, *map(str, row))
+            add_row(table, op, *map(str, row))
     same = [row[0] for row in counts.values() if len(set(row)) == 1]
-    table.add_row("the same in all", *[str(sum(same))] * len(probes))
-    table.add_row("total", *(str(sum(probe.operators.values())) for probe in probes.values()))
+    add_row(table, "the same in all", *[str(sum(same))] * len(probes))
+    add_row(table, "total", *(str(sum(probe.operators.values())) for probe in probes.values()))
     return table

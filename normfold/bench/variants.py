@@ -201,7 +201,7 @@ def _folded(found: _Found, folder: Path, progress: Progress) -> Variant:
     progress("folding")
     graph = prepare(found.graph)
     plan = analyse(graph, norms=found.source.norms)
-    stored = [site for site in plan.sites if site.kind not in TOKEN_STATISTICS]
+    stored = [site for site in plan.sites if site.counts and site.kind not in TOKEN_STATISTICS]
     if plan.is_empty:
         reason = "; ".join(site.reason for site in stored if site.reason) or "it has no norm with stored statistics"
         raise CannotJudgeError(f"nothing of {found.source.path} folds, so there is nothing to measure: {reason}")

@@ -18,6 +18,7 @@ from typing import Any
 from normfold.bench import engines, memory
 from normfold.bench.engines import Call, Feeds
 from normfold.bench.job import Failure, Job, Memory, Probe
+from normfold.foreign import one_line
 from normfold.inputs import draw, parse_specs
 
 # A turn lasts about this long, or one call; 200 calls are enough of any model.
@@ -86,7 +87,7 @@ def _answer(session: _Session, asked: str) -> dict[str, Any]:
 
 def explain(error: BaseException) -> Failure:
     """What kept a model from running."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = one_line(error)
     if isinstance(error, MemoryError) or any(word in reason.lower() for word in _OUT_OF_MEMORY):
         return Failure("out-of-memory", reason)
     return Failure("rejected", reason)

@@ -12,7 +12,7 @@ the operators are held against it, one by one, in docs/truth.md.
 """
 
 from normfold.evaluator.call import EvaluationError, NotCoveredError
-from normfold.evaluator.evaluator import Evaluator
+from normfold.evaluator.evaluator import Evaluator, compute
 from normfold.evaluator.program import Watch
 
-__all__ = ["EvaluationError", "Evaluator", "NotCoveredError", "Watch"]
+__all__ = ["EvaluationError", "Evaluator", "NotCoveredError", "Watch", "compute"]

@@ -32,7 +32,12 @@ Declared = ir.Value
 
 
 class Body(Protocol):
-    """A subgraph of an If, Loop or Scan, to be called with its inputs in order. outputs: as the file declares them."""
+    """A subgraph of an If, Loop or Scan, to be called with its inputs in order. inputs, outputs: as the file declares
+    them.
+    """
+
+    @property
+    def inputs(self) -> Sequence[Declared]: ...
 
     @property
     def outputs(self) -> Sequence[Declared]: ...
@@ -127,9 +132,8 @@ class Call:
         return self.bodies[name]
 
     def declared(self, index: int) -> ir.DataType | None:
-        """The element type of an input as the file has it, None where it does not say."""
-        value = self.node.inputs[index]
-        return None if value is None else value.dtype
+        """The element type that an input has in the file, if it is a float there; None where nothing says."""
+        return _element_type(self.node.inputs[index])
 
     def wants(self, output: int) -> bool:
         """Whether anybody reads this output."""
@@ -163,6 +167,18 @@ def label_of(node: Node) -> str:
 def operator_of(node: Node) -> str:
     """The operator with its domain, where that is not the standard's."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _element_type(value: ir.Value | None) -> ir.DataType | None:
+    """What the file says of a value, or of what it is made of: nearly all operators keep the type of their floats."""
+    while value is not None and value.dtype is None:
+        node = value.producer()
+        if node is None or not node.inputs:
+            return None
+        if "to" in node.attributes:
+            return ir.DataType(node.attributes["to"].as_int())
+        value = node.inputs[1 if node.op_type in ("CastLike", "Where") else 0]
+    return None if value is None else value.dtype
 
 
 def _text(value: Any) -> str:

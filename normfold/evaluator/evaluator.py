@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from normfold.errors import GraphError
+from normfold.evaluator.call import Call, NotCoveredError, label_of
 from normfold.evaluator.limits import Meter
-from normfold.evaluator.program import Program, Scope, Watch
+from normfold.evaluator.operators import lookup
+from normfold.evaluator.program import Program, Scope, Watch, applied, schema_version
 from normfold.evaluator.values import Value, from_numpy, to_numpy
 
 
@@ -54,9 +57,25 @@ class Evaluator:
                 scope[value] = _taken(feeds[name])
             elif value in self.inputs:
                 raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
-        with torch.no_grad():
+        # NaN and infinities are values like others, and nobody is to be warned of them.
+        with torch.no_grad(), np.errstate(all="ignore"):
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)
+
+
+def compute(node: ir.Node, opset: int, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """One operator without subgraphs, on constants: numpy arrays in (None for one that is left out), numpy arrays out.
+
+    opset: of its domain. Raises what `Evaluator.run` does.
+    """
+    version = schema_version(node, {node.domain: opset})
+    function = lookup(node.domain, node.op_type, version)
+    if function is None:
+        raise NotCoveredError(f"{label_of(node)}: normfold does not know what it computes")
+    call = Call(node, version, Meter(), constant=True)
+    with torch.no_grad(), np.errstate(all="ignore"):
+        written = applied(function, call, [_taken(array) for array in inputs])
+    return tuple(to_numpy(value) for value in written)
 
 
 def _taken(given: Any) -> Value:

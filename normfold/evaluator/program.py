@@ -27,6 +27,8 @@ Watch = Callable[[Node, Sequence[Value], Sequence[Value]], None]
 # Weights up to this size are widened to float64 once; larger ones for every use, so that they are held narrow.
 _KEPT_BYTES = 1 << 20
 
+_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError)
+
 # Operators that give something else every time.
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -65,6 +67,10 @@ class _Body:
 
     block: Block
     run: Callable[..., tuple[Value, ...]]
+
+    @property
+    def inputs(self) -> Sequence[ir.Value]:
+        return self.block.inputs
 
     @property
     def outputs(self) -> Sequence[ir.Value]:
@@ -143,7 +149,7 @@ class Program:
             given = {name: attribute for name, attribute in own.attributes.items() if attribute.value is not None}
             inner = self._block(own, {**opsets, **own.opset_imports}, {**given, **attributes})
         else:
-            version = _schema_version(written, opsets)
+            version = schema_version(written, opsets)
             function = lookup(node.domain, node.op_type, version)
             if function is None:
                 raise NotCoveredError(
@@ -191,20 +197,7 @@ class Program:
             name: _Body(body, partial(self._called, body, scope, meter, watch)) for name, body in step.bodies.items()
         }
         call = Call(step.node, step.version, meter, step.constant, bodies)
-        try:
-            written = step.function(call, *read)
-        except (CannotJudgeError, GraphError):
-            raise
-        # torch, numpy and Python raise what they like where shapes or types do not fit: it always means the same.
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise EvaluationError(f"{label_of(step.node)} cannot take what it is given: {said}") from error
-        unread = sorted(set(step.node.attributes) - call.read)
-        if unread:
-            raise call.refuse(f"its attribute {unread[0]!r} is unknown")
-        written = written if isinstance(written, tuple) else (written,)
-        meter.wrote(sum(map(size_of, written)), call.label)
-        return written
+        return applied(step.function, call, read)
 
     def _called(
         self, body: Block, outer: Scope | None, meter: Meter, watch: Watch | None, *inputs: Value
@@ -231,6 +224,29 @@ class Program:
         if stored.nbytes <= _KEPT_BYTES:
             self._kept[value] = found
         return found
+
+
+def applied(function: Function, call: Call, read: Sequence[Value]) -> tuple[Value, ...]:
+    """What one operator computes. Raises EvaluationError, NotCoveredError, CannotJudgeError as `Evaluator.run` does."""
+    try:
+        written = function(call, *read)
+    except (CannotJudgeError, GraphError):
+        raise
+    # torch, numpy and Python raise what they like where shapes or types do not fit: it always means the same.
+    except (*_MISFITS, MemoryError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise CannotJudgeError(
+                f"{call.label}: there is not enough memory for what it computes. Give smaller inputs (--input), or do "
+                "without a verdict (`fold --no-verify`)"
+            ) from error
+        said = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{call.label} cannot take what it is given: {said}") from error
+    unread = sorted(set(call.node.attributes) - call.read)
+    if unread:
+        raise call.refuse(f"its attribute {unread[0]!r} is unknown")
+    written = written if isinstance(written, tuple) else (written,)
+    call.meter.wrote(sum(map(size_of, written)), call.label)
+    return written
 
 
 def _last_uses(nodes: Sequence[ir.Node], kept: set[ir.Value]) -> dict[int, list[ir.Value]]:
@@ -260,7 +276,7 @@ def _reads(node: ir.Node) -> set[ir.Value]:
     return found
 
 
-def _schema_version(node: ir.Node, opsets: Mapping[str, int]) -> int:
+def schema_version(node: ir.Node, opsets: Mapping[str, int]) -> int:
     """The opset that introduced the schema of this operator; 1 where the onnx package has none."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     opset = node.version or opsets.get(domain, 1)

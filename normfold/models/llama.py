@@ -62,7 +62,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class CausalAttention(nn.Module):
     """Multi-head self-attention over (N, L, dim) in which no position sees a later one."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, rope_base: float) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide dim {dim}")
@@ -70,7 +70,7 @@ class CausalAttention(nn.Module):
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, dim, bias=False)
         self.o_proj = nn.Linear(dim, dim, bias=False)
-        self.rotary_emb = Rotary(dim // heads)
+        self.rotary_emb = Rotary(dim // heads, base=rope_base)
         self.heads = heads
 
     def forward(
@@ -103,9 +103,9 @@ class SwiGLU(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + SwiGLU(norm(x))."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, *, norm: NormLayer) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, norm: NormLayer, rope_base: float) -> None:
         super().__init__()
-        self.self_attn = CausalAttention(dim, heads)
+        self.self_attn = CausalAttention(dim, heads, rope_base=rope_base)
         self.mlp = SwiGLU(dim, hidden)
         self.input_layernorm = norm(dim)
         self.post_attention_layernorm = norm(dim)
@@ -122,10 +122,14 @@ class DecoderLayer(nn.Module):
 class _Trunk(nn.Module):
     """Everything below the output projection; a module of its own because published names say `model.`"""
 
-    def __init__(self, vocab: int, dim: int, depth: int, heads: int, hidden: int, *, norm: NormLayer) -> None:
+    def __init__(
+        self, vocab: int, dim: int, depth: int, heads: int, hidden: int, *, norm: NormLayer, rope_base: float
+    ) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab, dim)
-        self.layers = nn.ModuleList(DecoderLayer(dim, heads, hidden, norm=norm) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, hidden, norm=norm, rope_base=rope_base) for _ in range(depth)
+        )
         self.norm = norm(dim)
 
     def forward(self, ids: Tensor, pasts: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
@@ -146,6 +150,7 @@ class CausalLM(nn.Module):
 
     The defaults are tiny; LLAMA lists the published sizes.
     norm: any name `blocks.norm` knows; norm_args: its options. tied: the output projection is the embedding table.
+    rope_base: of the rotary positions.
     Source of layout and names: Touvron et al., arXiv:2302.13971.
     """
 
@@ -160,9 +165,10 @@ class CausalLM(nn.Module):
         norm: str = "rms",
         norm_args: NormArgs | None = None,
         tied: bool = False,
+        rope_base: float = 10000.0,
     ) -> None:
         super().__init__()
-        self.model = _Trunk(vocab, dim, depth, heads, hidden, norm=norm_layer(norm, norm_args))
+        self.model = _Trunk(vocab, dim, depth, heads, hidden, norm=norm_layer(norm, norm_args), rope_base=rope_base)
         self.lm_head = nn.Linear(dim, vocab, bias=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:

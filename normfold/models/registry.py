@@ -22,6 +22,9 @@ from normfold.models.swin import SWIN
 from normfold.models.t2t import T2T
 from normfold.models.vit import VisionTransformer
 
+# Words of the largest vocabularies, several times.
+_LARGEST = 1 << 22
+
 # One row an architecture; the keyword arguments of the class are its options.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "char_lm": CausalLM,
@@ -58,8 +61,14 @@ def create(name: str, **config: Any) -> nn.Module:
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ArchitectureError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    sizes = [size for value in config.values() for size in (value if isinstance(value, (list, tuple)) else [value])]
+    if any(isinstance(size, int) and abs(size) > _LARGEST for size in sizes):
+        raise ArchitectureError(f"{name} cannot be built with {config}: no layer is as large")
+    heads = config.get("heads", 1)
+    if any(isinstance(count, int) and count < 1 for count in (heads if isinstance(heads, (list, tuple)) else [heads])):
+        raise ArchitectureError(f"{name} cannot be built with {config}: attention has at least one head")
     try:
         return ARCHITECTURES[name](**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         # The layers below raise these for values that do not fit; all of them came in through `config`.
         raise ArchitectureError(f"{name} cannot be built with {config}: {error}") from error

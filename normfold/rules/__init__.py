@@ -102,7 +102,12 @@ TABLE: dict[str, Rule] = {
     "GroupNormalization": ChannelNormalizeRule(grouped=True),
     "Identity": CarryRule(same),
     "Dropout": CarryRule(_inactive, attributes=["seed", "ratio"]),
-    "Cast": CarryRule(same, attributes=["to", "saturate", "round_mode"], scale=_between_float_types),
+    "Cast": CarryRule(
+        same,
+        attributes=["to", "saturate", "round_mode"],
+        scale=_between_float_types,
+        shift=_between_float_types,
+    ),
     "Transpose": CarryRule(transpose, attributes=["perm"]),
     "Reshape": CarryRule(reshape, attributes=["allowzero"]),
     "Flatten": CarryRule(reshape, attributes=["axis"]),
@@ -134,6 +139,3 @@ TABLE: dict[str, Rule] = {
     "DepthToSpace": CarryRule(depth_to_space, attributes=["blocksize", "mode"]),
     "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
 }
-
-# They read a tensor's shape, never its content.
-INDIFFERENT = frozenset({"Shape", "Size"})

@@ -17,14 +17,17 @@ onnxruntime has kernels for them, the bound is far below anything but an error.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx import helper
 
 from normfold.errors import CannotJudgeError
 from normfold.evaluator import Evaluator, NotCoveredError
@@ -38,9 +41,9 @@ ort.set_default_logger_severity(4)  # it warns of forms that are deprecated
 # Domain ("" for ai.onnx), operator, and the opset that introduced the schema in force.
 Operator = tuple[str, str, int]
 
-# Quantised results are rounded from a float that float32 and float64 hold a little differently: where it lies within
-# this of a half, beside the largest, the step may go either way.
-NUDGE = 2.0**-20
+# Quantised results are rounded from a float that the type of the tensors and float64 hold a little differently: where
+# it lies within this of a half, beside the largest, the step may go either way.
+NUDGE = {"float16": 2.0**-10, "float32": 2.0**-20}
 NUDGES = 12
 ROUNDED = frozenset(
     {
@@ -111,8 +114,10 @@ def judge(case: Case) -> Outcome:
     except ir.serde.SerdeError as error:
         return Outcome(case.name, "not covered", operators, f"onnx-ir cannot read it: {_line(error)}")
     try:
-        evaluator = Evaluator(graph)
-        truth = evaluator.run(case.feeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # people would see them
+            evaluator = Evaluator(graph)
+            truth = evaluator.run(case.feeds)
     except NotCoveredError as error:
         return Outcome(case.name, "not covered", operators, _line(error))
     except CannotJudgeError as error:
@@ -129,7 +134,8 @@ def judge(case: Case) -> Outcome:
         return Outcome(case.name, "departs" if problem else "recorded", operators, problem)
     assert found is not None
     names = {name for _, name, _ in operators}
-    problem = compare(truth, found, bounds(len(case.model.graph.node), single=bool(names & SINGLE)))
+    through = {"float32"} if names & SINGLE else set()
+    problem = compare(truth, found, bounds(len(case.model.graph.node), through=through | types_of(case.model)))
     if problem and names & ROUNDED:
         problem = _within_rounding(evaluator, case, found, problem)
     return _departing(case, operators, problem) if problem else Outcome(case.name, "agrees", operators)
@@ -154,6 +160,7 @@ def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], pro
     floats = {n: v for n, v in case.feeds.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f" and v.size}
     if not floats and not case.model.graph.initializer:
         return problem
+    nudge = NUDGE["float16" if "float16" in types_of(case.model) else "float32"]
     low: list[np.ndarray] | None = None
     high: list[np.ndarray] | None = None
     for number in range(NUDGES):
@@ -162,7 +169,7 @@ def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], pro
         for name, value in floats.items():
             wide = value.astype(np.float64)
             up = rng.choice([-1.0, 1.0], size=wide.shape) if number > 1 else (-1.0) ** number
-            moved[name] = wide * (1 + NUDGE * up)
+            moved[name] = wide * (1 + nudge * up)
         outputs = [np.asarray(value, np.float64) for value in evaluator.run({**case.feeds, **moved})]
         low = outputs if low is None else [np.minimum(a, b) for a, b in zip(low, outputs, strict=True)]
         high = outputs if high is None else [np.maximum(a, b) for a, b in zip(high, outputs, strict=True)]
@@ -197,6 +204,15 @@ def _operators(
             yield from _operators(body.node, opsets, own)
 
 
+def types_of(model: onnx.ModelProto) -> set[str]:
+    """The element types that are declared in a model or cast to, by numpy's names."""
+    graph = model.graph
+    declared = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    declared |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    return {helper.tensor_dtype_to_np_dtype(kind).name for kind in declared if kind}
+
+
+@cache
 def since(domain: str, name: str, opset: int) -> int:
     """The opset that introduced the schema in force; 1 where the onnx package has none."""
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,52 +18,69 @@ Source = Callable[[], Iterable[Case]]
 _FORK = multiprocessing.get_context("fork")  # the processes inherit the source, which cannot be pickled
 
 
-def judged(source: Source, *, workers: int = 2) -> Iterator[Outcome]:
-    """The outcomes of all cases of the source, in no order. source: makes the same cases every time it is called.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a process is: every `workers`-th case of the source from `lane` on is its own; which one, which variant."""
+
+    lane: int
+    case: int = 0
+    variant: int = 0
+
+
+def judged(source: Source, expand: Callable[[Case], Iterable[Case]], *, workers: int = 2) -> Iterator[Outcome]:
+    """The outcomes of all variants of all cases, in no order. Both functions give the same cases every time.
 
     A process that dies takes its case with it, which counts as one that onnxruntime does not run; another process goes
     on behind it.
     """
-    pipes = {_start(source, lane, workers, 0): (lane, 0) for lane in range(workers)}
+    pipes = {}
+    for lane in range(workers):
+        place = _Place(lane)
+        pipes[_start(source, expand, workers, place)] = place
     while pipes:
         for ready in wait(list(pipes)):
             assert isinstance(ready, Connection)
-            lane, at = pipes[ready]
+            place = pipes[ready]
             try:
-                number, outcome = ready.recv()
+                told = ready.recv()
             except EOFError:
-                pipes.pop(ready)
-                case = next(islice(source(), at * workers + lane, None), None)
-                if case is None:
-                    continue
-                yield Outcome(case.name, "not run", frozenset(operators_of(case.model)), "the process dies")
-                pipes[_start(source, lane, workers, at + 1)] = lane, at + 1
+                del pipes[ready]
+                case = next(islice(source(), place.case * workers + place.lane, None))
+                lost = next(islice(expand(case), place.variant, None))
+                yield Outcome(lost.name, "not run", frozenset(operators_of(lost.model)), "the process dies")
+                behind = replace(place, variant=place.variant + 1)
+                pipes[_start(source, expand, workers, behind)] = behind
                 continue
-            if isinstance(outcome, str):
-                raise RuntimeError(outcome)
-            if outcome is None:
-                pipes.pop(ready)
+            if isinstance(told, str):
+                raise RuntimeError(told)
+            if told is None:
+                del pipes[ready]
+            elif isinstance(told, _Place):
+                pipes[ready] = told
             else:
-                pipes[ready] = lane, number + 1
-                yield outcome
+                yield told
 
 
-def _start(source: Source, lane: int, workers: int, first: int) -> Connection:
+def _start(source: Source, expand: Callable[[Case], Iterable[Case]], workers: int, place: _Place) -> Connection:
     here, there = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_work, args=(source, lane, workers, first, there), daemon=True)
+    process = _FORK.Process(target=_work, args=(source, expand, workers, place, there), daemon=True)
     process.start()
     there.close()
     return here
 
 
-def _work(source: Source, lane: int, workers: int, first: int, pipe: Any) -> None:
-    """Judge every case of one lane; says (number in the lane, outcome) of each, then (-1, None), or what broke."""
+def _work(source: Source, expand: Callable[[Case], Iterable[Case]], workers: int, start: _Place, pipe: Any) -> None:
+    """Judge from `start` on: says where it is, then the outcome; None at the end, or what broke."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # of numpy and torch on values that are meant
-    case = None
+    place = start
     try:
-        for number, case in enumerate(islice(source(), first * workers + lane, None, workers), start=first):
-            pipe.send((number, judge(case)))
-        pipe.send((-1, None))
+        first = start.case * workers + start.lane
+        for number, case in enumerate(islice(source(), first, None, workers), start=start.case):
+            skipped = start.variant if number == start.case else 0
+            for variant, found in enumerate(islice(expand(case), skipped, None), start=skipped):
+                place = _Place(start.lane, number, variant)
+                pipe.send(place)
+                pipe.send(judge(found))
+        pipe.send(None)
     except Exception:  # of these tests themselves, to be raised in the process that asked
-        pipe.send((-1, f"{case.name if case else 'the source'}: {traceback.format_exc()}"))
+        pipe.send(f"{place}: {traceback.format_exc()}")

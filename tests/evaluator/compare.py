@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float
 LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4028e38, "float64": 1.797e308}
 
 
-def bounds(depth: int, *, single: bool) -> Bounds:
-    """The bounds for a model of `depth` operators. single: its float64 tensors are computed in float32."""
+def bounds(depth: int = 1, *, through: Collection[str] = ()) -> Bounds:
+    """The bounds for a model of `depth` operators. through: types that its numbers go through on their way."""
     more = min(max(1.0, depth), MOST_DEPTH)
     found = {name: units * EPSILON[name] * more for name, units in UNITS.items()}
-    return {**found, "float64": found["float32"]} if single else found
+    least = max((found[name] for name in through if name in found), default=0.0)
+    return {name: max(bound, least) for name, bound in found.items()}
 
 
 def compare(truth: Sequence[Any], found: Sequence[Any], within: Bounds) -> str:

@@ -80,6 +80,22 @@ def test_loops_without_a_count_or_a_condition() -> None:
     check(endless.replace("Loop (m, c, start)", 'Loop (m, "", start)'), feeds)
 
 
+def test_a_body_may_take_its_counter_as_a_vector() -> None:
+    text = """
+    main (int64[1] m, float[3] x) => (y, all) {
+      t = Constant<value = bool[1] {1}>()
+      y, all = Loop (m, t, x) <
+        body = step (int64[1] i, bool[1] c, float[3] v) => (d, w, each) {
+          d = Identity(c)
+          f = Cast<to = 1>(i)
+          w = Add(v, f)
+          each = Shape(i)
+        }
+      >
+    }"""
+    check(text, {"m": np.array([3]), "x": X[0]})
+
+
 def test_a_nested_loop_reads_the_graphs_around_it() -> None:
     text = """
     main (int64 m, float[4,3] x) => (total) {

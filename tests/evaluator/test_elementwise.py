@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from normfold.evaluator import EvaluationError, NotCoveredError
-from tests.evaluator.single import Case, check, model_of, name_of, run, run_onnxruntime
+from normfold.evaluator import EvaluationError, Evaluator, NotCoveredError
+from tests.evaluator.single import Case, check, model_of, name_of, run, run_onnxruntime, run_session
 
 RNG = np.random.default_rng(13)
 X = RNG.normal(0.3, 1.7, (2, 3, 4)).astype(np.float32)
@@ -188,6 +189,21 @@ def test_cast_like_and_bit_cast(source: Any) -> None:
     kind = np.dtype(f"uint{8 * source.itemsize}")
     model = model_of("BitCast", 26, [source], {"to": onnx.helper.np_dtype_to_tensor_dtype(kind)})
     np.testing.assert_array_equal(run(model, [source])[0], source.view(kind))
+
+
+@pytest.mark.parametrize("target", ["FLOAT8E5M2", "FLOAT16", "BOOL", "INT32"])
+def test_cast_like_what_no_declaration_names(target: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 21]>
+    main (float[3] x) => (r) {{
+      a = Cast<to = {getattr(TensorProto, target)}>(x)
+      like = Identity(a)
+      y = CastLike(x, like)
+      r = Cast<to = 1>(y)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    values = np.array([0.0, 1.3, 2.9], np.float32)
+    found = Evaluator(ir.from_proto(model)).run({"x": values})[0]
+    np.testing.assert_allclose(found, run_session(model, {"x": values})[0], rtol=1e-3)  # float16 is not rounded here
 
 
 def test_swiglu_is_swish_times_the_other() -> None:

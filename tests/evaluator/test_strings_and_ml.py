@@ -136,6 +136,11 @@ def test_linear_models_as_onnxruntime(case: Case, outputs: int) -> None:
     check(case, outputs=outputs, domain=ML)
 
 
+def test_a_pattern_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="pattern"):
+        run(model_of("RegexFullMatch", 20, [words("a")], {"pattern": "("}), [words("a")])
+
+
 def test_probit_of_a_single_score_has_no_verdict() -> None:
     model = model_of("LinearClassifier", 1, [X], {**ONE, "post_transform": "PROBIT", "classlabels_ints": [0, 1]},
                      outputs=2, domain=ML)  # fmt: skip

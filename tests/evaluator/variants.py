@@ -6,8 +6,9 @@ asked to lower or raise it. Opsets with the same schemas for all operators of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from tests.evaluator.agreement import Case, operators_of
+from tests.evaluator.agreement import Case, Operator, operators_of, since
 
 OLDEST = 7
 NEWEST = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
@@ -42,27 +43,32 @@ CARRIERS = {
 def opsets(case: Case, *, convert: bool = True) -> Iterator[Case]:
     """The case as it is, then at every opset that means something else for it."""
     yield case
-    seen = {frozenset(operators_of(case.model))}
+    seen = {schemas_of(case.model)}
     for domain, newest in NEWEST.items():
-        own = opset_of(case.model, domain)
-        if own is None:
+        if opset_of(case.model, domain) is None:
             continue
-        versions = range(OLDEST, newest + 1) if domain == "" else range(1, newest + 1)
-        for version in versions:
-            stamped = _stamped(case.model, domain, version)
-            schemas = frozenset(operators_of(stamped))
+        for version in range(OLDEST if domain == "" else 1, newest + 1):
+            schemas = schemas_of(case.model, {domain: version})
             if schemas in seen:
                 continue
-            model: onnx.ModelProto | None = stamped
-            if not accepted(stamped):
-                model = _converted(case.model, version) if convert and domain == "" else None
-                if model is None or not accepted(model):
-                    continue
-                schemas = frozenset(operators_of(model))
-                if schemas in seen:
-                    continue
             seen.add(schemas)
+            model = _stamped(case.model, domain, version)
+            if not accepted(model):
+                converted = _converted(case.model, version) if convert and domain == "" else None
+                if converted is None or not accepted(converted) or schemas_of(converted) in seen - {schemas}:
+                    continue
+                seen.add(schemas_of(converted))
+                model = converted
             yield replace(case, name=f"{case.name}, opset {version}", model=model, recorded=None)
+
+
+def schemas_of(model: onnx.ModelProto, instead: Mapping[str, int] = MappingProxyType({})) -> frozenset[Operator]:
+    """The schemas in force for the operators of a model, with these opsets in the place of its own."""
+    opsets = {domain: opset_of(model, domain) or 1 for domain in NEWEST} | dict(instead)
+    return frozenset(
+        (domain, name, since(domain, name, opsets[domain]) if domain in opsets else version)
+        for domain, name, version in operators_of(model)
+    )
 
 
 def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
@@ -92,11 +98,14 @@ def retyped(case: Case, target: int) -> Case | None:
     types = {value.type.tensor_type.elem_type for value in model.graph.input}
     if not types & {TensorProto.FLOAT} or types & (set(FLOATS) | set(CARRIERS)):
         return None
+    fixed = _fixed(model, target)
     for graph in _graphs(model):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            _retype(value.type, target)
+            if value.name not in fixed:
+                _retype(value.type, target)
         for tensor in graph.initializer:
-            _recast(tensor, target)
+            if tensor.name not in fixed:
+                _recast(tensor, target)
         for sparse in graph.sparse_initializer:
             _recast(sparse.values, target)
     for node in _nodes(model):
@@ -105,7 +114,8 @@ def retyped(case: Case, target: int) -> Case | None:
                 _recast(attribute.t, target)
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT:
                 attribute.i = target
-    feeds = {name: _cast(value, FLOATS[target]) for name, value in case.feeds.items()}
+    dtype = FLOATS[target]
+    feeds = {name: value if name in fixed else _cast(value, dtype) for name, value in case.feeds.items()}
     return replace(case, name=f"{case.name}, {np.dtype(FLOATS[target]).name}", model=model, feeds=feeds, recorded=None)
 
 
@@ -124,6 +134,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             before.append(helper.make_node("Cast", [value.name], [f"{value.name}_narrow"], to=kind))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
             dtype = helper.tensor_dtype_to_np_dtype(CARRIERS[kind])
             feeds[value.name] = np.asarray(feeds[value.name]).astype(dtype)
     for value in model.graph.output:
@@ -131,6 +142,7 @@ def carried(case: Case) -> Case:
         if kind in CARRIERS:
             value.type.tensor_type.elem_type = CARRIERS[kind]
             after.append(helper.make_node("Cast", [f"{value.name}_narrow"], [value.name], to=CARRIERS[kind]))
+            model.graph.value_info.append(helper.make_tensor_value_info(f"{value.name}_narrow", kind, None))
     renamed = {node.input[0]: node.output[0] for node in before}
     written = {node.output[0]: node.input[0] for node in after}
     for node in model.graph.node:
@@ -180,6 +192,22 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 todo.extend(attribute.g.node)
             for graph in attribute.graphs:
                 todo.extend(graph.node)
+
+
+def _fixed(model: onnx.ModelProto, target: int) -> set[str]:
+    """Operands that have to stay float32, as the scales of Resize: their schemas know no other type."""
+    wanted = f"tensor({TensorProto.DataType.Name(target).lower()})"
+    found = set()
+    for node in model.graph.node:
+        opset = opset_of(model, node.domain)
+        if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
+            continue
+        formal = onnx.defs.get_schema(node.op_type, opset, node.domain).inputs
+        for number, name in enumerate(node.input):
+            types = formal[min(number, len(formal) - 1)].types
+            if "tensor(float)" in types and wanted not in types:
+                found.add(name)
+    return found
 
 
 def _retype(kind: onnx.TypeProto, target: int) -> None:

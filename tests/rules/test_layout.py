@@ -291,6 +291,37 @@ def test_integers_take_no_frame() -> None:
             f"c = Cast<to = {to}>(n)\nd = Cast<to = 11>(c)\ny = MatMul(d, w)\n}}"
         )
         check(text, kept("not-floating"), a=(4,), w=(4, 2))
+        # Nor does a shift, in either direction: rounded, it would be another number.
+        ahead = text.replace("n = Mul(h, a)", "n = Add(h, b)\np = Mul(n, a)").replace("(n)", "(p)")
+        check(ahead, kept("not-floating"), a=(4,), b=(4,), w=(4, 2))
+
+
+@pytest.mark.parametrize("to", [7, 9, 6])
+def test_a_shift_does_not_pass_a_cast_to_integers(to: int) -> None:
+    """A weight on the near side takes the scale, and the shift with an Add; one on the far side would round it."""
+    ahead = f"""g (double[B,4] x) => (double y) {{
+        k = MatMul(x, v)
+        n = Mul(k, a)
+        m = Add(n, b)
+        i = Cast<to = {to}>(m)
+        f = Cast<to = 11>(i)
+        y = Gemm(f, w, c)
+    }}"""
+    constants = {"v": (4, 4), "a": 3 * draw("a", 4), "b": 3 * draw("b", 4), "w": (4, 3), "c": (3,)}
+    after, _ = check(ahead, FOLDED, **constants)
+    assert op_types(after) == ["MatMul", "Add", "Cast", "Cast", "Gemm"]
+    behind = f"""g (double[B,4] x) => (double y) {{
+        k = Gemm(x, v, d)
+        i = Cast<to = {to}>(k)
+        f = Cast<to = 11>(i)
+        n = Mul(f, a)
+        m = Add(n, b)
+        y = Tanh(m)
+    }}"""
+    check(behind, kept("wall"), **{**constants, "d": (4,)})
+    # Where only the scale can go on, the shift stays behind the Cast.
+    stopped = behind.replace("y = Tanh(m)", "r = Relu(m)\ny = Gemm(r, w, c)")
+    check(stopped, partial("shift-meets-activation"), **{**constants, "d": (4,), "a": draw("a", 4, positive=True)})
 
 
 def test_dropout_that_may_be_training_refuses() -> None:

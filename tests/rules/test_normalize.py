@@ -212,7 +212,7 @@ def test_a_batch_norm_in_training_is_no_map() -> None:
             x="B,4,3", more="", first="Tanh(x)", outputs=outputs, attributes=attributes, last="Conv(n, w)"
         )
         after, plan = fold(build(text, **statistics(4), w=(3, 4, 1)))
-        assert plan.is_empty and not plan.sites
+        assert plan.is_empty and outcomes(plan) == [kept("training-mode")]
         assert "BatchNormalization" in op_types(after)
     text = BATCH.format(x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="", last="Conv(n, w)")
     check(text, FOLDED, **statistics(4), w=(3, 4, 1))
@@ -222,11 +222,16 @@ def test_a_batch_norm_per_element_is_no_map() -> None:
     text = HEADER.format(8) + BATCH.format(
         x="B,4,3", more="", first="Tanh(x)", outputs="", attributes="<spatial = {}>", last="Conv(n, w)"
     )
-    for spatial, count in ((0, 0), (1, 1)):
-        _, plan = fold(build(text.replace("{}", str(spatial)), **statistics(4), w=(3, 4, 1)))
-        assert len(plan.sites) == count
+    each = {name: draw(name, 4, 3, positive=name == "var") for name in statistics(4)}
+    for spatial, given, outcome in (
+        (0, statistics(4), kept("unknown-shape")),
+        (0, each, kept("not-contracted")),
+        (1, statistics(4), FOLDED),
+    ):
+        _, plan = fold(build(text.replace("{}", str(spatial)), **given, w=(3, 4, 1)))
+        assert outcomes(plan) == [outcome]
     _, plan = fold(build(text.replace("spatial = {}", "novel = 1"), **statistics(4), w=(3, 4, 1)))
-    assert not plan.sites
+    assert outcomes(plan) == [kept("wall")]
 
 
 def test_models_from_before_broadcasting_are_raised() -> None:
@@ -272,7 +277,7 @@ def test_computed_statistics_are_no_map() -> None:
     given = {k: v for k, v in statistics(4).items() if k != "mean"}
     model = build(text, **given, w=(3, 4, 1))
     after, plan = fold(model)
-    assert not plan.sites
+    assert outcomes(plan) == [kept("not-stored")]
     same_function(model, after)
 
 

@@ -55,7 +55,10 @@ def cast(call: Call, x: Value) -> Value:
 
 def cast_like(call: Call, x: Value, like: Value) -> Value:
     """X in the element type of the second input."""
-    return _cast(call, x, call.declared(1) or _type_of(like))
+    kind = call.declared(1)
+    if kind is None or not isinstance(like, Tensor) or DTYPES.get(kind) != like.dtype:
+        kind = _type_of(like)
+    return _cast(call, x, kind)
 
 
 def _type_of(value: Value) -> ElementType:

@@ -27,12 +27,18 @@ def loop(call: Call, trips: Tensor | None, condition: Tensor | None, *carried: V
     number = 0
     while goes_on and (limit is None or number < limit):
         call.meter.run(call.label)
-        found = body(torch.tensor(number, dtype=torch.int64), torch.tensor(goes_on), *carried)
+        found = body(*_counted(body, number, goes_on), *carried)
         goes_on = bool(found[0].reshape(()))
         carried = found[1 : 1 + len(carried)]
         stacks.add(found[1 + len(carried) :])
         number += 1
     return (*carried, *stacks.made())
+
+
+def _counted(body: Body, number: int, goes_on: bool) -> list[Tensor]:
+    """What a body is told of its run: scalars, or vectors of one where it declares them so, as in onnxruntime."""
+    told = torch.tensor(number, dtype=torch.int64), torch.tensor(goes_on)
+    return [value.reshape([1] * len(declared.shape or ())) for value, declared in zip(told, body.inputs, strict=False)]
 
 
 class Stacks:

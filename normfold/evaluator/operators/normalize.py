@@ -48,7 +48,8 @@ def _trained(
     """By the statistics of the input. Outputs: Y, the running ones, and those of the input (mean, 1 / deviation)."""
     momentum = call.number("momentum", 0.9)
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    of_input, spread = x.mean(dim=axes), x.var(dim=axes, correction=0)
+    of_input = x.mean(dim=axes)
+    spread = x.var(dim=axes, correction=0) if x.numel() else of_input  # NaN, of which torch warns
     y = _by_channel(call, x, scale, bias, of_input, spread)
     inverse = torch.rsqrt(spread + call.number("epsilon", 1e-5))
     return y, torch.lerp(of_input, mean, momentum), torch.lerp(spread, var, momentum), of_input, inverse

@@ -102,26 +102,34 @@ def _outer(axes: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
     return found
 
 
-def average_pool(call: Call, x: Tensor) -> Tensor:
-    """The mean of every window, with or without what is padded."""
-    return _average(call, x, whole_windows=call.version < 19)
+def average_pool(call: Call, x: Tensor, *, in_order: bool = False) -> Tensor:
+    """The mean of every window, with or without what is padded.
 
-
-def _average(call: Call, x: Tensor, *, whole_windows: bool) -> Tensor:
+    in_order: add as onnxruntime does, the last axis fastest, for those whose float32 sums decide something.
+    """
     layout, counts = _pooled_windows(call, x)
     include = bool(call.integer("count_include_pad", 0))
     call.reserve(*x.shape[:2], *counts)
-    y = _reduced(x, layout, counts, 0.0, lambda view: view.sum(dim=-1))
-    for axis, count in enumerate(counts):
-        size, begin, end = x.shape[2 + axis], layout.begins[axis], layout.ends[axis]
+    if in_order:
+        whole = padded(x, layout.begins, _behind(x.shape[2:], layout, counts))
+        y = x.new_zeros((*x.shape[:2], *counts))
+        for tap in taps_of(layout, counts):
+            y += whole[(slice(None), slice(None), *tap)]
+    else:
+        y = _reduced(x, layout, counts, 0.0, lambda view: view.sum(dim=-1))
+    return y.div_(_counted(x.shape[2:], layout, counts, include=include))
+
+
+def _counted(sizes: Sequence[int], layout: Windows, counts: Sequence[int], *, include: bool) -> Tensor:
+    """How many elements of every window count; what only ceil_mode adds behind the padding never does."""
+    found = torch.ones(tuple(counts), dtype=torch.float64)
+    for axis, (size, begin, end) in enumerate(zip(sizes, layout.begins, layout.ends, strict=True)):
         first, last = (0, size + begin + end) if include else (begin, begin + size)
-        taps = (
-            torch.arange(count)[:, None] * layout.strides[axis]
-            + torch.arange(layout.kernel[axis]) * (layout.dilations[axis])
-        )
-        counted = ((taps >= first) & (taps < last)).sum(dim=1).double()
-        y /= counted.reshape(-1, *[1] * (x.dim() - 3 - axis))
-    return y
+        starts = torch.arange(counts[axis])[:, None] * layout.strides[axis]
+        taps = starts + torch.arange(layout.kernel[axis]) * layout.dilations[axis]
+        counted = ((taps >= first) & (taps < last)).sum(dim=1)
+        found *= counted.reshape(-1, *[1] * (len(counts) - 1 - axis))
+    return found
 
 
 def lp_pool(call: Call, x: Tensor) -> Tensor:

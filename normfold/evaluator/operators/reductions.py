@@ -32,7 +32,9 @@ def product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    """The mean; that of integers is their sum, divided towards zero."""
+    """The mean; that of integers is their sum, divided towards zero. Of nothing it is 0, as in onnxruntime."""
+    if not _count(x, axes):
+        return total(x, axes, keep)
     if is_float(x):
         return x.mean(axes, keep)
     return truncated(total(x, axes, keep).to(torch.float64) / _count(x, axes), x.dtype)

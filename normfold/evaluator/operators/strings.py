@@ -82,7 +82,10 @@ def _pieces(text: str, delimiter: str, most: int) -> list[str]:
 
 def full_match(call: Call, x: Array) -> Tensor:
     """Whether a string is matched as a whole. The syntax is RE2's, whose classes hold ASCII only."""
-    pattern = re.compile(call.text("pattern", ""), re.ASCII)
+    try:
+        pattern = re.compile(call.text("pattern", ""), re.ASCII)
+    except re.error as error:
+        raise ValueError(f"the pattern cannot be read: {error}") from error
     found = [pattern.fullmatch(item) is not None for item in x.reshape(-1)]
     return torch.tensor(found, dtype=torch.bool).reshape(x.shape)
 

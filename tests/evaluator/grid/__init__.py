@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+from tests.evaluator import backend
 from tests.evaluator.agreement import Case
-from tests.evaluator.backend import variants
 from tests.evaluator.grid import (
     attention,
     control,
@@ -52,14 +52,12 @@ FAMILIES: tuple[ModuleType, ...] = (
 )
 
 
-def rows() -> Iterator[Case]:
+def cases() -> Iterator[Case]:
     """Every row, at the newest opset that accepts it."""
     for family in FAMILIES:
-        name = family.__name__.rpartition(".")[2]
-        yield from numbered(name, family.cases())
+        yield from numbered(family.__name__.rpartition(".")[2], family.cases())
 
 
-def cases() -> Iterator[Case]:
-    """Every row at every opset that means something else, in float32, float64 and float16."""
-    for found in rows():
-        yield from variants(found, convert=False)
+def variants(case: Case) -> Iterator[Case]:
+    """A row at every opset that means something else, in float32, float64 and float16."""
+    return backend.variants(case, convert=False)

@@ -142,22 +142,24 @@ def sequences() -> Iterator[Case]:
                 at = SequenceAt(q, i) less = SequenceErase(q, i) more = SequenceInsert(q, x, i) n = SequenceLength(less)
             }}"""
             yield model(opset, given, f"Sequence at {place}", q=parts, x=F(2, 3))
-        given = """g (float[2,3] x, float[1,3] z) => (float[a,b] c, float[d,e,f] s, seq(float) q, seq(float) r) {
-            q = SequenceConstruct(x, z, x) c = ConcatFromSequence <axis = -2> (q)
+        given = """g (float[2,3] x, float[1,3] z) => (float[a,b] c, float[d,e,f] s, seq(float[]) q, seq(float[]) r) {
+            q = SequenceConstruct(x, z, x) c = ConcatFromSequence <axis = 0> (q)
             e = SequenceEmpty <dtype = 1> () p = SequenceInsert(e, x) r = SequenceInsert(p, x)
             s = ConcatFromSequence <axis = -1, new_axis = 1> (r)
         }"""
         yield model(opset, given, "Sequence built", x=F(2, 3), z=F(1, 3))
-        last = """g (seq(float) q) => (seq(float) less, int64 n) { less = SequenceErase(q) n = SequenceLength(q) }"""
+        last = (
+            """g (seq(float[]) q) => (seq(float[]) less, int64 n) { less = SequenceErase(q) n = SequenceLength(q) }"""
+        )
         yield model(opset, last, "Sequence without its last", q=parts)
     for axis, keepdims, split in product((0, 1, -1), (None, 0, 1), (None, [2, 2], 2, 3)):
         length = 4 if axis == 0 else 5
         parts_of = [2, length - 2] if isinstance(split, list) else split
         yield row("SplitToSequence", F(4, 5), parts_of, axis=axis, keepdims=keepdims)
     words = [np.asarray(["a", "b"], object), np.asarray(["c"], object)]
-    source = """g (seq(string) q) => (string[n] y) { y = ConcatFromSequence <axis = 0> (q) }"""
+    source = """g (seq(string[]) q) => (string[n] y) { y = ConcatFromSequence <axis = 0> (q) }"""
     yield model(13, source, "Sequence of strings", q=words)
-    mapped = """g (seq(float) q, float[3] w) => (seq(float) y) {
+    mapped = """g (seq(float[]) q, float[3] w) => (seq(float[]) y) {
         y = SequenceMap (q, w) < body = b (float[a,3] x, float[3] v) => (float[a,3] o) { o = Mul(x, v) } >
     }"""
     yield model(17, mapped, "SequenceMap", q=parts, w=F(3))
@@ -186,7 +188,7 @@ def optionals() -> Iterator[Case]:
 
 
 def functions() -> Iterator[Case]:
-    source = """<ir_version: 9, opset_import: ["" : OPSET, "own" : 1]> g (float[2,3] x) 
+    source = """<ir_version: 9, opset_import: ["" : OPSET, "own" : 1]> g (float[2,3] x)
         => (float[2,3] y, float[2,3] z) {
         y = own.leak <slope = 0.3> (x) z = own.twice (y)
     }
@@ -214,7 +216,7 @@ def functions() -> Iterator[Case]:
     <domain: "own", opset_import: ["" : 18]>
     maybe (v, low, high) => (w) { w = Clip(v, low, high) }"""
     yield text(unused, note="function with inputs left out", x=F(2, 3))
-    shape = """<ir_version: 9, opset_import: ["" : 18]> g (bool[2,3] x, string[2] s, int64[2] i) 
+    shape = """<ir_version: 9, opset_import: ["" : 18]> g (bool[2,3] x, string[2] s, int64[2] i)
         => (float[2,3] y, string[2] t, int64[2] j) {
         y = Cast <to = 1> (x) t = Identity(s) j = Add(i, i)
     }"""

@@ -179,15 +179,16 @@ def grouped_query() -> Iterator[Case]:
     q, k, v = F(2, 5, 32), F(2, 5, 16), F(2, 5, 16)
     heads = {"num_heads": 4, "kv_num_heads": 2, "outputs": 3}
     cache = [F(2, 2, 0, 8), F(2, 2, 0, 8)]
-    tables = [U(-1, 1, 16, 4), U(-1, 1, 16, 4)]
+    tables = [U(-1, 1, 16, 8), U(-1, 1, 16, 8)]
     for forms in ({}, {"scale": 0.2}, {"local_window_size": 2}, {"softcap": 1.5}, {"smooth_softmax": 1}):
         yield ms("GroupQueryAttention", q, k, v, None, None, full, total, **heads, **forms)
         yield ms("GroupQueryAttention", q, k, v, *cache, full, total, **heads, **forms)
     for interleaved in (0, 1):
         forms = {"do_rotary": 1, "rotary_interleaved": interleaved}
-        yield ms("GroupQueryAttention", q, k, v, None, None, full, total, *tables, **heads, **forms)
-        yield ms("GroupQueryAttention", F(2, 5, 64), None, None, None, None, full, total, *tables, **heads, **forms)
-        one = [F(2, 1, 32), F(2, 1, 16), F(2, 1, 16), F(2, 2, 4, 8), F(2, 2, 4, 8)]
+        wide = [F(2, 5, 64), F(2, 5, 32), F(2, 5, 32)]
+        yield ms("GroupQueryAttention", *wide, None, None, full, total, *tables, **heads, **forms)
+        yield ms("GroupQueryAttention", F(2, 5, 128), None, None, None, None, full, total, *tables, **heads, **forms)
+        one = [F(2, 1, 64), F(2, 1, 32), F(2, 1, 32), F(2, 2, 4, 16), F(2, 2, 4, 16)]
         yield ms("GroupQueryAttention", *one, full, total, *tables, **heads, **forms)
     yield ms("GroupQueryAttention", F(2, 5, 64), None, None, None, None, full, total, **heads)
     one = [F(2, 1, 32), F(2, 1, 16), F(2, 1, 16), F(2, 2, 4, 8), F(2, 2, 4, 8)]

@@ -13,7 +13,7 @@ from tests.evaluator.grid.rows import N, S, V, row
 
 def cases() -> Iterator[Case]:
     for action, stop, sensitive in product((None, "LOWER", "UPPER", "NONE"), (None, ["monday", "Ä"]), (0, 1)):
-        forms = {"case_change_action": action, "stopwords": stop, "is_case_sensitive": sensitive, "locale": "en_US"}
+        forms = {"case_change_action": action, "stopwords": stop, "is_case_sensitive": sensitive, "locale": "C"}
         yield row("StringNormalizer", S("monday", "Tuesday", "MONDAY", "x"), **forms)
         yield row("StringNormalizer", S(["monday", "Tuesday", "MONDAY", "x"]), **forms)
     yield row("StringNormalizer", S("monday", "monday"), stopwords=["monday"], is_case_sensitive=1)
