@@ -106,7 +106,7 @@ def judge(case: Case) -> Outcome:
     except Exception as error:  # onnxruntime's classes share no base; whatever it says, it does not run this
         ran, why = False, _line(error)
     if missing:
-        return Outcome(case.name, "not covered", operators, missing=missing)
+        return Outcome(case.name, "not covered" if ran else "not run", operators, missing=missing)
     if not ran and case.recorded is None:
         return Outcome(case.name, "not run", operators, why)
     try:

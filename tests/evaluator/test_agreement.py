@@ -6,6 +6,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ from tests.evaluator.variants import accepted, opsets, retyped
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "truth.md"
 # One row of the grid in so many, at one of its opsets: about 15 s.
-SAMPLE = 9
+SAMPLE = 11
 
 
 def chosen(case: Case) -> bool:
@@ -38,12 +39,13 @@ def chosen(case: Case) -> bool:
     return zlib.crc32(case.name.encode()) % SAMPLE == 0
 
 
-def check(outcomes: Iterable[Outcome]) -> Counter[str]:
+def check(judgements: Iterable[Outcome]) -> Counter[str]:
     counts: Counter[str] = Counter()
     wrong = []
-    for outcome in outcomes:
+    for outcome in judgements:
         counts[outcome.verdict] += 1
-        if outcome.verdict in ("disagrees", "departs"):
+        # An attribute that nobody read, of a node that ONNX's checker accepts, is one that its function forgot.
+        if outcome.verdict in ("disagrees", "departs") or "is unknown" in outcome.why:
             wrong.append(f"{outcome.name}: {outcome.verdict}: {outcome.why}")
     assert not wrong, "\n".join(wrong[:50])
     return counts
@@ -54,18 +56,22 @@ def test_a_sample_of_the_grid_agrees() -> None:
     assert counts["agrees"] > 300
 
 
+@cache
+def outcomes(source: ModuleType) -> tuple[Outcome, ...]:
+    return tuple(judged(source.cases, source.variants))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [backend, grid], ids=["backend", "grid"])
 def test_all_cases_agree(source: ModuleType) -> None:
-    counts = check(judged(source.cases, source.variants))
-    assert counts["agrees"] > 10_000
+    assert check(outcomes(source))["agrees"] > 10_000
 
 
 @pytest.mark.slow
 def test_every_row_of_the_grid_is_run_by_onnxruntime_or_covered() -> None:
     """A row that nobody runs tests nothing: few are meant (forms that onnxruntime refuses)."""
     verdicts: dict[str, set[str]] = {}
-    for outcome in judged(grid.cases, grid.variants):
+    for outcome in outcomes(grid):
         verdicts.setdefault(re.sub(r", (opset \d+|float64|float16)", "", outcome.name), set()).add(outcome.verdict)
     dead = [name for name, found in verdicts.items() if found == {"not run"}]
     assert len(dead) < 0.05 * len(verdicts), dead
@@ -106,9 +112,10 @@ def test_the_page_lists_every_operator_and_says_that_none_disagrees() -> None:
 
 def test_known_departures_are_still_there() -> None:
     """An entry that no case needs is to be removed."""
+    rows = [case for case in grid.cases() if any(re.search(entry.pattern, case.name) for entry in DEPARTURES)]
     for entry in DEPARTURES:
-        rows = (case for case in grid.cases() if re.search(entry.pattern, case.name))
-        cases = (case for case in chain.from_iterable(map(grid.variants, rows)) if entry.matches(case.name))
+        named = (case for case in rows if re.search(entry.pattern, case.name))
+        cases = (case for case in chain.from_iterable(map(grid.variants, named)) if entry.matches(case.name))
         assert any(judge(case).verdict == "known" for case in cases), entry.operator
 
 

@@ -71,8 +71,8 @@ def one_hot_encoder(call: Call, x: Value) -> Tensor:
     numbers, texts = call.integers("cats_int64s"), call.texts("cats_strings")
     places: dict[Any, int] = {key: place for place, key in enumerate(texts or numbers or ())}
     items = x.reshape(-1).tolist() if not is_float(x) else truncated(x, torch.int64).reshape(-1).tolist()
-    unknown = [item for item in items if item not in places]
-    if unknown and not call.integer("zeros", 1):
+    unknown, zeros = [item for item in items if item not in places], call.integer("zeros", 1)
+    if unknown and not zeros:
         raise ValueError(f"{unknown[0]!r} is not a category")
     width = len(texts or numbers or ())
     call.reserve(len(items), width)

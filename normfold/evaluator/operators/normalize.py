@@ -125,6 +125,15 @@ def mean_variance_norm(call: Call, x: Tensor) -> Tensor:
     return centred / (centred.square().mean(dim=axes, keepdim=True).sqrt_() + _TINY)
 
 
+def mean_variance_norm_1(call: Call, x: Tensor) -> Tensor:
+    """onnxruntime's own, before the standard had it: over batch and space, or over all."""
+    axes = [0, 1, 2, 3] if call.integer("across_channels", 0) else [0, 2, 3]
+    centred = x - x.mean(dim=axes, keepdim=True)
+    if not call.integer("normalize_variance", 1):
+        return centred
+    return centred / centred.square().mean(dim=axes, keepdim=True).sqrt_()
+
+
 def local_response_norm(call: Call, x: Tensor) -> Tensor:
     """x / (bias + alpha / size * sum of the squares of `size` neighbouring channels) ** beta."""
     size, alpha = call.integer("size", 1), call.number("alpha", 1e-4)
@@ -156,7 +165,7 @@ ROWS: Rows = {
     # 1: onnxruntime knows it before opset 17 as well.
     "LayerNormalization": {(1, 17): layer_norm},
     "LpNormalization": {(1, 22): lp_norm},
-    "MeanVarianceNormalization": {(9, 13): mean_variance_norm},
+    "MeanVarianceNormalization": {(1,): mean_variance_norm_1, (9, 13): mean_variance_norm},
     "RMSNormalization": {(23,): rms_norm},
     "SimplifiedLayerNormalization": {(1,): simplified_layer_norm},
 }

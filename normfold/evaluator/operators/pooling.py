@@ -105,7 +105,8 @@ def _outer(axes: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
 def average_pool(call: Call, x: Tensor, *, in_order: bool = False) -> Tensor:
     """The mean of every window, with or without what is padded.
 
-    in_order: add as onnxruntime does, the last axis fastest, for those whose float32 sums decide something.
+    in_order: as onnxruntime's quantised pool does: add with the last axis fastest, whose float32 sums decide something,
+    and with padding count all taps of a window, those that ceil_mode adds behind the padding too.
     """
     layout, counts = _pooled_windows(call, x)
     include = bool(call.integer("count_include_pad", 0))
@@ -117,6 +118,8 @@ def average_pool(call: Call, x: Tensor, *, in_order: bool = False) -> Tensor:
             y += whole[(slice(None), slice(None), *tap)]
     else:
         y = _reduced(x, layout, counts, 0.0, lambda view: view.sum(dim=-1))
+    if in_order and include:
+        return y.div_(math.prod(layout.kernel))
     return y.div_(_counted(x.shape[2:], layout, counts, include=include))
 
 

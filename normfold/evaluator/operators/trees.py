@@ -92,25 +92,32 @@ def _forest(call: Call) -> Forest:
     )
 
 
-def _summed(call: Call, x: Tensor, kind: str, outputs: int, function: str) -> Tensor:
-    """What the leaves say of each row, (N, outputs), by SUM, AVERAGE, MIN or MAX over the trees."""
+def _summed(call: Call, x: Tensor, kind: str, outputs: int, function: str) -> tuple[Tensor, Tensor]:
+    """What the leaves say of each row, (N, outputs), by SUM, AVERAGE, MIN or MAX over the trees whose leaf mentions the
+    output; 0 where none does. And where one does.
+    """
     forest = _forest(call)
     names = [call.integers(f"{kind}_{name}ids" if name else f"{kind}_ids") or [] for name in ("tree", "node", "")]
     weights = _leaf_weights(call, kind)
     call.reserve(len(forest.modes), outputs)
     table = torch.zeros(len(forest.modes), outputs, dtype=torch.float64)
+    mentioned = torch.zeros(len(forest.modes), outputs, dtype=torch.bool)
     for tree, node, output, weight in zip(*names, weights, strict=True):
         table[forest.numbers[tree, node], output] += weight
+        mentioned[forest.numbers[tree, node], output] = True
     rows = (x if x.ndim == 2 else x.reshape(1, -1)).to(torch.float64)
     leaves = forest.leaves(call, rows)
-    columns = (table[column] for column in leaves.unbind(1))
-    found = next(columns)
-    for column in columns:
+    if function in ("MIN", "MAX"):
+        table[~mentioned] = torch.inf if function == "MIN" else -torch.inf
+    found, said = table[leaves[:, 0]], mentioned[leaves[:, 0]]
+    for column in leaves.unbind(1)[1:]:
+        said = said | mentioned[column]
         if function in ("SUM", "AVERAGE"):
-            found = found + column
+            found = found + table[column]
         else:
-            found = torch.minimum(found, column) if function == "MIN" else torch.maximum(found, column)
-    return found / leaves.shape[1] if function == "AVERAGE" else found
+            found = (torch.minimum if function == "MIN" else torch.maximum)(found, table[column])
+    found = found / leaves.shape[1] if function == "AVERAGE" else found
+    return found.where(said, 0.0), said
 
 
 def _leaf_weights(call: Call, kind: str) -> Sequence[float]:
@@ -126,11 +133,13 @@ def _base(call: Call) -> list[float]:
 
 
 def regressor(call: Call, x: Tensor) -> Tensor:
-    """What the trees say of each target, and its base value."""
-    function, base = call.text("aggregate_function", "SUM"), _base(call)
-    found = _summed(call, x, "target", call.integer("n_targets", 1), function)
+    """What the trees say of each target, and its base value. Of several targets onnxruntime leaves one that no leaf
+    mentions at 0, without it.
+    """
+    function, base, targets = call.text("aggregate_function", "SUM"), _base(call), call.integer("n_targets", 1)
+    found, said = _summed(call, x, "target", targets, function)
     if base:
-        found = found + torch.tensor(base, dtype=torch.float64)
+        found = (found + torch.tensor(base, dtype=torch.float64)).where(said | (targets == 1), 0.0)
     return transformed(found, call.text("post_transform", "NONE"))
 
 
@@ -138,7 +147,7 @@ def classifier(call: Call, x: Tensor) -> tuple[Value, Tensor]:
     """The label of the highest sum, among the classes that the leaves mention, and the sums."""
     labels, transform, base = labels_of(call, "classlabels_int64s"), call.text("post_transform", "NONE"), _base(call)
     mentioned, weights = set(call.integers("class_ids") or ()), _leaf_weights(call, "class")
-    scores = _summed(call, x, "class", len(labels), "SUM")
+    scores, _ = _summed(call, x, "class", len(labels), "SUM")
     if len(labels) == 2:
         return _of_two(call, scores, mentioned, min(weights) >= 0)
     if base:

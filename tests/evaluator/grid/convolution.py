@@ -67,6 +67,7 @@ def transposed() -> Iterator[Case]:
     yield row("ConvTranspose", F(1, 2, 3, 4, 5), F(2, 3, 2, 3, 2), strides=[2, 1, 2], output_padding=[1, 0, 0])
     yield row("ConvTranspose", F(1, 2, 3, 4, 5), F(2, 3, 2, 3, 2), group=2, pads=[1, 0, 1, 0, 1, 0])
     yield row("ConvTranspose", F(0, 3, 8), F(3, 4, 3))
+    yield row("ConvTranspose", F(1, 2, 5, 6), F(2, 3, 3, 2), kernel_shape=[3, 2], auto_pad="SAME_LOWER", strides=[2, 2])
 
 
 def integer() -> Iterator[Case]:
@@ -88,6 +89,10 @@ def integer() -> Iterator[Case]:
     x, w = N(0, 200, 1, 3, 5, 5, dtype=np.uint8), const(N(-90, 90, 4, 3, 3, 3, dtype=np.int8))
     yield row("QLinearConv", x, *fixed, w, *each, *fixed)
     yield row("QLinearConv", x, *fixed, w, *each, *fixed, const(N(-500, 500, 4, dtype=np.int32)))
+    x, w = N(0, 99, 1, 3, 9, 8, dtype=np.uint8), const(N(0, 99, 4, 3, 3, 2, dtype=np.uint8))
+    for forms in ({"dilations": [2, 1]}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"auto_pad": "SAME_LOWER"}):
+        yield row("ConvInteger", x, w, kernel_shape=[3, 2], **forms)
+        yield row("QLinearConv", x, *fixed, w, *fixed, *fixed, kernel_shape=[3, 2], **forms)
     yield row("ConvInteger", N(0, 9, 1, 2, 7, dtype=np.uint8), const(N(0, 9, 3, 2, 3, dtype=np.uint8)), pads=[1, 1])
 
 

@@ -180,6 +180,8 @@ def scatters() -> Iterator[Case]:
     yield row("TensorScatter", F(2, 6, 3), F(2, 2, 3), V(1, 4, dtype=np.int64), axis=1)
     yield row("TensorScatter", F(2, 6, 3), F(2, 3, 3), V(1, 5, dtype=np.int64), axis=1, mode="circular")
     yield row("TensorScatter", F(2, 6, 3), F(2, 2, 3), axis=-2)
+    yield row("TensorScatter", F(2, 6, 4, 3), F(2, 2, 4, 3), V(1, 4, dtype=np.int64), axis=1)
+    yield row("TensorScatter", F(2, 2, 4, 6), F(2, 2, 4, 3), V(1, 5, dtype=np.int64), axis=-1, mode="circular")
 
 
 def made() -> Iterator[Case]:
@@ -241,6 +243,7 @@ def searched() -> Iterator[Case]:
         yield row("TopK", F(5, 6), axis=axis, k=3, outputs=2)
     yield row("TopK", V(1, 3, 3, 2, 3, 1), const(V(4, dtype=np.int64)), outputs=2)
     yield row("TopK", V(1, 3, 3, 2, 3, 1), const(V(4, dtype=np.int64)), largest=0, outputs=2)
+    yield row("TopK", F(3, 4), const(V(2, dtype=np.int64)), sorted=1, outputs=2)
     yield row("TopK", F(3, 4), const(V(0, dtype=np.int64)), outputs=2)
     for dtype in (np.int32, np.int64, np.int8, np.uint8, np.uint64):
         yield row("TopK", N(0, 50, 4, 9, dtype=dtype), const(V(3, dtype=np.int64)), outputs=2)

@@ -66,6 +66,8 @@ def products() -> Iterator[Case]:
         yield ms("TransposeMatMul", left, right, transA=a, transB=b, alpha=alpha)
     yield ms("FusedMatMul", F(3, 4), F(5, 4), transB=1, alpha=-2.0)
     yield ms("FusedMatMul", F(2, 2, 3, 4), F(4, 5))
+    yield ms("FusedMatMul", F(2, 3, 4), F(4, 2, 5), transBatchB=1)
+    yield ms("FusedMatMul", F(2, 3, 4), F(5, 2, 4), transBatchB=1, transB=1)
     for a, b, left in product((0, 1), (0, 1), (0, 1)):
         # transBatch moves the first axis in front of the last: (3, 2, 4) is a batch of 2 matrices of 3 x 4.
         shape = (3, 2, 4) if left else (2, 3, 4)
@@ -100,6 +102,11 @@ def products() -> Iterator[Case]:
         points = None if symmetric else const(N(0, 256, 6 * (width // size) * bits // 8, dtype=np.uint8))
         forms = {"K": width, "N": 6, "bits": bits, "block_size": size}
         yield ms("MatMulNBits", F(3, width), const(packed), const(U(0.01, 0.1, 12)), points, **forms)
+    packed = const(N(0, 256, 6, 2, 8, dtype=np.uint8))
+    forms = {"K": 32, "N": 6, "bits": 4, "block_size": 16, "accuracy_level": 1}
+    yield ms("MatMulNBits", F(3, 32), packed, const(U(0.01, 0.1, 12)), None, None, const(F(6)), **forms)
+    groups = const(np.asarray([0, 1] * 16, np.int32))
+    yield ms("MatMulNBits", F(3, 32), packed, const(U(0.01, 0.1, 12)), None, groups, **forms)
     for left, right in product((np.uint8, np.int8), (np.uint8, np.int8)):
         a, b = N(0, 90, 3, 4, dtype=left), N(0, 90, 4, 5, dtype=right)
         scales = [U(0.01, 0.1), U(0.01, 0.1)]
@@ -128,10 +135,12 @@ def convolutions() -> Iterator[Case]:
         yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), activation=name, activation_params=parameters)
     yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), F(6), F(1, 6, 5, 4), activation="Relu")
     yield ms("FusedConv", F(1, 4, 7, 6), F(6, 4, 3, 3), F(6), F(1, 6, 5, 4))
-    yield ms("FusedConv", F(1, 2, 8), F(3, 2, 3), dilations=[2], auto_pad="VALID", activation="Relu")
+    yield ms("FusedConv", F(1, 2, 8), F(3, 2, 3), strides=[2], auto_pad="SAME_UPPER", activation="Relu")
     for ceil, auto in product((None, 1), ("NOTSET", "SAME_UPPER")):
         x = N(0, 99, 1, 7, 6, 3, dtype=np.uint8)
         yield ms("NhwcMaxPool", x, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=ceil, auto_pad=auto)
+    yield ms("NhwcMaxPool", N(0, 99, 1, 7, 6, 3, dtype=np.int8), kernel_shape=[2, 2], strides=[3, 3], ceil_mode=1)
+    yield ms("NhwcMaxPool", x, kernel_shape=[3, 2], pads=[1, 0, 1, 1], dilations=[2, 1])
 
 
 def attention() -> Iterator[Case]:
@@ -163,6 +172,9 @@ def attention() -> Iterator[Case]:
         yield ms("MultiHeadAttention", *three, None, None, F(*added), num_heads=2, scale=0.4)
     yield ms("MultiHeadAttention", F(2, 4, 16), F(2, 2, 6, 8), F(2, 2, 6, 8), num_heads=2)
     yield ms("MultiHeadAttention", F(2, 4, 16), F(2, 2, 6, 8), F(2, 2, 6, 8), F(48), num_heads=2)
+    keys = V([1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 0, 1], dtype=np.int32)
+    yield ms("MultiHeadAttention", *three, None, keys, num_heads=2, mask_filter_value=-1.5)
+    yield ms("Attention", x, w, b, masks["keys"], num_heads=2, mask_filter_value=-1.5)
     old = [F(2, 2, 3, 8), F(2, 2, 3, 8)]
     same = [F(2, 4, 16), F(2, 4, 16), F(2, 4, 16)]
     for one_way, bias in product((None, 1), (None, F(48))):
@@ -214,6 +226,8 @@ def embeddings() -> Iterator[Case]:
             yield ms("RotaryEmbedding", F(2, 3, 32), N(0, 10, 2, 3), *tables, **heads, **forms)
         yield ms("RotaryEmbedding", F(2, 4, 3, 8), N(0, 10, 2, 3), *tables, **heads, **forms)
         yield ms("RotaryEmbedding", F(2, 4, 3, 8), V(2, dtype=np.int64), *tables, **heads, **forms)
+    packed = N(0, 10, 2, 3)
+    yield ms("RotaryEmbedding", F(2, 3, 32), packed, U(-1, 1, 10, 4), U(-1, 1, 10, 4), num_heads=4, scale=1.0)
     ids, kinds = N(0, 9, 2, 4, dtype=np.int32), N(0, 2, 2, 4, dtype=np.int32)
     tables = [const(F(9, 8)), const(F(6, 8)), const(F(2, 8))]
     norm = [const(F(8)), const(F(8))]
@@ -250,10 +264,27 @@ def others() -> Iterator[Case]:
         for count in (0, 1):
             forms = {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1], "count_include_pad": count}
             yield ms("QLinearAveragePool", image, scale, point, wide, point, **forms)
+            yield ms("QLinearAveragePool", image, scale, point, wide, point, ceil_mode=1, **forms)
+        last = N(0, 99, 1, 6, 5, 2, dtype=dtype)
+        yield ms("QLinearAveragePool", last, scale, point, wide, point, kernel_shape=[2, 2], channels_last=1)
+        same = {"kernel_shape": [3, 2], "auto_pad": "SAME_UPPER", "strides": [2, 2]}
+        yield ms("QLinearAveragePool", image, scale, point, wide, point, **same)
+        yield ms("QLinearGlobalAveragePool", last, scale, point, wide, point, channels_last=1)
+        least, tiny = const(np.asarray(0, dtype)), const(V(1 / 256).reshape(()))
+        for axis, opset in product((0, 1, 2), (12, 13)):
+            yield ms("QLinearSoftmax", a, scale, point, tiny, least, axis=axis, opset=opset)
         left, right = N(0, 90, 3, 4, dtype=dtype), const(N(0, 90, 4, 5, dtype=dtype))
         extra = const(N(-99, 99, 5, dtype=np.int32))
         yield ms("QGemm", left, scale, point, right, scale, point, extra, wide, point)
         yield ms("QGemm", left, scale, point, right, scale, point, extra, alpha=0.5)
+        for side in (0, 1):
+            turned = {"transA": side, "transB": 1 - side}
+            shapes = ((4, 3), (4, 5)) if side else ((3, 4), (5, 4))
+            operands = [N(0, 90, *shapes[0], dtype=dtype), scale, point, const(N(0, 90, *shapes[1], dtype=dtype))]
+            yield ms("QGemm", *operands, scale, point, extra, wide, point, **turned)
+        each = const(U(0.05, 0.3, 3)), const(N(0, 9, 3, dtype=dtype))
+        yield ms("QuantizeLinear", U(-5, 9, 3, 2, 4), *each, axis=0)
+        yield ms("DequantizeLinear", N(0, 99, 3, 2, dtype=dtype), *each, axis=0)
         yield ms("QuantizeLinear", V(0.25, 0.75, -1.25, 9.0), const(V(0.5).reshape(())), point)
         yield ms("DequantizeLinear", a, scale, point)
     for k, upper in product((None, 1, -1), (0, 1)):
@@ -268,4 +299,7 @@ def others() -> Iterator[Case]:
     yield ms("GatherND", F(2, 3, 4), N(0, 2, 5, 2))
     yield ms("CDist", F(3, 4), F(5, 4), metric="euclidean")
     yield ms("CDist", F(3, 4), F(5, 4), metric="sqeuclidean")
-    yield ms("GridSample", F(1, 2, 4, 4), U(-1, 1, 1, 3, 3, 2), mode="bilinear", padding_mode="zeros", align_corners=0)
+    for mode, padding in product(("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")):
+        for align in (0, 1):
+            forms = {"mode": mode, "padding_mode": padding, "align_corners": align}
+            yield ms("GridSample", F(1, 2, 4, 4), U(-1.3, 1.3, 1, 3, 3, 2), **forms)

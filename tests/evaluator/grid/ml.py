@@ -50,7 +50,10 @@ def scaling() -> Iterator[Case]:
     )
     yield ml("Imputer", V([1, 0, 3], [0, 5, 6]), imputed_value_floats=[7.0, 8.0, 9.0], replaced_value_float=0.0)
     yield ml("Imputer", V([1, 0, 3], [0, 5, 6], dtype=np.int64), imputed_value_int64s=[7], replaced_value_int64=0)
-    yield ml("FeatureVectorizer", F(2, 3), F(2, 1), inputdimensions=[3, 1])
+    yield ml("Imputer", V([1, 4, 3], [4, 5, 6], dtype=np.int64), imputed_value_int64s=[7, 8, 9], replaced_value_int64=4)
+    yield ml("OneHotEncoder", V(1, 3, 2, dtype=np.int64), cats_int64s=[1, 2, 3], zeros=0)
+    for sizes in ([3, 1], [2, 2], [4, 1]):
+        yield ml("FeatureVectorizer", F(2, 3), F(2, 1), inputdimensions=sizes)
     yield ml("ArrayFeatureExtractor", F(3, 4), V(2, 0, dtype=np.int64))
     yield ml("ArrayFeatureExtractor", F(4), V([2, 0, 3], dtype=np.int64))
     yield ml("OneHotEncoder", V(1, 5, 2, dtype=np.int64), cats_int64s=[1, 2, 3], zeros=1)
@@ -142,6 +145,11 @@ def trees() -> Iterator[Case]:
         "class_ids": [0, 1, 2],
         "class_weights": [1.0, 2.0, 3.0],
     }
+    yield from forests(nodes)
+    leaf = {"target_treeids": [0], "target_nodeids": [2], "target_ids": [0], "target_weights": [2.0]}
+    for base, aggregate in product((None, [0.5]), ("SUM", "MIN", "AVERAGE")):
+        forms = {"aggregate_function": aggregate, "base_values": base, "n_targets": 1}
+        yield ml("TreeEnsembleRegressor", F(6, 2), **forms, **nodes, **leaf)
     for post in POSTS[:4]:
         yield ml(
             "TreeEnsembleClassifier",
@@ -162,3 +170,36 @@ def trees() -> Iterator[Case]:
         rho=[0.1],
         support_vectors=[0.1, 0.2, -0.4, 0.9],
     )
+
+
+def forests(nodes: dict[str, Any]) -> Iterator[Case]:
+    """Two trees for two targets, every comparison, values that are missing."""
+    two = {key: [*value, *value] for key, value in nodes.items()} | {"nodes_treeids": [0] * 5 + [1] * 5}
+    leaves = {
+        "target_treeids": [0, 0, 0, 1, 1, 1],
+        "target_nodeids": [2, 3, 4, 2, 3, 4],
+        "target_ids": [0, 1, 0, 0, 0, 1],
+        "target_weights": [1.0, 2.0, -3.0, 0.5, 0.25, 4.0],
+    }
+    x = V([0.1, -0.2], [0.0, -0.3], [0.05, 0.4], [0.7, -0.2], [np.nan, 0.0], [-1.0, np.nan])
+    for aggregate in ("SUM", "AVERAGE", "MIN", "MAX"):
+        forms = {"n_targets": 2, "aggregate_function": aggregate}
+        yield ml("TreeEnsembleRegressor", x, base_values=[0.5, -0.5], **forms, **two, **leaves)
+        yield ml("TreeEnsembleRegressor", x, **forms, **two, **leaves)
+    for post in POSTS:
+        yield ml("TreeEnsembleRegressor", F(6, 2), n_targets=2, post_transform=post, **two, **leaves)
+    for mode in ("LEQ", "LT", "GTE", "GT", "EQ", "NEQ"):
+        branch = {"nodes_modes": ([f"BRANCH_{mode}"] * 2 + ["LEAF"] * 3) * 2}
+        missing = {"nodes_missing_value_tracks_true": [1, 0, 0, 0, 0] * 2}
+        yield ml("TreeEnsembleRegressor", x, n_targets=2, **(two | branch), **leaves)
+        yield ml("TreeEnsembleRegressor", x, n_targets=2, **(two | branch), **leaves, **missing)
+    classes = {f"class_{key.removeprefix('target_')}": value for key, value in leaves.items()}
+    for post in POSTS:
+        forms = {"classlabels_strings": ["no", "yes"], "post_transform": post, "outputs": 2}
+        yield ml("TreeEnsembleClassifier", x, base_values=[0.3, -0.1], **forms, **two, **classes)
+        three = classes | {"class_ids": [0, 1, 2, 0, 2, 1]}
+        of_three = forms | {"classlabels_strings": ["a", "b", "c"]}
+        yield ml("TreeEnsembleClassifier", x, base_values=[0.3, -0.1, 0.2], **of_three, **two, **three)
+        yield ml("TreeEnsembleClassifier", x, **of_three, **two, **three)
+        binary = classes | {"class_ids": [0] * 6}
+        yield ml("TreeEnsembleClassifier", F(6, 2), **forms, **two, **binary)

@@ -29,6 +29,7 @@ def batch() -> Iterator[Case]:
         yield row("BatchNormalization", F(*shape), *stored, training_mode=0)
         yield row("BatchNormalization", F(*shape), *stored, training_mode=1, epsilon=1e-3, momentum=0.8, outputs=3)
         yield row("BatchNormalization", F(*shape), *stored, training_mode=1)
+    yield row("BatchNormalization", F(2, 3, 4), U(0.5, 2, 3), F(3), F(3), U(0.3, 3, 3), at=13, outputs=5)
     for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5)):
         stored = [U(0.5, 2, *shape[1:]), F(*shape[1:]), F(*shape[1:]), U(0.3, 3, *shape[1:])]
         yield row("BatchNormalization", F(*shape), *stored, spatial=0, epsilon=1e-2)
@@ -46,6 +47,9 @@ def instance() -> Iterator[Case]:
     for axes in (None, [0, 2, 3], [1], [0, 1, 2, 3], [-1, 0], [2]):
         yield row("MeanVarianceNormalization", F(2, 3, 4, 5), axes=axes)
     yield row("MeanVarianceNormalization", F(2, 3, 4), axes=[0, 2])
+    for across, scaled in product((None, 0, 1), repeat=2):
+        forms = {"across_channels": across, "normalize_variance": scaled}
+        yield row("MeanVarianceNormalization", F(2, 3, 4, 5), at=8, **forms)
 
 
 def layer() -> Iterator[Case]:

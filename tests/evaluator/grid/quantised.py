@@ -20,6 +20,7 @@ def cases() -> Iterator[Case]:
     yield from back()
     yield from dynamic()
     yield from narrow()
+    yield from to_half()
 
 
 def there() -> Iterator[Case]:
@@ -61,6 +62,15 @@ def back() -> Iterator[Case]:
             shape[axis] = -(-shape[axis] // block)
             points = N(0, zero + 1, *shape, dtype=dtype)
             yield row("DequantizeLinear", x, U(0.05, 0.3, *shape), points, axis=axis, block_size=block)
+
+
+def to_half() -> Iterator[Case]:
+    """Scales of float32, results of float16, which opset 23 has."""
+    x, scale = N(0, 200, 3, 4, dtype=np.uint8), U(0.05, 0.3, 4)
+    yield row("DequantizeLinear", x, scale, N(0, 9, 4, dtype=np.uint8), axis=1, output_dtype=TensorProto.FLOAT16)
+    yield row(
+        "QuantizeLinear", U(-9, 9, 3, 4), V(0.5), axis=1, output_dtype=TensorProto.INT8, precision=TensorProto.FLOAT
+    )
 
 
 def dynamic() -> Iterator[Case]:

@@ -42,6 +42,8 @@ def cases() -> Iterator[Case]:
     ):
         integers = [const(np.asarray(part, np.int64)) for part in (bins, length, rate)]
         yield row("MelWeightMatrix", *integers, const(np.asarray(low, np.float32)), const(np.asarray(high, np.float32)))
+        double = {"output_datatype": TensorProto.DOUBLE}
+        yield row("MelWeightMatrix", *integers, const(V(low).reshape(())), const(V(high).reshape(())), **double)
     for image, block, forms in (
         ([5, 5], [1, 5], {}),
         ([5, 5], [2, 2], {"strides": [1, 2]}),
