@@ -2,6 +2,7 @@
 
     python benchmarks/fold_speed.py [--rounds 5]
     python benchmarks/fold_speed.py --nodes 3500 7000 14000 28000 50000 [--rounds 5]
+    python -m benchmarks.fold_speed --verify OTHER [--rounds 1]
 
 Builds a pre-norm Transformer encoder with PRepBN and random statistics (about 25 million parameters), then runs,
 interleaved and each in its own process: `normfold` (load, analyse, rewrite, save, timed apart) and `onnxslim.slim`.
@@ -10,6 +11,10 @@ The figures in docs/benchmarks.md are this output.
 
 With --nodes: seconds of each stage on ever deeper decoders without biases (benchmarks/large_model.py, 16 channels: one
 residual stream, two norms to a block, every shift carried by the writers of the stream), as a table.
+
+With --verify: how long `normfold verify` takes for ONNX files of three models of the package transformers (published
+sizes, drawn weights and statistics), by the normfold in this folder and by the one in OTHER, the folder of another
+commit (`git worktree add OTHER COMMIT`), interleaved. Seconds on the clock, and of the processors.
 """
 
 from __future__ import annotations
@@ -24,7 +29,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # Operators of one block of benchmarks/large_model.py.
 NODES_OF_BLOCK = 34
@@ -130,6 +138,87 @@ def scaling(nodes: list[int], rounds: int) -> None:
         print(f"| {before:,} -> {after:,} | {folded} | {laps} | {each:.2f} s |")
 
 
+def _pictures() -> torch.nn.Module:
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
+    return MobileNetV2Model(MobileNetV2Config())
+
+
+def _deit() -> torch.nn.Module:
+    from transformers import DeiTConfig, DeiTModel
+
+    return DeiTModel(DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768))
+
+
+def _bert() -> torch.nn.Module:
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig())
+
+
+# Name, model, input.
+VERIFIED = {
+    "MobileNetV2, 224 x 224": (_pictures, "pixel_values:float32[1,3,224,224]"),
+    "DeiT-tiny, 224 x 224": (_deit, "pixel_values:float32[1,3,224,224]"),
+    "BERT, 12 layers, 64 tokens": (_bert, "input_ids:int64[1,64]<30522"),
+}
+
+
+def verification(other: Path, rounds: int) -> None:
+    """Print the table of verifications, here and in the folder of the other commit."""
+    import torch
+
+    from normfold.pipeline import fold
+
+    here = Path(__file__).resolve().parent.parent
+    print("| model | samples | before | now | before / now |\n|---|---:|---:|---:|---:|")
+    for name, (build, text) in VERIFIED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            source, target = Path(folder) / "source.onnx", Path(folder) / "folded.onnx"
+            _export(build(), text, source)
+            fold(source, target, verify=False)
+            runs: dict[Path, list[tuple[float, float]]] = {other.resolve(): [], here: []}
+            for _ in range(rounds):
+                for tree, found in runs.items():
+                    found.append(_verified(tree, source, target))
+        (old, old_busy), (new, new_busy) = (map(statistics.median, zip(*found)) for found in runs.values())  # noqa: B905
+        told = [f"{clock:.0f} s ({busy:.0f} s)" for clock, busy in ((old, old_busy), (new, new_busy))]
+        print(f"| {name} | 32 | {told[0]} | {told[1]} | {old / new:.1f} ({old_busy / new_busy:.1f}) |", flush=True)
+
+
+def _export(module: torch.nn.Module, text: str, path: Path) -> None:
+    from normfold.checkpoint import Source
+    from normfold.detect import find_norms
+    from normfold.export import export
+    from normfold.files import save
+    from normfold.inputs import InputSpec
+
+    for key, tensor in module.state_dict().items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0)
+        elif key.endswith("running_mean"):
+            tensor.normal_(0.0, 0.2)
+    module.config.return_dict = False
+    source = Source(path, "", "torch", module.eval(), None, (InputSpec.parse(text),), None, {}, find_norms(module))
+    save(export(source), path)
+
+
+def _verified(tree: Path, source: Path, target: Path) -> tuple[float, float]:
+    """Seconds on the clock and of the processors. Raises CalledProcessError where the verdict is not "passed"."""
+    before, start = os.times(), time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "normfold", "verify", target, "--against", source],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    after = os.times()
+    busy = sum(after[2:4]) - sum(before[2:4])
+    return time.perf_counter() - start, busy
+
+
 def help_seconds() -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "normfold", "--help"], capture_output=True, check=True)
@@ -140,8 +229,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", type=int, nargs="+", help="a table over graphs of about these many operators")
+    parser.add_argument("--verify", type=Path, metavar="OTHER", help="a table of verifications, here and in OTHER")
     asked = parser.parse_args()
     rounds = asked.rounds
+    if asked.verify:
+        verification(asked.verify, rounds)
+        return
     if asked.nodes:
         scaling(asked.nodes, rounds)
         return

@@ -1,19 +1,23 @@
 """What the judge catches and what it lets pass: fills in the study in docs/verification.md.
 
-    python -m benchmarks.mutation_study [--mutations 560] [--folds 210] [--seed 0] [-o docs/verification.md]
+    python -m benchmarks.mutation_study [--mutations 560] [--folds 210] [--of-opset 100] [--seed 0]
+                                        [-o docs/verification.md]
 
-Mutations: each fixture is exported and folded; then one thing in the folded graph is made wrong, as folding tools have
-been wrong, and the judge compares the mutant with the original. How much a mutation really changes is measured apart:
-mutant and folded graph in float64 by the evaluator, on inputs of other seeds than the judge's, as the largest change
-of an output in units of its bound, the larger of those that the original's own error sets on these inputs and on the
-judge's. Beyond 1 it is no rounding any more and has to be caught.
+Mutations: each fixture is exported and folded, and so are small ONNX files of every opset in tests/opset_graphs.py,
+`--of-opset` mutants of each; then one thing in the folded graph is made wrong, as folding tools have been wrong, and
+the judge compares the mutant with the original. How much a mutation really changes is measured apart: mutant and folded
+graph in float64 by normfold's evaluator, on inputs of other seeds than the judge's, as the largest change of an output
+in units of its bound, the larger of those that the original's own error sets on these inputs and on the judge's. Beyond
+1 it is no rounding any more and has to be caught.
 
-Right folds: random subsets of the norms of every fixture, each judged on inputs of another seed, and random networks.
+Right folds: random subsets of the norms of every fixture, each judged on inputs of another seed, and random networks;
+twice as many ONNX files of all opsets together as mutants of one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,6 +41,7 @@ from normfold.inputs import InputSpec, parse_specs
 from normfold.rewrite import rewrite
 from normfold.truth import Outputs, establish, run_graph
 from normfold.yardstick import Yardstick
+from tests import opset_graphs
 from tests.graphs import as_float32
 from tests.random_graphs import network
 
@@ -80,16 +85,31 @@ class Result:
 
 def subject(name: str, folder: Path) -> Subject:
     """Export and fold a fixture, and lay the yardstick."""
-    source = load_checkpoint(FIXTURES / f"{name}.pt")
+    return _subject(name, load_checkpoint(FIXTURES / f"{name}.pt"), folder, norm_affine=name.endswith("_ln"))
+
+
+def opset_subject(opset: int, kind: str, seed: int, folder: Path) -> Subject:
+    """Fold an ONNX file of this opset, and lay the yardstick."""
+    return _subject(f"opset {opset}", load_checkpoint(_file(opset, kind, seed, folder)), folder)
+
+
+def _file(opset: int, kind: str, seed: int, folder: Path) -> Path:
+    path = folder / f"{opset}-{kind}-{seed}.source.onnx"
+    onnx.save(opset_graphs.network(opset, kind, seed), path)
+    return path
+
+
+def _subject(name: str, source: Source, folder: Path, *, norm_affine: bool = False) -> Subject:
     original = prepare(export(source))
-    plan = analyse(original, norms=source.norms, norm_affine=name.endswith("_ln"))
-    unfolded, folded = folder / f"{name}.onnx", folder / f"{name}.folded.onnx"
+    plan = analyse(original, norms=source.norms, norm_affine=norm_affine)
+    stem = Path(source.path).stem
+    unfolded, folded = folder / f"{stem}.onnx", folder / f"{stem}.folded.onnx"
     save(original, unfolded)
     save(rewrite(original, plan), folded)
     truth = establish(source.module, unfolded, source.inputs, cases=draw_cases(source.inputs, count=SAMPLES))
     cases = draw_cases(source.inputs, seed=PROBE_SEED, count=PROBES)
     probing = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
-    probes, yardstick = run_graph(folded, cases), Yardstick.lay(truth, unfolded)
+    probes, yardstick = tuple(run_graph(folded, cases)), Yardstick.lay(truth, unfolded)
     allowed = [max(pair) for pair in zip(_allowed(probing), _allowed(yardstick), strict=True)]
     return Subject(name, folder, source, original, onnx.load(folded), yardstick, probes, allowed)
 
@@ -221,7 +241,7 @@ def wrong_group(model: ModelProto, rng: np.random.Generator) -> bool:
     grouped = [
         node.input[1]
         for node in model.graph.node
-        if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        if node.op_type in ("Conv", "ConvTranspose") and any(a.name == "group" and a.i > 1 for a in node.attribute)
     ]
     if (picked := _pick([t for t in model.graph.initializer if t.name in grouped], rng)) is None:
         return False
@@ -252,6 +272,14 @@ def mutants(subjects: list[Subject], count: int, seed: int) -> Iterator[Result]:
                     yield result
 
 
+def opset_mutants(count: int, seed: int) -> Iterator[Result]:
+    """`count` mutants of every opset, of two networks of every kind."""
+    for opset in opset_graphs.OPSETS:
+        with tempfile.TemporaryDirectory() as folder:
+            pairs = itertools.product(opset_graphs.KINDS, (seed, seed + 1))
+            yield from mutants([opset_subject(opset, *pair, Path(folder)) for pair in pairs], count, seed)
+
+
 def right_folds(subjects: list[Subject], count: int, seed: int) -> Iterator[tuple[str, bool]]:
     """(what, passed) of right folds: subsets of the norms of the fixtures in turn with random networks."""
     rng = np.random.default_rng(seed)
@@ -271,6 +299,19 @@ def right_folds(subjects: list[Subject], count: int, seed: int) -> Iterator[tupl
         yield of.name, _passes(of.original, of.source, of.source.inputs, only, seed + 100 * number)
 
 
+def right_opset_folds(count: int, seed: int) -> Iterator[tuple[str, bool]]:
+    """The same of ONNX files, all opsets and kinds in turn: all of their norms, or some."""
+    rng = np.random.default_rng(seed)
+    turns = itertools.cycle(itertools.product(opset_graphs.OPSETS, opset_graphs.KINDS))
+    for number, (opset, kind) in zip(range(count), turns):  # noqa: B905 the turns have no end
+        with tempfile.TemporaryDirectory() as folder:
+            source = load_checkpoint(_file(opset, kind, 1000 + seed + number, Path(folder)))
+        original = prepare(export(source))
+        names = [site.name for site in analyse(original).sites]
+        only = {name for name in names if rng.random() < 0.6} if number % 2 else None
+        yield f"opset {opset}, {kind}", _passes(original, None, source.inputs, only, seed + 100 * number)
+
+
 def _passes(
     original: Model, source: Source | None, specs: tuple[InputSpec, ...], only: set[str] | None, seed: int
 ) -> bool:
@@ -284,24 +325,42 @@ def _passes(
         return all(edge.passed for edge in Yardstick.lay(truth, unfolded).compare(folded))
 
 
-def table(results: list[Result]) -> list[str]:
-    """One row per kind."""
+def table(results: list[Result], by: str = "mutation") -> list[str]:
+    """One row per kind of mutation, or per subject."""
     lines = [
-        "| mutation | mutants | beyond its bound | of these caught | within its bound | of these caught |",
+        f"| {by} | mutants | beyond its bound | of these caught | within its bound | of these caught |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for kind in (*MUTATIONS, "all"):
-        rows = [result for result in results if kind in ("all", result.kind)]
+    kinds = MUTATIONS if by == "mutation" else dict.fromkeys(result.subject for result in results)
+    for kind in (*kinds, "all"):
+        rows = [result for result in results if kind in ("all", result.kind if by == "mutation" else result.subject)]
         beyond, within = [r for r in rows if r.change > 1], [r for r in rows if r.change <= 1]
         caught = [sum(row.caught for row in part) for part in (beyond, within)]
         lines.append(f"| {kind} | {len(rows)} | {len(beyond)} | {caught[0]} | {len(within)} | {caught[1]} |")
     return lines
 
 
+def _told(results: list[Result]) -> str:
+    missed = [
+        f"{r.change:.2f} times the bound: {r.kind}, {r.subject}" for r in results if r.change > 1 and not r.caught
+    ]
+    smallest = min((result.change for result in results if result.caught), default=0.0)
+    return (
+        f"{len(missed)} beyond the bound were missed{f' (by {chr(44).join(missed)})' if missed else ''}. "
+        f"The smallest change that was caught is {smallest:.2g} times the bound."
+    )
+
+
+def _alarms(folds: list[tuple[str, bool]]) -> str:
+    alarms = [what for what, passed in folds if not passed]
+    return f"{len(alarms)} false alarms{f' ({alarms})' if alarms else ''}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=560)
     parser.add_argument("--folds", type=int, default=210)
+    parser.add_argument("--of-opset", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the study is printed")
     options = parser.parse_args()
@@ -309,22 +368,21 @@ def main() -> None:
         subjects = [subject(name, Path(folder)) for name in NAMES]
         results = list(mutants(subjects, options.mutations, options.seed))
         folds = list(right_folds(subjects, options.folds, options.seed))
-    missed = [result for result in results if result.change > 1 and not result.caught]
-    alarms = [what for what, passed in folds if not passed]
-    smallest = min((result.change for result in results if result.caught), default=0.0)
+    of_opsets = list(opset_mutants(options.of_opset, options.seed))
+    opset_folds = list(right_opset_folds(2 * options.of_opset, options.seed))
     lines = [
         *table(results),
         "",
-        f"{len(results)} mutants of {len(NAMES)} folded fixtures, seed {options.seed}: {len(missed)} beyond the bound "
-        f"were missed"
-        + (
-            f" (by {', '.join(f'{r.change:.2f} times the bound: {r.kind}, {r.subject}' for r in missed)})"
-            if missed
-            else ""
-        )
-        + f". The smallest change that was caught is {smallest:.2g} times the bound.",
+        f"{len(results)} mutants of {len(NAMES)} folded fixtures, seed {options.seed}: {_told(results)}",
         "",
-        f"{len(folds)} right folds, {len(alarms)} false alarms{f' ({alarms})' if alarms else ''}.",
+        f"{len(folds)} right folds, {_alarms(folds)}.",
+        "",
+        *table(of_opsets, "ONNX files"),
+        "",
+        f"{len(of_opsets)} mutants of folded ONNX files ({', '.join(opset_graphs.KINDS)}), seed {options.seed}: "
+        f"{_told(of_opsets)}",
+        "",
+        f"{len(opset_folds)} right folds of such files, {_alarms(opset_folds)}.",
         "",
         f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{SAMPLES} samples for each verdict.",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normfold.aside import Feeds
 from normfold.errors import InputSpecError
 from normfold.foreign import one_line
 from normfold.inputs import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
@@ -60,7 +61,7 @@ class Case:
         """The same inputs, floats in the types that these specifications name."""
         types = {spec.name: np.dtype(spec.dtype) for spec in specs}
         floats = {name: value.astype(types[name]) for name, value in self.feeds.items() if value.dtype.kind == "f"}
-        return replace(self, feeds={**self.feeds, **floats})
+        return replace(self, feeds=Feeds({**self.feeds, **floats}))
 
     def moved(self, number: int, *, eps: float = 0.0, mirrored: bool = False) -> Case:
         """The same inputs, every float moved to one of its two neighbours; 0 leaves them as they are.
@@ -139,7 +140,10 @@ def _dealt(cases: Sequence[Case], specs: Sequence[InputSpec], *, seed: int) -> t
         values = np.concatenate([rng.permutation(spec.high)[: sum(sizes)] for _ in range(decks)] or [np.zeros(0, int)])
         ends = np.cumsum(sizes)
         cases = [
-            replace(case, feeds={**case.feeds, spec.name: _like(case.feeds[spec.name], values[end - size : end])})
+            replace(
+                case,
+                feeds=Feeds({**case.feeds, spec.name: _like(case.feeds[spec.name], values[end - size : end])}),
+            )
             for case, size, end in zip(cases, sizes, ends, strict=True)
         ]
     return tuple(cases)
@@ -158,7 +162,7 @@ def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int
                 f"input {spec} has {elements} elements, more than can be drawn ({MOST_ELEMENTS}); give smaller sizes "
                 "with --input, or do without the verification (--no-verify)"
             )
-    return Case(sizes, seed, scale, draw(specs, sizes, seed=seed, scale=scale))
+    return Case(sizes, seed, scale, Feeds(draw(specs, sizes, seed=seed, scale=scale)))
 
 
 def told_by_values(cases: Sequence[Case], agrees: Sequence[bool]) -> str:
@@ -200,7 +204,7 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
     chosen = np.unique(np.linspace(0, len(parts) - 1, min(count, len(parts))).round().astype(int))
     cases = []
     for number, (origin, feeds) in enumerate(parts[i] for i in chosen):
-        cases.append(Case(_sizes(specs, feeds, origin), number, 1.0, feeds, origin))
+        cases.append(Case(_sizes(specs, feeds, origin), number, 1.0, Feeds(feeds), origin))
     return tuple(cases)
 
 

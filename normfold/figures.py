@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ Array = npt.NDArray[Any]
 
 # Beyond this a number is a mask (float32's lowest, -1e30), not a result: it must not set the scale of errors.
 MASK = 1e30
+
+# Entries that are looked at at once.
+BLOCK = 1 << 18
 
 # Fewer than this many numbers in a row, and the best five of them say nothing.
 FEWEST_CLASSES = 6
@@ -40,6 +44,13 @@ class Figures:
 FAILED = Figures(float("inf"), float("inf"), float("inf"))
 
 
+def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Pieces of arrays of one shape, flattened: what is computed of them needs little memory beside theirs."""
+    flat = [np.asarray(array).reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, BLOCK):
+        yield tuple(array[start : start + BLOCK] for array in flat)
+
+
 def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
     """The figures of one output. `true`: float64, or integers and booleans as they are."""
     value = np.asarray(value)
@@ -48,14 +59,11 @@ def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
         return FAILED
     if true.dtype.kind != "f":
         return Figures(max_abs, max_abs, max_abs)
-    value = value.astype(np.float64)
     rms, beyond = rms_error(value, true), _beyond(value, true, rtol) if rtol else max_abs
     if true.ndim < 2 or true.shape[-1] < FEWEST_CLASSES or true.size == 0:
         return Figures(max_abs, rms, beyond, _cosine(value, true))
-    agree = value.argmax(-1) == true.argmax(-1)
-    return Figures(
-        max_abs, rms, beyond, _cosine(value, true), float(agree.mean()), _overlap(value, true), _first_token(agree)
-    )
+    agree, top5 = _classes(value, true)
+    return Figures(max_abs, rms, beyond, _cosine(value, true), float(agree.mean()), top5, _first_token(agree))
 
 
 def settled(value: Array, true: Array, undecided: Array | None) -> Array:
@@ -77,36 +85,58 @@ def difference(value: Array, true: Array) -> float:
         return float(np.mean(np.asarray(value != true, dtype=bool))) if true.size else 0.0
     if value.dtype.kind not in "fiub":
         return float("inf")
-    value = value.astype(np.float64)
-    masked = np.abs(true) >= MASK
-    if np.isnan(value).any() or (np.abs(value[masked]) < MASK).any() or (value[masked] * true[masked] < 0).any():
-        return float("inf")
-    return float(np.max(np.abs(value[~masked] - true[~masked]), initial=0.0))
+    worst = 0.0
+    for ours, theirs in blocks(value, true):
+        ours = ours.astype(np.float64)
+        masked = np.abs(theirs) >= MASK
+        if np.isnan(ours).any() or (np.abs(ours[masked]) < MASK).any() or (ours[masked] * theirs[masked] < 0).any():
+            return float("inf")
+        worst = max(worst, float(np.max(np.abs(ours[~masked] - theirs[~masked]), initial=0.0)))
+    return worst
 
 
 def rms_error(value: Array, true: Array) -> float:
     """Root mean square of the error of floats, masks left out; of anything else the share of entries that differ."""
     if value.shape != true.shape or true.dtype.kind != "f":
         return difference(value, true)
-    kept = np.abs(true) < MASK
-    return float(np.sqrt(np.mean(np.square(value[kept].astype(np.float64) - true[kept])))) if kept.any() else 0.0
+    total, count = 0.0, 0
+    for ours, theirs in _kept(value, true):
+        total, count = total + float(np.square(ours - theirs).sum()), count + theirs.size
+    return float(np.sqrt(total / count)) if count else 0.0
+
+
+def _kept(value: Array, true: Array) -> Iterator[tuple[Array, Array]]:
+    """Blocks of both in float64, without masks."""
+    for ours, theirs in blocks(value, true):
+        kept = np.abs(theirs) < MASK
+        yield ours[kept].astype(np.float64), theirs[kept]
 
 
 def _beyond(value: Array, true: Array, rtol: float) -> float:
-    kept = np.abs(true) < MASK
-    return float(np.max(np.abs(value[kept] - true[kept]) - rtol * np.abs(true[kept]), initial=0.0))
+    each = (np.abs(ours - theirs) - rtol * np.abs(theirs) for ours, theirs in _kept(value, true))
+    return max((float(np.max(block, initial=0.0)) for block in each), default=0.0)
 
 
 def _cosine(value: Array, true: Array) -> float | None:
-    kept = np.abs(true) < MASK
-    a, b = value[kept], true[kept]
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms > 0.0 else None
+    products = np.zeros(3)
+    for a, b in _kept(value, true):
+        products += (a @ b, a @ a, b @ b)
+    norms = float(np.sqrt(products[1]) * np.sqrt(products[2]))
+    return float(products[0]) / norms if norms > 0.0 else None
 
 
-def _overlap(value: Array, true: Array) -> float:
-    ours, theirs = (np.argpartition(array, -5, axis=-1)[..., -5:] for array in (value, true))
-    return float((ours[..., :, None] == theirs[..., None, :]).sum((-1, -2)).mean() / 5)
+def _classes(value: Array, true: Array) -> tuple[Array, float]:
+    """For every row whether its largest entry agrees; of all rows the mean overlap of their five largest."""
+    width = true.shape[-1]
+    rows = max(BLOCK // width, 1)
+    ours, theirs = value.reshape(-1, width), true.reshape(-1, width)
+    agree, overlap = np.zeros(len(theirs), dtype=bool), 0
+    for start in range(0, len(theirs), rows):
+        part = slice(start, start + rows)
+        agree[part] = ours[part].argmax(-1) == theirs[part].argmax(-1)
+        best = [np.argpartition(array[part], -5, axis=-1)[:, -5:] for array in (ours, theirs)]
+        overlap += int((best[0][:, :, None] == best[1][:, None, :]).sum())
+    return agree.reshape(true.shape[:-1]), overlap / (5 * len(theirs))
 
 
 def _first_token(agree: Array) -> tuple[int, int] | None:

@@ -41,6 +41,8 @@ _LARGE = (513, 257, 129, 65)
 _LEAST_LARGE = 64
 _CHEAP_ELEMENTS = 1 << 16
 _CHEAP_WORK = 1e10
+# Elements of the inputs beyond which a sample is not made twice as large: it shows no more than a step more does.
+_DEAR = 1 << 22
 
 _SPEC = re.compile(
     r"\s*(?P<name>[^\s\[\]<>]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*"
@@ -267,8 +269,8 @@ def axis_sizes(specs: Sequence[InputSpec], *, parameters: int = 0) -> list[dict[
     """The sizes at which an export is compared with its source: the traced ones first, then each axis on its own.
 
     Each dynamic axis is tried at the smallest size it may have, at 1, at one step less and one more than its traced
-    size, at about twice that and, where that is cheap, at a large size (what ends at 16 or 64 shows there), within its
-    limits, while the others keep their traced size; last, all of them at their smallest.
+    size, at about twice that where this is not dear and, where that is cheap, at a large size (what ends at 16 or 64
+    shows there), within its limits, while the others keep their traced size; last, all of them at their smallest.
     parameters: how many numbers the model holds, to tell what is cheap.
     """
     traced, axes = traced_sizes(specs), common_axes(specs)
@@ -276,7 +278,9 @@ def axis_sizes(specs: Sequence[InputSpec], *, parameters: int = 0) -> list[dict[
     found = [traced]
     for letter, size in traced.items():
         axis = axes[letter]
-        sizes = [smallest[letter], 1, size - axis.step, size + axis.step, 2 * size + axis.step]
+        sizes = [smallest[letter], 1, size - axis.step, size + axis.step]
+        twice = 2 * size + axis.step
+        sizes += [twice] if sum(math.prod(spec.shape({**traced, letter: twice})) for spec in specs) <= _DEAR else []
         found += [{**traced, letter: other} for other in sizes if axis.allows(other)]
         large = large_size(specs, letter, parameters=parameters)
         found += [] if large is None else [{**traced, letter: large}]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
         steps: dict[str, int] = {}
         dims = tuple(_dim(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
         choice = _compared(value) if dtype in INTEGERS and math.prod(d for d in dims if isinstance(d, int)) == 1 else ()
-        specs.append(InputSpec(str(value.name), dtype, dims, high=_table_rows(value), steps=steps, values=choice))
+        specs.append(InputSpec(str(value.name), dtype, dims, high=_vocabulary(value), steps=steps, values=choice))
     return tuple(specs)
 
 
@@ -60,29 +61,48 @@ def _dim(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int 
 def _letter(dim: int | ir.SymbolicDim, unnamed: str) -> int | str:
     if isinstance(dim, int):
         return dim
-    letter = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in str(dim.value or unnamed))
+    # "?" and "-1", as some exporters write, are no names: two of them need not be equal.
+    name = str(dim.value) if re.search("[A-Za-z]", str(dim.value or "")) else unnamed
+    letter = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
     return f"_{letter}" if letter[0].isdigit() else letter
 
 
-def _table_rows(value: ir.Value) -> int | None:
-    """The number of rows of the smallest constant table that an integer input indexes, None where there is none."""
-    rows: list[int | None] = []
-    for node in value.consumers():
-        table = node.inputs[0]
-        axis = node.attributes.get("axis")
-        if node.op_type == "Cast":
-            rows.append(_table_rows(node.outputs[0]))
-        elif node.op_type == "Gather" and (axis is None or axis.as_int() == 0):
-            constant = table.const_value if table is not None and node.inputs[1] is value else None
-            rows.append(int(constant.shape.numpy()[0]) if constant is not None else None)
-    return min((count for count in rows if count is not None), default=None)
+# Operators that hand the numbers of their first input on as they are.
+_HANDED_ON = frozenset(
+    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
+
+
+def _vocabulary(value: ir.Value) -> int | None:
+    """How many numbers from 0 on an integer input may be, the least of all its uses; None where nothing says so.
+
+    A constant table has so many rows, one-hot vectors have so many entries.
+    """
+    counts = [
+        _vocabulary(node.outputs[0]) if node.op_type in _HANDED_ON else _told_by(node, value)
+        for node in value.consumers()
+        if node.inputs[0] is value or node.op_type not in _HANDED_ON
+    ]
+    return min((count for count in counts if count is not None), default=None)
+
+
+def _told_by(node: ir.Node, value: ir.Value) -> int | None:
+    constants = [None if item is None else ir.convenience.get_const_tensor(item) for item in node.inputs]
+    axis = node.attributes.get("axis")
+    if node.op_type == "Gather" and node.inputs[1] is value and constants[0] is not None:
+        return int(constants[0].shape.numpy()[0]) if axis is None or axis.as_int() == 0 else None
+    if node.op_type == "OneHot" and node.inputs[0] is value and constants[1] is not None:
+        return int(constants[1].numpy().reshape(-1)[0])
+    # One-hot vectors in simpler operators: which of 0, 1, 2, ... it is.
+    ranges = [c.numpy() for c in constants if c is not None and c.size > 1] if node.op_type == "Equal" else []
+    return next((r.size for r in ranges if np.array_equal(r.reshape(-1), np.arange(r.size))), None)
 
 
 def _compared(value: ir.Value) -> tuple[int, ...]:
     """The numbers that an integer is compared with, and one that it is not: what decides between branches."""
     found: set[int] = set()
     for node in value.consumers():
-        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"):
+        if node.op_type in _HANDED_ON and node.inputs[0] is value:
             found.update(_compared(node.outputs[0]))
         elif node.op_type == "Equal":
             others = [item for item in node.inputs if item is not None and item is not value]

@@ -138,7 +138,7 @@ def find_source(model: Path, manifest: Manifest) -> Path | None:
         if not relative or "\0" in relative or not _stays_inside(folder, relative):
             continue
         place = folder / relative
-        if irregular(place) is not None:
+        if irregular(place) is not None or place.resolve() == model.resolve():  # called like its source
             continue
         if sha256_of(place) != manifest.sha256:
             raise CheckpointError(

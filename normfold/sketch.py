@@ -19,7 +19,7 @@ import numpy as np
 from normfold.cases import Array, Case, draw_case
 from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, GraphError
-from normfold.figures import FAILED, MASK, Figures
+from normfold.figures import FAILED, MASK, Figures, blocks
 from normfold.foreign import one_line
 from normfold.inputs import InputSpec
 from normfold.runtime import Runtime, check_memory, open_session, run_session
@@ -158,13 +158,15 @@ class Sketch:
 
 def project(value: Array) -> Array:
     """The sketch of one output, float64 (WIDTH,); masks and infinities count as zero."""
-    flat = np.asarray(value, dtype=np.float64).ravel()
-    flat = np.where(np.abs(flat) < MASK, flat, 0.0)
-    length = math.ceil(flat.size / WIDTH)
-    signs = np.random.default_rng(flat.size).choice(np.array([-1.0, 1.0]), flat.size)
-    padded = np.zeros(length * WIDTH)
-    padded[: flat.size] = flat * signs
-    return np.asarray(padded.reshape(length, WIDTH).sum(0) / math.sqrt(max(length, 1)))
+    size = int(np.asarray(value).size)
+    rng, sums = np.random.default_rng(size), np.zeros(WIDTH)
+    for (block,) in blocks(value):
+        numbers = block.astype(np.float64)
+        padded = np.zeros(math.ceil(numbers.size / WIDTH) * WIDTH)
+        padded[: numbers.size] = np.where(np.abs(numbers) < MASK, numbers, 0.0)
+        padded[: numbers.size] *= rng.choice(np.array([-1.0, 1.0]), numbers.size)
+        sums += padded.reshape(-1, WIDTH).sum(0)
+    return np.asarray(sums / math.sqrt(max(math.ceil(size / WIDTH), 1)))
 
 
 def _record(case: Case, outputs: Sequence[Array]) -> Recorded:

@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normfold.aside import Rows
 from normfold.cases import Array, Case, draw_cases
 from normfold.clock import Tick, nothing
 from normfold.demand import check_fits
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError
 from normfold.exercise import Exercise
-from normfold.figures import MASK
+from normfold.figures import MASK, blocks
 from normfold.foreign import raised
 from normfold.inputs import InputSpec
 from normfold.runtime import check_memory
@@ -78,26 +79,22 @@ class Truth:
     """
 
     cases: tuple[Case, ...]
-    outputs: tuple[Outputs, ...]
+    outputs: Rows
     method: str
     from_module: bool
-    narrow: tuple[Outputs, ...] | None = None
+    narrow: Rows | None = None
     parts: tuple[Part, ...] = ()
     undecided: tuple[tuple[Array | None, ...], ...] | None = None
     unexercised: tuple[str, ...] = ()
 
     def only(self, numbers: Sequence[int]) -> Truth:
         """The truth about these cases alone."""
-
-        def chosen(rows: tuple[Any, ...] | None) -> Any:
-            return None if rows is None else tuple(rows[number] for number in numbers)
-
         return replace(
             self,
-            cases=chosen(self.cases),
-            outputs=chosen(self.outputs),
-            narrow=chosen(self.narrow),
-            undecided=chosen(self.undecided),
+            cases=tuple(self.cases[number] for number in numbers),
+            outputs=self.outputs.only(numbers),
+            narrow=None if self.narrow is None else self.narrow.only(numbers),
+            undecided=None if self.undecided is None else tuple(self.undecided[number] for number in numbers),
         )
 
     def pieces(self, outputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -115,20 +112,41 @@ class Truth:
         row = self.undecided[case]
         return (*row, *(None if row[part.output] is None else part.of(row) for part in self.parts))  # type: ignore[arg-type]
 
-    def scale(self, index: int) -> float:
-        """Root mean square of piece `index` over all cases; 1 for one that is zero everywhere."""
-        finite = self._finite(index)
-        rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-        return rms if rms > 0.0 else 1.0
+    def magnitudes(self) -> Magnitudes:
+        """How large every piece is."""
+        rows = [[_squares(piece) for piece in self.pieces(outputs)] for outputs in self.outputs]
+        squares, counts, peaks = (np.array([[found[n] for found in row] for row in rows]) for n in range(3))
+        scales = np.sqrt(squares.sum(0) / np.maximum(counts.sum(0), 1))
+        rms = np.sqrt(squares / np.maximum(counts, 1))
+        return Magnitudes(
+            tuple(scale if scale > 0.0 else 1.0 for scale in scales.tolist()),
+            tuple(peaks.max(0).tolist()),
+            tuple(map(tuple, rms.tolist())),
+        )
 
-    def peak(self, index: int) -> float:
-        """The largest entry of piece `index` over all cases."""
-        return float(np.max(np.abs(self._finite(index)), initial=0.0))
 
-    def _finite(self, index: int) -> Array:
-        values = [np.asarray(self.pieces(outputs)[index]) for outputs in self.outputs]
-        numbers = [value.astype(np.float64).ravel() for value in values if value.dtype.kind in "fiub"]
-        return np.concatenate([number[np.abs(number) < MASK] for number in numbers] or [np.zeros(0)])
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """Of every piece of a truth, masks and what is no number left out.
+
+    scales: root mean square over all cases, 1 for one that is zero everywhere. peaks: the largest entry of all cases.
+    rms: root mean squares, case by case.
+    """
+
+    scales: tuple[float, ...]
+    peaks: tuple[float, ...]
+    rms: tuple[tuple[float, ...], ...]
+
+
+def _squares(value: Array) -> tuple[float, int, float]:
+    """Of the entries that are finite and no masks: the sum of their squares, their number, and the largest."""
+    total, count, peak = 0.0, 0, 0.0
+    for (part,) in blocks(value) if value.dtype.kind in "fiub" else ():
+        numbers = np.abs(part.astype(np.float64))
+        numbers = numbers[numbers < MASK]
+        total, count = total + float(numbers @ numbers), count + numbers.size
+        peak = max(peak, float(numbers.max(initial=0.0)))
+    return total, count, peak
 
 
 def establish(
@@ -180,7 +198,7 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
     evaluator = evaluator_of(model, path)
     check_fits(model, cases, path)
     exercise = Exercise(model)
-    found = []
+    found = Rows()
     for case in cases:
         found.append(run_evaluator(evaluator, case, path, watch=exercise.saw))
         tick()
@@ -192,12 +210,10 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
             _undecided(outputs, [run_evaluator(e, case.moved(1, mirrored=back), path) for e, back in sides])
             for outputs, case in zip(found, cases, strict=True)
         )
-    return Truth(
-        tuple(cases), tuple(found), method, from_module=False, undecided=undecided, unexercised=exercise.missed()
-    )
+    return Truth(tuple(cases), found, method, from_module=False, undecided=undecided, unexercised=exercise.missed())
 
 
-def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
+def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> Rows:
     """Outputs of the graph at `path` in float64. Raises what `establish` does."""
     return _of_graph(path, cases, "", tick=tick).outputs
 
@@ -224,47 +240,64 @@ def _changed(value: Array, moved: Array) -> Array:
 
 def _finished(truth: Truth) -> Truth:
     """The truth with its parts. Raises CheckpointError for NaN, CannotJudgeError where too little is decided."""
+    entries = [0] * len(truth.outputs[0])
     for case, outputs in zip(truth.cases, truth.outputs, strict=True):
         for index, value in enumerate(outputs):
+            entries[index] += value.size
             if value.dtype.kind == "f" and np.isnan(value).any():
                 raise CheckpointError(
                     f"the source itself yields NaN: output {index} at {case}, computed in {truth.method}. "
                     "Nothing can be verified against that: are the weights finite, and does the model take "
                     "normally distributed inputs?"
                 )
-    for index in range(len(truth.outputs[0])):
+    for index, value in enumerate(truth.outputs[0]):
         masks = [row[index] for row in truth.undecided or ()]
         undecided = sum(int(mask.sum()) for mask in masks if mask is not None)
-        entries = sum(outputs[index].size for outputs in truth.outputs)
-        if undecided > MOST_UNDECIDED[truth.outputs[0][index].dtype.kind == "f"] * entries:
+        if undecided > MOST_UNDECIDED[value.dtype.kind == "f"] * entries[index]:
             raise CannotJudgeError(
-                f"output {index} is decided by rounding: {undecided} of its {entries} entries change when inputs and "
-                "weights move by less than float32 can hold, so there can be no verdict on it. Inputs of your own may "
-                "decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
+                f"output {index} is decided by rounding: {undecided} of its {entries[index]} entries change when "
+                "inputs and weights move by less than float32 can hold, so there can be no verdict on it. Inputs of "
+                "your own may decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
             )
     return replace(truth, parts=_parts(truth.outputs))
 
 
-def _parts(outputs: Sequence[Outputs]) -> tuple[Part, ...]:
+def _parts(outputs: Rows) -> tuple[Part, ...]:
     """Channels of other magnitudes than the largest, on the last axis or axis 1, whichever tells them further apart."""
+    first = outputs[0]
+    places = [
+        (index, axis)
+        for index, value in enumerate(first)
+        if value.dtype.kind == "f" and value.ndim > 1
+        for axis in sorted({1 % value.ndim, value.ndim - 1})
+    ]
+    sums = {place: np.zeros(first[place[0]].shape[place[1]]) for place in places}
+    counts = dict.fromkeys(places, 0)
+    for row in outputs:
+        for index, axis in list(sums):
+            value = row[index]
+            if value.shape[axis] != sums[index, axis].size:  # an axis of other sizes has no channels
+                del sums[index, axis]
+                continue
+            sums[index, axis] += _squares_along(value, axis)
+            counts[index, axis] += value.size // max(value.shape[axis], 1)
     found: list[Part] = []
-    for index, value in enumerate(outputs[0]):
-        if value.dtype.kind != "f":
-            continue
-        axes = {1 % value.ndim, value.ndim - 1} if value.ndim > 1 else ()
-        choices = [_by_magnitude(index, axis, [row[index] for row in outputs]) for axis in axes]
+    for index in range(len(first)):
+        choices = [_by_magnitude(*place, total, counts[place]) for place, total in sums.items() if place[0] == index]
         found += max(choices, key=lambda parts: max((1 / part.magnitude for part in parts), default=0.0), default=[])
     return tuple(found)
 
 
-def _by_magnitude(index: int, axis: int, values: Sequence[Array]) -> list[Part]:
-    if len({value.shape[axis] for value in values}) > 1 or values[0].shape[axis] < 2:
-        return []
-    rest = tuple(other for other in range(values[0].ndim) if other != axis)
-    squares = [np.square(np.where(np.abs(value) < MASK, value, 0.0)).sum(rest) for value in values]
-    rms = np.sqrt(np.sum(squares, axis=0) / max(sum(value.size // value.shape[axis] for value in values), 1))
+def _squares_along(value: Array, axis: int) -> Array:
+    """For every place on an axis, the sum of the squares of the entries that are no masks."""
+    turned = np.moveaxis(value, axis, 0)
+    return np.array([_squares(channel)[0] for channel in turned])
+
+
+def _by_magnitude(index: int, axis: int, squares: Array, count: int) -> list[Part]:
+    rms = np.sqrt(squares / max(count, 1))
     present = np.flatnonzero(rms)
-    if not present.size:
+    if rms.size < 2 or not present.size:
         return []
     decades = np.floor(np.log10(rms.max() / rms[present])).astype(int)
     return [

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from normfold.aside import Rows
 from normfold.cases import Array, Case
 from normfold.clock import Tick, nothing
 from normfold.errors import InputSpecError
@@ -27,9 +28,9 @@ from normfold.runtime import check_memory
 from normfold.truth_of_graph import Outputs
 
 
-def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> tuple[Outputs, ...]:
+def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> Rows:
     """The module's outputs as they are, in its own precision. Raises InputSpecError naming the inputs it refuses."""
-    found = []
+    found = Rows()
     for case in cases:
         try:
             found.append(_call(module, case.feeds))
@@ -41,12 +42,12 @@ def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing
                 f'specification allows has to work: fix the axis (a number instead of a letter) or limit it ("L<=64")'
             ) from error
         tick()
-    return tuple(found)
+    return found
 
 
-def run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> tuple[Outputs, ...]:
+def run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> Rows:
     """The module's outputs in float64. Raises whatever a module does that cannot be run so."""
-    double, found = _double(module), []
+    double, found = _double(module), Rows()
     with _float64_only():
         for case in cases:
             found.append(
@@ -59,7 +60,7 @@ def run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> tuple
                 )
             )
             tick()
-    return tuple(found)
+    return found
 
 
 def _double(module: nn.Module) -> nn.Module:

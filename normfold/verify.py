@@ -200,7 +200,7 @@ def _where(cases: Sequence[Case], output: Judged, failures: Mapping[int, str]) -
     if output.worst in failures:
         at += f": {failures[output.worst]}"
     if output.allowed is not None and max(output.relative) <= output.bound and output.excess > 1.0:
-        sample = max(range(len(cases)), key=output.needs.__getitem__)
+        sample = max(range(len(output.samples)), key=output.needs.__getitem__)
         error, most = output.samples[sample].rms, output.allowed[sample]
         at += f"; at {cases[sample]} its root mean square error is {error:.1e}, and {most:.1e} would be rounding"
     if output.atol is not None and output.beyond > output.atol:

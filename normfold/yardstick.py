@@ -15,7 +15,7 @@ from normfold.figures import difference, rms_error, settled
 from normfold.measure import Measured, Own, RenamedError, measure, moved_runs, thrown
 from normfold.runtime import UNOPTIMISED, Runtime, open_session, version
 from normfold.tensors import first_parting
-from normfold.truth import Truth
+from normfold.truth import Magnitudes, Truth
 from normfold.truth_of_graph import Body, body_of, read_graph
 from normfold.verify import (
     EXPORT_BOUND,
@@ -46,8 +46,8 @@ from normfold.verify import (
 class Yardstick:
     """What candidates are held to: the truth, and how far from it the original graph at `path` is itself.
 
-    outputs: the names of the original's. body: how finely it computes. scales, peaks: of the pieces of the truth, RMS
-    and largest entry. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
+    outputs: the names of the original's. body: how finely it computes. magnitudes: of the pieces of the
+    truth. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
     renamed: what candidates call the outputs, in the same order, where that is known to be something else.
     """
 
@@ -56,8 +56,7 @@ class Yardstick:
     outputs: tuple[str, ...]
     body: Body
     original: Measured
-    scales: tuple[float, ...]
-    peaks: tuple[float, ...]
+    magnitudes: Magnitudes
     tolerance: Tolerance | None = None
     tick: Tick = nothing
     renamed: tuple[str, ...] = ()
@@ -82,12 +81,15 @@ class Yardstick:
             raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
         body = body_of(read_graph(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
-        pieces = range(len(original.names))
-        scales, peaks = (tuple(map(of, pieces)) for of in (truth.scale, truth.peak))
-        yardstick = cls(truth, path, outputs, body, original, scales, peaks, tolerance, tick)
+        yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)
         if ceiling:
             yardstick._check_conditioned()
         return yardstick
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Root mean squares of the pieces of the truth."""
+        return self.magnitudes.scales
 
     def _check_conditioned(self) -> None:
         """Raise CannotJudgeError where rounding does not explain how far the source is from its own float64 value.
@@ -96,20 +98,14 @@ class Yardstick:
         """
         module = self._own_of_module() if self.truth.from_module else None
         own = self.original.own if module is None else module
-        for index in range(len(self.truth.outputs[0])):
+        sizes = [[value.size for value in row] for row in self.truth.outputs]
+        for index, value in enumerate(self.truth.outputs[0]):
             # Of anything but floats the error is a share of entries, and has no scale.
-            floating = self.truth.outputs[0][index].dtype.kind == "f"
-            scale = self.scales[index] if floating else 1.0
-            error, rms = own.worst[index] / scale, self._pooled(own, index) / scale
+            scale = self.scales[index] if value.dtype.kind == "f" else 1.0
+            error, rms = own.worst[index] / scale, _pooled(own, index, [row[index] for row in sizes]) / scale
             # Where it is not finite, `own` says what happened.
             if math.isfinite(error) and (error > self.body.ceiling or rms > self.body.rms_ceiling):
                 raise CannotJudgeError(self._apart(index, error, own))
-
-    def _pooled(self, own: Own, index: int) -> float:
-        """The root mean square error of an output over all cases."""
-        sizes = [outputs[index].size for outputs in self.truth.outputs]
-        squares = [size * row[index] ** 2 for size, row in zip(sizes, own.samples, strict=True)]
-        return math.sqrt(sum(squares) / max(sum(sizes), 1))
 
     def _apart(self, index: int, error: float, own: Own) -> str:
         rows = [row[index] for row in own.samples]
@@ -154,8 +150,7 @@ class Yardstick:
             return (with_sizes(edge, self.truth),)
         truth = replace(self.truth, outputs=self.truth.narrow, method="torch in its own precision")
         measured = measure(truth, self.path, PLAIN, tick=self.tick)
-        scales = [truth.scale(index) for index in range(len(measured.names))]
-        outputs = judged(measured, scales, [EXPORT_BOUND] * len(measured.names), None)
+        outputs = judged(measured, truth.magnitudes().scales, [EXPORT_BOUND] * len(measured.names), None)
         edge = judge(EXPORT_EDGE, truth.cases, outputs, f"against {truth.method}", measured.failures)
         return (with_sizes(edge, truth),)
 
@@ -238,7 +233,9 @@ class Yardstick:
         """The largest relative error that passes, per output."""
         return [
             factor * error / scale + (FLOOR_ULPS + PEAK_ULPS * peak / scale) * ulp
-            for error, scale, peak, ulp in zip(own.worst, self.scales, self.peaks, self.original.ulps, strict=True)
+            for error, scale, peak, ulp in zip(
+                own.worst, self.scales, self.magnitudes.peaks, self.original.ulps, strict=True
+            )
         ]
 
     def _allowed(self, own: Sequence[tuple[float, ...]], output: int) -> tuple[float, ...] | None:
@@ -246,24 +243,25 @@ class Yardstick:
         ulp = self.original.ulps[output]
         if not ulp:
             return None
-        pieces = [self.truth.pieces(outputs)[output] for outputs in self.truth.outputs]
         return tuple(
-            SAMPLE_FACTOR * row[output] + SAMPLE_FLOOR_ULPS * ulp * rms_error(true, np.zeros_like(true))
-            for row, true in zip(own, pieces, strict=False)
+            SAMPLE_FACTOR * row[output] + SAMPLE_FLOOR_ULPS * ulp * rms[output]
+            for row, rms in zip(own, self.magnitudes.rms, strict=False)
         )
 
     def _own_of_module(self) -> Own | None:
         """The module's in its own precision; None without a module, or where it gave the truth in that precision."""
         if not self.truth.narrow:
             return None
-        truth, rows = self.truth, []
-        for number, narrow in enumerate(self.truth.narrow):
-            pieces = zip(truth.pieces(narrow), truth.pieces(truth.outputs[number]), truth.masks(number), strict=True)
-            rows.append([(settled(value, true, mask), true) for value, true, mask in pieces])
-        worst = [max(difference(*pair) for pair in column) for column in zip(*rows, strict=True)]
+        truth, largest, samples = self.truth, [], []
+        for number, (narrow, outputs) in enumerate(zip(self.truth.narrow, truth.outputs, strict=True)):
+            pieces = zip(truth.pieces(narrow), truth.pieces(outputs), truth.masks(number), strict=True)
+            pairs = [(settled(value, true, mask), true) for value, true, mask in pieces]
+            largest.append([difference(*pair) for pair in pairs])
+            samples.append(tuple(rms_error(*pair) for pair in pairs))
+        worst = tuple(map(max, *largest)) if len(largest) > 1 else tuple(largest[0])
         if not np.isfinite(worst).all():
             raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
-        return Own(tuple(worst), tuple(tuple(rms_error(*pair) for pair in row) for row in rows))
+        return Own(worst, tuple(samples))
 
     def _judge(self, name: str, measured: Measured, own: Own, factor: float, *, each: bool = False) -> Edge:
         """each: hold every sample to its own error too."""
@@ -284,3 +282,9 @@ class Yardstick:
         if worst > max(self.bounds(self.own())):
             return f"{said}, and the unfolded original too, by a relative error of {worst:.1e}"
         return f"{said}, the unfolded original it computes rightly"
+
+
+def _pooled(own: Own, index: int, sizes: Sequence[int]) -> float:
+    """The root mean square error of an output over all cases. sizes: its entries, case by case."""
+    squares = [size * row[index] ** 2 for size, row in zip(sizes, own.samples, strict=True)]
+    return math.sqrt(sum(squares) / max(sum(sizes), 1))

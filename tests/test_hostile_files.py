@@ -387,3 +387,8 @@ def test_the_command_line_ends_at_once(tmp_path: Path) -> None:
         assert result.returncode == 2
         assert "not a file" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_is_called_like_its_source_is_not_its_source(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"folded")
+    assert place_of(tmp_path / "m.onnx", "../elsewhere/m.onnx", name="m.onnx") is None

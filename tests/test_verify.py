@@ -14,6 +14,7 @@ from torch import nn
 
 from normfold import measure, verify
 from normfold import truth as truths
+from normfold.aside import Rows
 from normfold.cases import draw_cases
 from normfold.errors import CheckpointError, GraphError, InputSpecError, VerificationError
 from normfold.figures import difference
@@ -221,7 +222,9 @@ def test_masks_must_stay_and_do_not_set_the_scale() -> None:
     assert difference(np.abs(true), true) == float("inf")
     assert difference(true[:1], true) == float("inf")
     cases = draw_cases(SPECS)[:1]
-    assert truths.Truth(cases, ((true,),), "test", from_module=False).scale(0) == pytest.approx(np.sqrt(15 / 4))
+    assert truths.Truth(cases, Rows([(true,)]), "test", from_module=False).magnitudes().scales == pytest.approx(
+        [np.sqrt(15 / 4)]
+    )
 
 
 class Norms(nn.Module):

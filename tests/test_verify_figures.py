@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normfold.figures import FAILED, figures
+from normfold import figures as module
+from normfold.cases import draw_cases
+from normfold.figures import FAILED, Figures, difference, figures, rms_error
+from normfold.inputs import parse_specs
+from normfold.sketch import project
+from normfold.verify import RUNTIME_EDGE, Judged, judge
 
 
 def test_an_output_without_classes_has_error_and_cosine_alone() -> None:
@@ -62,3 +67,29 @@ def test_masks_are_no_part_of_the_figures() -> None:
 def test_empty_outputs_agree() -> None:
     empty = np.zeros((2, 0, 8))
     assert figures(empty, empty).max_abs == 0.0
+
+
+def test_in_blocks_or_whole_the_figures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((5, 7, 11))
+    true[0, 0, :2], true[3, 1, 4] = -np.inf, 1e35
+    value = (true * (1 + 1e-3 * rng.standard_normal(true.shape))).astype(np.float32)
+    value[4, 6, [3, 5]] = value[4, 6, [5, 3]]
+    whole = figures(value, true, rtol=1e-4), project(true)
+    monkeypatch.setattr(module, "BLOCK", 8)
+    found = figures(value, true, rtol=1e-4), project(true)
+    for name in ("max_abs", "rms", "beyond", "cosine", "top1", "top5", "first_token"):
+        assert getattr(found[0], name) == pytest.approx(getattr(whole[0], name), rel=1e-12)
+    np.testing.assert_allclose(found[1], whole[1], rtol=1e-12)
+    kept = np.abs(true) < 1e30
+    assert difference(value, true) == np.abs(value[kept] - true[kept]).max()
+    assert rms_error(value, true) == pytest.approx(np.sqrt(np.mean(np.square(value[kept] - true[kept]))))
+
+
+def test_a_level_that_ran_on_the_first_samples_alone_is_blamed_at_one_of_them() -> None:
+    cases = draw_cases(parse_specs(["x:float32[N,8]"]))
+    samples = (Figures(1e-3, 1e-4, 1e-3), Figures(1e-3, 1e-2, 1e-3))
+    output = Judged("y", samples, scale=1.0, ulp=1e-7, bound=1e-2, allowed=(1e-3, 1e-3))
+    edge = judge(RUNTIME_EDGE, cases, [output], "against itself", {})
+    assert len(cases) > len(samples) and not edge.passed
+    assert f"at {cases[1]} its root mean square error is 1.0e-02" in edge.detail

@@ -73,4 +73,4 @@ def test_the_record_says_what_the_truth_says(recorded: tuple[Path, Sketch]) -> N
     for case, (value,) in zip(sketch.cases, truth.outputs, strict=True):
         np.testing.assert_allclose(case.outputs[0], project(value), rtol=1e-8)
     measured = measure(truth, path, PLAIN)
-    assert max(measured.own.worst) / truth.scale(0) <= sketch.bounds[0]
+    assert max(measured.own.worst) / truth.magnitudes().scales[0] <= sketch.bounds[0]

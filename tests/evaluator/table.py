@@ -48,7 +48,7 @@ _REASONS: Mapping[str, Mapping[str, str]] = {
             "WordConvEmbedding"
         ),
         "integers of onnxruntime's own quantiser, and not asked for yet": (
-            "DynamicQuantizeLSTM QAttention QEmbedLayerNormalization QLinearConv"
+            "QAttention QEmbedLayerNormalization QLinearConv"
         ),
     },
 }

@@ -70,6 +70,7 @@ _FAMILIES: tuple[tuple[str, Rows], ...] = (
     ("", pooling.ROWS),
     ("", quantised.ROWS),
     ("", recurrent.ROWS),
+    ("com.microsoft", recurrent.MICROSOFT_ROWS),
     ("", reductions.ROWS),
     ("", regions.ROWS),
     ("", resampling.ROWS),

@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from normfold.evaluator.call import Call, Rows
+from normfold.evaluator.operators.matrix import shifted
+from normfold.evaluator.operators.quantised import dynamic_quantize
 from normfold.evaluator.values import Tensor
 
 # Elements of the input's products that are made ahead (32 MB).
@@ -124,6 +126,21 @@ def lstm(
 
     input_forget: f is 1 - i.
     """
+    return _lstm(call, x, w, r, b, lengths, [initial, initial_cell], peepholes)
+
+
+def _lstm(
+    call: Call,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    initial: Sequence[Tensor | None],
+    peepholes: Tensor | None,
+    read: Activation | None = None,
+) -> Any:
+    """read: what the product with the recurrent weights reads of the hidden state."""
     coupled = bool(call.integer("input_forget", 0))
 
     def step_of(layer: _Layer, hidden: int, direction: int = 0) -> Step:
@@ -131,7 +148,7 @@ def lstm(
         holes = None if peepholes is None else peepholes[direction].chunk(3)
 
         def step(given: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            previous, cell = state
+            previous, cell = state if read is None else (read(state[0]), state[1])
             total = torch.addmm(given + layer.recurrent_bias, previous, layer.recurrence.T)
             into, out, forget, new = total.chunk(4, dim=1)
             if holes is not None:
@@ -144,7 +161,40 @@ def lstm(
 
         return step
 
-    return _run(call, x, w, r, b, lengths, [initial, initial_cell], ["Sigmoid", "Tanh", "Tanh"], step_of)
+    return _run(call, x, w, r, b, lengths, initial, ["Sigmoid", "Tanh", "Tanh"], step_of)
+
+
+def quantised_lstm(
+    call: Call,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    initial_cell: Tensor | None,
+    peepholes: Tensor | None,
+    *parameters: Tensor,
+) -> Any:
+    """An LSTM whose weights are (directions, inputs, gates * hidden) in eight bits, each with a scale and a zero point.
+
+    What is multiplied with them is rounded to 255 steps of its range: the whole input, and every hidden state.
+    """
+    w_scale, w_zero, r_scale, r_zero = parameters
+    weight, recurrence = _widened(w, w_scale, w_zero), _widened(r, r_scale, r_zero)
+
+    def rounded(value: Tensor) -> Tensor:
+        steps, scale, zero = dynamic_quantize(call, value)
+        return shifted(steps, zero) * scale
+
+    return _lstm(call, rounded(x), weight, recurrence, b, lengths, [initial, initial_cell], peepholes, rounded)
+
+
+def _widened(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Weights of both directions as numbers, as an LSTM has them. One scale for a direction, or one for a column."""
+    ways = weight.shape[0]
+    numbers = (weight.double() - zero.double().reshape(ways, 1, -1)) * scale.reshape(ways, 1, -1)
+    return numbers.transpose(1, 2)
 
 
 def _run(
@@ -201,8 +251,10 @@ def _along(
         places = order[first : first + block]
         ahead = F.linear(x[places, sequences], layer.weight, layer.input_bias)
         for number, (place, given) in enumerate(zip(places, ahead, strict=True), start=first):
-            new = step(given, state)
             running = None if lengths is None else (number < lengths)[:, None]
+            # A step behind the end of its sequence, a state is zero to those that read the whole batch at once.
+            near = state if lengths is None else (torch.where((number <= lengths)[:, None], state[0], 0.0), *state[1:])
+            new = step(given, near)
             if running is not None:
                 new = tuple(torch.where(running, after, before) for after, before in zip(new, state, strict=True))
             state = new
@@ -260,3 +312,4 @@ ROWS: Rows = {
     "LSTM": {(7, 14, 22): lstm},
     "RNN": {(7, 14, 22): rnn},
 }
+MICROSOFT_ROWS: Rows = {"DynamicQuantizeLSTM": {(1,): quantised_lstm}}

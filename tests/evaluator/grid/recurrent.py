@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from tests.evaluator.agreement import Case
-from tests.evaluator.grid.rows import F, U, V, const, row
+from tests.evaluator.grid.rows import MICROSOFT, F, N, U, V, const, row
 
 TIME, BATCH, WIDTH, HIDDEN = 5, 3, 4, 2
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -36,6 +36,7 @@ def cases() -> Iterator[Case]:
         yield from activated(op)
     yield from lstm()
     yield from gru()
+    yield from quantised()
 
 
 def operands(op: str, direction: str | None, *, x: tuple[int, ...] = (TIME, BATCH, WIDTH)) -> list[object]:
@@ -108,3 +109,20 @@ def gru() -> Iterator[Case]:
         yield row("GRU", *operands("GRU", direction), lengths, outputs=2, **forms)
         yield row("GRU", *operands("GRU", direction)[:3], None, lengths, outputs=2, **forms)
         yield row("GRU", *operands("GRU", direction), lengths, outputs=2, clip=0.3, **forms)
+
+
+def quantised() -> Iterator[Case]:
+    """Weights in eight bits, transposed; scales by direction or by column."""
+    for direction, dtype, columns in product(DIRECTIONS, (np.uint8, np.int8), (False, True)):
+        ways, wide = 2 if direction == "bidirectional" else 1, 4 * HIDDEN
+        low, high = (0, 256) if dtype == np.uint8 else (-128, 128)
+        weights = [const(N(low, high, ways, inputs, wide, dtype=dtype)) for inputs in (WIDTH, HIDDEN)]
+        shape = (ways, wide) if columns else (ways,)
+        # onnxruntime takes zero points by column of nothing but zeros.
+        points = const(np.zeros(shape, dtype) if columns else np.full(shape, 7, dtype))
+        scales = [const(U(0.004, 0.01, *shape)), points, const(U(0.004, 0.01, *shape)), points]
+        bias, forms = const(U(-0.5, 0.5, ways, 2 * wide)), {"direction": direction, "hidden_size": HIDDEN, "outputs": 3}
+        states = [F(ways, BATCH, HIDDEN)] * 2
+        for extra in ([None] * 4, [LENGTHS, *states, None], [None, *states, U(-1, 1, ways, 3 * HIDDEN)]):
+            given = [F(TIME, BATCH, WIDTH), *weights, bias, *extra, *scales]
+            yield row("DynamicQuantizeLSTM", *given, domain=MICROSOFT, **forms)
