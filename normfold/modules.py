@@ -58,9 +58,9 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     """A copy of `source.module`, in eval mode, folded as `plan` says; it computes what `folded` computes.
 
     graph: what `plan` was made from; folded: what it was rewritten to. Norms become `nn.Identity`, or a `ChannelMap`
-    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and one with a bias
-    for each position becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added to it. Raises NotExpressibleError where
-    the parameters of the module cannot say what the graph says.
+    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and one whose bias
+    would differ between positions becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added. Raises
+    NotExpressibleError where the parameters of the module cannot say what the graph says.
     """
     if source.module is None or source.format == "pt2":
         raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
