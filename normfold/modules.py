@@ -58,9 +58,9 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     """A copy of `source.module`, in eval mode, folded as `plan` says; it computes what `folded` computes.
 
     graph: what `plan` was made from; folded: what it was rewritten to. Norms become `nn.Identity`, or a `ChannelMap`
-    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and a Conv with a
-    bias for each position becomes an `nn.Sequential` of itself and that `ChannelMap`. Raises NotExpressibleError where
-    the parameters of the module cannot say what the graph says.
+    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and one whose bias
+    would differ between positions becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added. Raises
+    NotExpressibleError where the parameters of the module cannot say what the graph says.
     """
     if source.module is None or source.format == "pt2":
         raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
@@ -142,8 +142,7 @@ class _Draft:
     def give_bias(self, node: Node, add: Array) -> None:
         path, owner = self._owner(node)
         if isinstance(owner, nn.modules.conv._ConvNd) and max(add.shape[2:], default=1) > 1:
-            if not np.array_equal(self.behind.setdefault(path, add), add):
-                raise NotExpressibleError(f"{path} is called at two places, which need different biases")
+            self._put_behind(path, add)
             return
         size = 0
         if isinstance(owner, nn.Linear):
@@ -239,6 +238,9 @@ class _Draft:
     def _put(self, slot: Slot, value: Array, read: tuple[Node, int] | None) -> None:
         held = self.state.get(_dotted(slot))
         if held is not None and held.numel() != value.size:
+            if slot[1] == "bias" and isinstance(self.modules[slot[0]], nn.Linear):
+                self._put_behind(slot[0], value - _numpy(held))
+                return
             raise NotExpressibleError(
                 f"{_dotted(slot)} is {list(held.shape)} and would have to be {list(value.shape)}: the fold gives every "
                 "position a value of its own there"
@@ -250,6 +252,11 @@ class _Draft:
         if not np.array_equal(self.new[slot].value.reshape(-1), value.reshape(-1)):
             raise NotExpressibleError(f"{_dotted(slot)} is read at two places that need different values")
         self.new[slot].reads |= reads
+
+    def _put_behind(self, path: str, add: Array) -> None:
+        """A bias for each position, as an addition of its own behind the layer."""
+        if not np.array_equal(self.behind.setdefault(path, add), add):
+            raise NotExpressibleError(f"{path} is called at two places, which need different biases")
 
     def check_readers(self) -> None:
         """A parameter that some operator still reads as it was cannot change."""
@@ -284,10 +291,10 @@ class _Draft:
         for (path, leaf), value in self.attributes.items():
             setattr(result.get_submodule(path), leaf, value)
         for path, add in self.behind.items():
-            convolution = result.get_submodule(path)
-            dtype = next(convolution.parameters()).dtype
+            layer = result.get_submodule(path)
+            dtype = next(layer.parameters()).dtype
             shift = ChannelMap(None, torch.from_numpy(add.copy()).to(dtype))
-            result.set_submodule(path, nn.Sequential(convolution, shift))
+            result.set_submodule(path, nn.Sequential(layer, shift))
         for path, left in self.replaced.items():
             dtype = next((tensor.dtype for tensor in self.modules[path].parameters()), torch.float32)
             result.set_submodule(path, left.to(dtype))

@@ -56,6 +56,7 @@ JUDGE = {
     "normfold.bench.job",
     "normfold.bench.machine",
     "normfold.bench.memory",
+    "normfold.bench.nvidia",
     "normfold.bench.result",
     "normfold.bench.statistics",
     "normfold.bench.worker",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-from normfold.bench import memory
+from normfold.bench import memory, nvidia
 from normfold.bench.engines import bound
 from tests.graphs import parse
 
@@ -52,37 +51,48 @@ def test_bound_inputs_and_outputs_stay_where_they_are() -> None:
         np.testing.assert_array_equal(value.numpy(), truth)
 
 
-def driver(processes: dict[int, int | None], used: int) -> Any:
-    """NVML as far as the meter asks it: bytes by process, bytes in all."""
-    entries = [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in processes.items()]
-    return SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: entries,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=used),
-        nvmlDeviceGetClockInfo=lambda handle, clock: {1: 1980, 2: 2619}[clock],
-        nvmlDeviceGetTemperature=lambda handle, sensor: 41,
-        NVML_CLOCK_SM=1,
-        NVML_CLOCK_MEM=2,
-        NVML_TEMPERATURE_GPU=0,
-    )
+def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *, own: int, whole: str, clock: str = "1980") -> None:
+    """An nvidia-smi that knows one process of `own` MiB, this one's number, and what is used in all."""
+    script = f"""#!/bin/sh
+case "$1" in
+--query-compute-apps=*) echo "1, 7000"; echo "{own}, 500" ;;
+--query-gpu=memory.used) echo "{whole}" ;;
+--query-gpu=name,*) echo "A GPU, 580.1, 81559" ;;
+--query-gpu=clocks*) echo "{clock}, 2619, 41, [N/A]" ;;
+*) exit 2 ;;
+esac
+"""
+    path = folder / "nvidia-smi"
+    path.write_text(script, encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 @pytest.mark.parametrize("known", [True, False])
 def test_memory_on_the_device_is_that_of_this_process_where_the_driver_tells(
-    known: bool, monkeypatch: pytest.MonkeyPatch
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container the driver sees other process numbers: then what is used in all counts."""
+    install_driver(tmp_path, monkeypatch, own=os.getpid() if known else os.getpid() + 1, whole="9000")
+    assert nvidia.memory_used() == (500 if known else 9000) << 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_the_meter_counts_from_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_make_context", lambda: None)
-
-    def set_driver(own: int, all_in_all: int) -> None:
-        own_number = os.getpid() if known else os.getpid() + 1
-        monkeypatch.setitem(sys.modules, "pynvml", driver({1: 7 << 30, own_number: own}, all_in_all))
-
-    set_driver(own=500, all_in_all=9000)
+    install_driver(tmp_path, monkeypatch, own=1, whole="9000")
     meter = memory._Driver()
     assert meter.now() == 0
-    set_driver(own=700, all_in_all=9900)
-    meter.nvml = sys.modules["pynvml"]
-    assert meter.now() == meter.peak() == (200 if known else 900)
+    install_driver(tmp_path, monkeypatch, own=1, whole="9900")
+    assert meter.now() == meter.peak() == 900 << 20
+    # What the driver does not know is left out.
     assert meter.state() == {"sm_clock_mhz": 1980.0, "memory_clock_mhz": 2619.0, "temperature_c": 41.0}
+    assert nvidia.describe() == {"gpu": "A GPU", "driver": "580.1", "gpu_memory": 81559 << 20}
+
+
+def test_without_a_driver_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvidia.memory_used() is None
+    assert nvidia.state() == {}
+    assert nvidia.describe() == {"gpu": None, "driver": None, "gpu_memory": None}

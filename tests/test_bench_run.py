@@ -6,7 +6,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -99,28 +98,52 @@ def test_the_batch_is_the_first_axis(spec: str, batch: int, reason: str | None) 
         axis_sizes(inputs, batch)
 
 
-@pytest.mark.parametrize(
-    "options", [{"batches": ()}, {"batches": (0,)}, {"rounds": 0}, {"modes": ("graph",)}, {"runtime": "torch"}]
-)
+@pytest.mark.parametrize("options", [{"batches": ()}, {"batches": (0,)}, {"modes": ("graph",)}, {"runtime": "torch"}])
 def test_what_cannot_be_measured_is_said_first(model: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         bench(model, **options)
 
 
 def test_cuda_that_is_absent_is_named_and_nothing_falls_back(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(package: str) -> str | None:
-        return None if package == "nvidia-ml-py" else metadata.version(package)
-
     monkeypatch.setattr(machine, "_driver_loads", lambda: False)
-    monkeypatch.setattr(machine, "_version", absent)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(CannotJudgeError) as raised:
         bench(model, device="cuda", **FAST)
-    for missing in ("onnxruntime-gpu", "nvidia-ml-py", "libcuda"):
+    for missing in ("onnxruntime-gpu", "libcuda"):
         assert missing in str(raised.value)
     monkeypatch.setattr("torch.version.cuda", None)
     with pytest.raises(CannotJudgeError, match="built without CUDA"):
         machine.check_device("cuda", "torch")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (20, 10, False)),
+        ({"launches": 3}, (20, 3, False)),
+        ({"quick": True}, (5, 1, True)),
+        ({"quick": True, "rounds": 7, "launches": 2}, (7, 2, True)),
+    ],
+)
+def test_rounds_and_launches_are_chosen_and_a_quick_look_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: tuple[int, int, bool]
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def record(jobs: dict[str, Any], recordings: dict[str, Recording], *, rounds: int, launches: int, **_: Any) -> None:
+        asked.append((rounds, launches))
+        recordings.update({name: Recording([[[0.001]]]) for name in jobs})
+
+    monkeypatch.setattr(run, "record", record)
+    monkeypatch.setattr(run, "examine", lambda job: Failure("crashed", "no process"))
+    found = bench(model, batches=(1,), **options)
+    assert (*asked[0], found.quick) == expected
+    assert found.to_json()["quick"] == expected[2]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_bench(found))
+    text = console.export_text()
+    assert ("A quick look" in text) == expected[2]
+    assert "too few launches to tell" in text
 
 
 def canned() -> Bench:
@@ -193,6 +216,8 @@ def test_the_command_prints_writes_and_exits(command: CliRunner, tmp_path: Path)
         (["--batch", "1,x"], "--batch 1,x"),
         (["--device", "tpu"], "choose from cpu, cuda"),
         (["--dtype", "int8"], "float32, float16"),
+        (["--rounds", "0"], "--rounds"),
+        (["--launches", "0"], "--launches"),
         (["--plot", "plot.jpeg"], ".png"),
         (["--json", "no/such/folder/b.json"], "no directory"),
     ],

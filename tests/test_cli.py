@@ -273,9 +273,12 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, 
     graph = tmp_path / "a.onnx"
     graph.write_bytes(b"")
     script = f"""
-import sys, tempfile, time
+import signal, sys, tempfile, time
 from pathlib import Path
 from normfold import cli, pipeline
+# A job in the background inherits SIGINT as ignored, and Python leaves that as it is.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 def fold(source, output, **options):
     with tempfile.TemporaryDirectory(prefix=".normfold-", dir=output.parent) as beside:
         (Path(beside) / "b.onnx").write_text("half")

@@ -174,15 +174,16 @@ class Merging(nn.Module):
 
 
 class Flattened(nn.Module):
-    """One scale for all, and a shift that differs from token to token, as no bias of the Linear does."""
+    """One scale for all, and a shift that differs from token to token, as no bias does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_bias: bool) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 4)
+        self.layer = nn.Linear(4, 4, bias=not own_bias)
+        self.bias = nn.Parameter(torch.randn(4)) if own_bias else 0.0
         self.norm = nn.BatchNorm1d(24)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.norm(self.layer(x).flatten(1)))
+        return torch.tanh(self.norm((self.layer(x) + self.bias).flatten(1)))
 
 
 class Functional(nn.Module):
@@ -264,9 +265,21 @@ def test_a_shift_that_stays_is_put_where_the_norm_stood() -> None:
     assert folded.norm.shift.shape == (1, 8, 1)
 
 
-def test_a_bias_that_would_differ_between_positions_is_refused() -> None:
-    source = source_of(Flattened(), "x:float32[B,6,4]")
+def flattened(*, own_bias: bool) -> nn.Module:
+    source = source_of(Flattened(own_bias=own_bias), "x:float32[B,6,4]")
     assert source.module is not None
     source.module.get_buffer("norm.running_var").fill_(0.7)
+    return fold_module(source)
+
+
+def test_a_bias_that_differs_between_positions_stands_behind_its_linear() -> None:
+    folded = flattened(own_bias=False)
+    assert isinstance(folded.norm, nn.Identity)
+    layer, behind = folded.get_submodule("layer").children()
+    assert isinstance(layer, nn.Linear) and layer.bias is not None
+    assert isinstance(behind, ChannelMap) and behind.shift is not None and behind.shift.shape == (1, 6, 4)
+
+
+def test_a_parameter_that_would_differ_between_positions_is_refused() -> None:
     with pytest.raises(NotExpressibleError, match="every position a value of its own"):
-        fold_module(source)
+        flattened(own_bias=True)

@@ -64,7 +64,16 @@ def bench(
             help="The LayerNorm model. Default: the twin of a known architecture, or made from the unfolded graph.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Rounds of turns, in all.")] = 20,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", metavar="N", min=1, help="Rounds of turns, in all. Default: 20.")
+    ] = None,
+    launches: Annotated[
+        int | None,
+        typer.Option("--launches", metavar="N", min=1, help="How often all processes are started anew. Default: 10."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: one launch, five rounds; no difference is called real.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, help="Threads on the CPU. Default: every processor.")
     ] = None,
@@ -107,6 +116,8 @@ def bench(
             load=Load(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
             task=task,
             rounds=rounds,
+            launches=launches,
+            quick=quick,
             threads=threads,
             progress=progress,
         )

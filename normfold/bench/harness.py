@@ -22,6 +22,9 @@ from normfold.isolated import fresh
 
 LAUNCHES = 10
 ROUNDS = 20
+# A first look: whether it runs, and figures without an interval.
+QUICK_LAUNCHES = 1
+QUICK_ROUNDS = 5
 
 Tick = Callable[[str], None]
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from normfold.bench import nvidia
 from normfold.bench.engines import TF32
 from normfold.errors import CannotJudgeError
 
@@ -32,7 +33,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-    return found | _gpu() if device == "cuda" else found
+    return found | nvidia.describe() | {"tf32": TF32} if device == "cuda" else found
 
 
 def _processor() -> str:
@@ -48,28 +49,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpu() -> dict[str, Any]:
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    return {
-        "gpu": str(pynvml.nvmlDeviceGetName(handle)),
-        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-        "gpu_memory": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        "tf32": TF32,
-    }
-
-
 def check_device(device: str, runtime: str) -> None:
     """Raise CannotJudgeError naming the package or the driver that `device` needs and this machine has not."""
     if device == "cpu":
         return
     missing = [*_missing_runtime(runtime)]
-    if _version("nvidia-ml-py") is None:
-        missing.append(
-            "nvidia-ml-py is not installed, which reads the GPU's memory and clocks (pip install nvidia-ml-py)"
-        )
     if not _driver_loads():
         missing.append("there is no NVIDIA driver (libcuda cannot be loaded)")
     if missing:

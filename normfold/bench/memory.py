@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from normfold.bench import nvidia
 from normfold.bench.job import Job
 
 _STATUS = Path("/proc/self/status")
@@ -70,23 +70,11 @@ class _Driver:
     """Memory of the device as its driver counts it, for a runtime that does not tell; the arena never shrinks."""
 
     def __init__(self) -> None:
-        import pynvml
-
-        self.nvml: Any = pynvml
-        pynvml.nvmlInit()
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         _make_context()
-        self.idle = self._used()
-
-    def _used(self) -> int:
-        """Of this process, where the driver can tell it from others."""
-        for entry in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.handle):
-            if entry.pid == os.getpid() and entry.usedGpuMemory is not None:
-                return int(entry.usedGpuMemory)
-        return int(self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        self.idle = nvidia.memory_used()
 
     def now(self) -> int | None:
-        return above(self._used(), self.idle)
+        return above(nvidia.memory_used(), self.idle)
 
     def peak(self) -> int | None:
         return self.now()
@@ -95,20 +83,7 @@ class _Driver:
         return None
 
     def state(self) -> dict[str, float]:
-        return _gpu_state()
-
-
-def _gpu_state() -> dict[str, float]:
-    """Clocks and temperature of the first GPU: what a throttled measurement shows."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    return {
-        "sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-        "memory_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
-        "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-    }
+        return nvidia.state()
 
 
 def _make_context() -> None:
@@ -139,4 +114,4 @@ class _TorchCuda:
         return int(self.cuda.max_memory_reserved())
 
     def state(self) -> dict[str, float]:
-        return _gpu_state()
+        return nvidia.state()

@@ -41,7 +41,7 @@ def draw(bench: Bench, place: Path) -> None:
     axes.set_xticks(range(len(timed)), [_label(bench, row) for row in timed])
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_ylabel(f"time relative to {next(iter(bench.origins))}")
-    where = bench.machine.get("gpu", bench.machine["cpu"])
+    where = bench.machine.get("gpu") or bench.machine["cpu"]
     threads = f", {bench.machine['threads']} threads" if bench.device == "cpu" else ""
     title = printable(f"{Path(bench.model).name}: {bench.runtime}, {bench.dtype}, {where}{threads}")
     axes.set_title(title, fontsize=9, parse_math=False)

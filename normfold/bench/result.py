@@ -56,7 +56,7 @@ class Row:
 class Bench:
     """A whole benchmark. origins: what each variant is, in words; missing: why one is not there.
 
-    interrupted: it was cut off, and the last row is not complete.
+    interrupted: it was cut off, and the last row is not complete. quick: few launches and rounds, for a first look.
     """
 
     model: str
@@ -70,6 +70,7 @@ class Bench:
     missing: Mapping[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     interrupted: bool = False
+    quick: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """B.json as plain data: every raw sample, in seconds, as launches of rounds of calls."""
@@ -82,6 +83,7 @@ class Bench:
             "rounds": self.rounds,
             "launches": self.launches,
             "confidence": CONFIDENCE,
+            "quick": self.quick,
             "interrupted": self.interrupted,
             "machine": dict(self.machine),
             "variants": dict(self.origins),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from normfold.bench import decode, machine
-from normfold.bench.harness import LAUNCHES, ROUNDS, examine, record
+from normfold.bench.harness import LAUNCHES, QUICK_LAUNCHES, QUICK_ROUNDS, ROUNDS, examine, record
 from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.variants import Variants, collect
@@ -47,8 +47,9 @@ def bench(
     baseline: Path | None = None,
     load: Load = _AS_IT_IS,
     task: Task = "forward",
-    rounds: int = ROUNDS,
-    launches: int = LAUNCHES,
+    rounds: int | None = None,
+    launches: int | None = None,
+    quick: bool = False,
     threads: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Bench:
@@ -57,11 +58,14 @@ def bench(
     model, against, baseline, load: see `variants.collect`. batches: sizes of the batch axis; other dynamic axes keep
     the size that the specification gives. modes: of the runtime, see `MODES`; default: all on cuda, the first on cpu. A
     decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (tasks.py). rounds, launches:
-    see `harness.record`. threads: of the CPU; default: every processor there is.
+    see `harness.record`. quick: few of them where they are not given, and marked as such. threads: of the CPU; default:
+    every processor there is.
     Interrupted (KeyboardInterrupt) while it measures, it returns what there is, marked. Raises a NormfoldError before
     anything is measured; a variant that fails is marked in its row and the others go on.
     """
-    _check(batches, modes, runtime, device, rounds)
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    launches = launches or (QUICK_LAUNCHES if quick else LAUNCHES)
+    _check(batches, modes, runtime, device)
     machine.check_device(device, runtime)
     threads = threads or machine.processors()
     with scratch() as folder:
@@ -90,6 +94,7 @@ def bench(
             machine.describe(device, threads),
             {variant.name: variant.origin for variant in variants.found},
             variants.missing,
+            quick=quick,
         )
         rows = [Row(batch, mode, size) for batch, size in zip(batches, sizes, strict=True) for mode in modes]
         try:
@@ -101,11 +106,9 @@ def bench(
     return result
 
 
-def _check(batches: Sequence[int], modes: Sequence[str], runtime: str, device: str, rounds: int) -> None:
+def _check(batches: Sequence[int], modes: Sequence[str], runtime: str, device: str) -> None:
     if not batches or min(batches) < 1:
         raise UsageError("--batch takes sizes of at least 1, for example --batch 1,8,32")
-    if rounds < 1:
-        raise UsageError(f"--rounds {rounds}: at least one round has to be timed")
     for mode in modes:
         if mode not in (*MODES[runtime, device], *decode.MODES):
             raise UsageError(f"--mode {mode}: {runtime} on {device} has {', '.join(MODES[runtime, device])}")

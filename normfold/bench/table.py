@@ -30,16 +30,19 @@ def _parts(bench: Bench) -> Iterator[RenderableType]:
         f"{bench.model}: {bench.runtime} {machine['versions'].get(_package(bench), '')}, {bench.device}, {bench.dtype}",
         style="bold",
     )
-    yield line(f"{machine.get('gpu', machine['cpu'])}, {threads} {'thread' if threads == 1 else 'threads'}")
+    yield line(f"{machine.get('gpu') or machine['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}")
     yield from (line(f"{name}: {origin}") for name, origin in bench.origins.items())
     yield from (line(f"{name}: {_MISSING}: {reason}", style="yellow") for name, reason in bench.missing.items())
     for row in bench.rows:
         yield from _row(bench, row)
+    launches = "1 launch" if bench.launches == 1 else f"{bench.launches} launches"
     yield Text()
     yield line(
-        f"{bench.rounds} rounds in {bench.launches} launches of fresh processes, in turns; ratios with their "
+        f"{bench.rounds} rounds in {launches} of fresh processes, in turns; ratios with their "
         f"{CONFIDENCE:.0%} bootstrap intervals over the launches. Spread: between the quartiles, of the median."
     )
+    if bench.quick:
+        yield line("A quick look, of few rounds in few launches; leave --quick out for more.", style="yellow")
     if machine.get("load", 0) and machine["load"] > 0.5:
         yield line(f"Warning: the machine was busy with other work (load {machine['load']}).", style="yellow")
     if bench.interrupted:

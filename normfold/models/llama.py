@@ -44,6 +44,13 @@ class Rotary(nn.Module):
         self._frequencies = 1.0 / base**exponents
         self.register_buffer("inv_freq", self._frequencies.clone())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """The frequencies follow the module to another device: copying them in every forward would wait for it."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self._frequencies.is_meta:
+            self._frequencies = self._frequencies.to(self.inv_freq.device)
+        return self
+
     def forward(self, x: Tensor, past: int | None) -> tuple[Tensor, Tensor]:
         """The cosine and sine of every angle for x (N, L, dim) after `past` positions: (L, head_dim), in x's dtype."""
         position = torch.arange(x.shape[1], device=x.device)

@@ -136,6 +136,12 @@ def test_half_precision_keeps_its_positions() -> None:
     assert float((cos[:, 0] - exact).abs().max()) < 1e-3
 
 
+def test_positions_follow_the_module_to_its_device() -> None:
+    """A copy in every forward would wait for the device, and a CUDA graph cannot hold one."""
+    rotary = small("llama_350m_rms").half().model.layers[0].self_attn.rotary_emb.to("meta")
+    assert rotary._frequencies.is_meta and rotary._frequencies.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("name", "config", "says"),
     [
