@@ -4,11 +4,11 @@
                                         [-o docs/verification.md]
 
 Mutations: each fixture is exported and folded, and so are small ONNX files of every opset in tests/opset_graphs.py,
-`--of-opset` mutants of each; then one thing in the folded graph is made wrong, as folding tools have been wrong, and
-the judge compares the mutant with the original. How much a mutation really changes is measured apart: mutant and folded
-graph in float64 by normfold's evaluator, on inputs of other seeds than the judge's, as the largest change of an output
-in units of its bound, the larger of those that the original's own error sets on these inputs and on the judge's. Beyond
-1 it is no rounding any more and has to be caught.
+`--of-opset` mutants of each (with 0 mutants a part is left as it is); then one thing in the folded graph is made wrong,
+as folding tools have been wrong, and the judge compares the mutant with the original. How much a mutation really
+changes is measured apart: mutant and folded graph in float64 by normfold's evaluator, on inputs of other seeds than the
+judge's, as the largest change of an output in units of its bound, the larger of those that the original's own error
+sets on these inputs and on the judge's. Beyond 1 it is no rounding any more and has to be caught.
 
 Right folds: random subsets of the norms of every fixture, each judged on inputs of another seed, and random networks;
 twice as many ONNX files of all opsets together as mutants of one.
@@ -54,7 +54,7 @@ PROBES, PROBE_SEED = 8, 10_000
 RELATIVE = 1e-3
 ALPHA = 0.05
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+STUDY, OF_OPSETS = "study", "study of opsets"  # where the page has them
 
 Mutation = Callable[[ModelProto, np.random.Generator], bool]
 
@@ -340,20 +340,21 @@ def table(results: list[Result], by: str = "mutation") -> list[str]:
     return lines
 
 
-def _told(results: list[Result]) -> str:
+def _told(results: list[Result], of: str) -> str:
     missed = [
         f"{r.change:.2f} times the bound: {r.kind}, {r.subject}" for r in results if r.change > 1 and not r.caught
     ]
     smallest = min((result.change for result in results if result.caught), default=0.0)
     return (
-        f"{len(missed)} beyond the bound were missed{f' (by {chr(44).join(missed)})' if missed else ''}. "
+        f"{len(results)} mutants of {of}: {len(missed)} beyond the bound were missed"
+        f"{f' (by {chr(44).join(missed)})' if missed else ''}. "
         f"The smallest change that was caught is {smallest:.2g} times the bound."
     )
 
 
 def _alarms(folds: list[tuple[str, bool]]) -> str:
     alarms = [what for what, passed in folds if not passed]
-    return f"{len(alarms)} false alarms{f' ({alarms})' if alarms else ''}"
+    return f"{len(folds)} right folds, {len(alarms)} false alarms{f' ({alarms})' if alarms else ''}."
 
 
 def main() -> None:
@@ -364,35 +365,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the study is printed")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        subjects = [subject(name, Path(folder)) for name in NAMES]
-        results = list(mutants(subjects, options.mutations, options.seed))
-        folds = list(right_folds(subjects, options.folds, options.seed))
-    of_opsets = list(opset_mutants(options.of_opset, options.seed))
-    opset_folds = list(right_opset_folds(2 * options.of_opset, options.seed))
-    lines = [
-        *table(results),
-        "",
-        f"{len(results)} mutants of {len(NAMES)} folded fixtures, seed {options.seed}: {_told(results)}",
-        "",
-        f"{len(folds)} right folds, {_alarms(folds)}.",
-        "",
-        *table(of_opsets, "ONNX files"),
-        "",
-        f"{len(of_opsets)} mutants of folded ONNX files ({', '.join(opset_graphs.KINDS)}), seed {options.seed}: "
-        f"{_told(of_opsets)}",
-        "",
-        f"{len(opset_folds)} right folds of such files, {_alarms(opset_folds)}.",
-        "",
+    made = (
         f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"{SAMPLES} samples for each verdict.",
-    ]
-    if options.output is None:
+        f"{SAMPLES} samples for each verdict."
+    )
+    if options.mutations:
+        with tempfile.TemporaryDirectory() as folder:
+            subjects = [subject(name, Path(folder)) for name in NAMES]
+            results = list(mutants(subjects, options.mutations, options.seed))
+            folds = list(right_folds(subjects, options.folds, options.seed))
+        of = f"{len(NAMES)} folded fixtures, seed {options.seed}"
+        _write(options.output, STUDY, [*table(results), "", _told(results, of), "", _alarms(folds), "", made])
+    if options.of_opset:
+        results = list(opset_mutants(options.of_opset, options.seed))
+        folds = list(right_opset_folds(2 * options.of_opset, options.seed))
+        of = f"folded ONNX files ({', '.join(opset_graphs.KINDS)}), seed {options.seed}"
+        lines = [*table(results, "ONNX files"), "", _told(results, of), "", _alarms(folds), "", made]
+        _write(options.output, OF_OPSETS, lines)
+
+
+def _write(page: Path | None, part: str, lines: list[str]) -> None:
+    if page is None:
         print("\n".join(lines))
         return
-    page = options.output.read_text(encoding="utf-8")
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    options.output.write_text("\n".join([head + BEGIN, *lines, END + tail]), encoding="utf-8")
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    text = page.read_text(encoding="utf-8")
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    page.write_text("\n".join([head + begin, *lines, end + tail]), encoding="utf-8")
 
 
 if __name__ == "__main__":

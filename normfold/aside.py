@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,16 @@ class _OnDisk:
         weakref.finalize(self, _remove, name)
         with os.fdopen(descriptor, "wb") as file:
             np.save(file, array, allow_pickle=False)
+
+
+class Folder:
+    """A folder for files that go when this goes."""
+
+    __slots__ = ("__weakref__", "path")
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="normfold-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _remove(name: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from normfold.cases import Array, Case
-from normfold.errors import NormfoldError
+from normfold.errors import GraphError, NormfoldError
 from normfold.figures import MASK, difference
 from normfold.files import scratch
 from normfold.runtime import Runtime, open_session, run_session
@@ -36,6 +36,30 @@ def runtime_tensors(path: Path, names: Sequence[str], case: Case, folder: Path) 
     session = open_session(place, Runtime())
     feeds = case.fed_to([feed.name for feed in session.get_inputs()])
     return dict(zip(names, run_session(session, list(names), feeds), strict=True))
+
+
+def writers(path: Path) -> dict[str, str]:
+    """By tensor of the main graph the operator that writes it."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return {name: node.op_type for node in nodes for name in node.output}
+
+
+def opened(path: Path, outputs: Sequence[str], folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """A copy of a graph that ends before the Sigmoid that writes each of these outputs, and what it gives instead.
+
+    Raises GraphError where something else writes one.
+    """
+    model = onnx.load(path)
+    read = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Sigmoid"}
+    if missing := [name for name in outputs if name not in read]:
+        raise GraphError(f"{path}: its output {missing[0]!r} comes from no Sigmoid, which it does in its source")
+    names = tuple(read[name] for name in outputs)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
+    place = folder / f"before-{path.stem}.onnx"
+    large = model.ByteSize() > _LARGEST
+    onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
+    return place, tuple(dict.fromkeys(names))
 
 
 def rms(true: Array) -> float:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from normfold.aside import Folder
 from normfold.clock import Tick, nothing
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError, VerificationError
 from normfold.figures import difference, rms_error, settled
 from normfold.measure import Measured, Own, RenamedError, measure, moved_runs, thrown
 from normfold.runtime import UNOPTIMISED, Runtime, open_session, version
-from normfold.tensors import first_parting
-from normfold.truth import Magnitudes, Truth
+from normfold.tensors import first_parting, opened, writers
+from normfold.truth import Magnitudes, Truth, establish
 from normfold.truth_of_graph import Body, body_of, read_graph
 from normfold.verify import (
     EXPORT_BOUND,
@@ -33,6 +34,7 @@ from normfold.verify import (
     RUNTIME_EXCUSE,
     SAMPLE_FACTOR,
     SAMPLE_FLOOR_ULPS,
+    SQUASHED_ULPS,
     THROWN_AGAIN,
     Edge,
     Tolerance,
@@ -48,7 +50,8 @@ class Yardstick:
 
     outputs: the names of the original's. body: how finely it computes. magnitudes: of the pieces of the
     truth. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
-    renamed: what candidates call the outputs, in the same order, where that is known to be something else.
+    renamed: what candidates call the outputs, in the same order, where that is known to be something else. before: the
+    same of the graphs that end before the Sigmoids which have pressed their outputs against 0.
     """
 
     truth: Truth
@@ -60,6 +63,7 @@ class Yardstick:
     tolerance: Tolerance | None = None
     tick: Tick = nothing
     renamed: tuple[str, ...] = ()
+    before: Before | None = None
 
     @classmethod
     def lay(
@@ -82,30 +86,36 @@ class Yardstick:
         body = body_of(read_graph(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
         yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)
-        if ceiling:
-            yardstick._check_conditioned()
-        return yardstick
+        squashed = yardstick._check_conditioned() if ceiling else ()
+        return replace(yardstick, before=Before.lay(truth, path, squashed, tick=tick)) if squashed else yardstick
 
     @property
     def scales(self) -> tuple[float, ...]:
         """Root mean squares of the pieces of the truth."""
         return self.magnitudes.scales
 
-    def _check_conditioned(self) -> None:
+    def _check_conditioned(self) -> tuple[str, ...]:
         """Raise CannotJudgeError where rounding does not explain how far the source is from its own float64 value.
 
-        The exported graph of a module is judged by the module, whose own float32 run is looked at here.
+        The exported graph of a module is judged by the module, whose own float32 run is looked at here. Returned are
+        the outputs that a Sigmoid has pressed against 0, where float32 has steps of a unit: right, and no measure.
         """
         module = self._own_of_module() if self.truth.from_module else None
         own = self.original.own if module is None else module
         sizes = [[value.size for value in row] for row in self.truth.outputs]
+        squashed = []
         for index, value in enumerate(self.truth.outputs[0]):
             # Of anything but floats the error is a share of entries, and has no scale.
             scale = self.scales[index] if value.dtype.kind == "f" else 1.0
             error, rms = own.worst[index] / scale, _pooled(own, index, [row[index] for row in sizes]) / scale
             # Where it is not finite, `own` says what happened.
             if math.isfinite(error) and (error > self.body.ceiling or rms > self.body.rms_ceiling):
-                raise CannotJudgeError(self._apart(index, error, own))
+                name = self.original.names[index]
+                steps = own.worst[index] / (self.original.ulps[index] or 1.0)
+                if module is not None or steps > SQUASHED_ULPS or writers(self.path).get(name) != "Sigmoid":
+                    raise CannotJudgeError(self._apart(index, error, own))
+                squashed.append(name)
+        return tuple(squashed)
 
     def _apart(self, index: int, error: float, own: Own) -> str:
         rows = [row[index] for row in own.samples]
@@ -132,6 +142,8 @@ class Yardstick:
             return
         fold = self.fold_edge(plain)
         yield fold
+        if self.before is not None:
+            yield self.before.edge(candidate)
         # A bound that the candidate breaks without optimisations says nothing of them.
         held = self if fold.passed else replace(self, tolerance=None)
         for runtime in runtimes:
@@ -282,6 +294,32 @@ class Yardstick:
         if worst > max(self.bounds(self.own())):
             return f"{said}, and the unfolded original too, by a relative error of {worst:.1e}"
         return f"{said}, the unfolded original it computes rightly"
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A yardstick for the graphs that end before the Sigmoids of these outputs. folder: where such graphs lie."""
+
+    outputs: tuple[str, ...]
+    folder: Folder
+    yardstick: Yardstick
+
+    @classmethod
+    def lay(cls, truth: Truth, path: Path, outputs: tuple[str, ...], *, tick: Tick) -> Before:
+        """Raises what `Yardstick.lay` does."""
+        folder = Folder()
+        place, _ = opened(path, outputs, folder.path)
+        return cls(outputs, folder, Yardstick.lay(establish(None, place, (), cases=truth.cases), place, tick=tick))
+
+    def edge(self, candidate: Path) -> Edge:
+        """The candidate against the original, both before their Sigmoids."""
+        name = f"{FOLD_EDGE}, before Sigmoid"
+        try:
+            place, found = opened(candidate, self.outputs, self.folder.path)
+            yardstick = replace(self.yardstick, renamed=found)
+            return replace(yardstick.fold_edge(yardstick.measure(place)), name=name)
+        except (GraphError, VerificationError) as error:
+            return Edge(name, math.inf, math.inf, 0.0, passed=False, detail=str(error))
 
 
 def _pooled(own: Own, index: int, sizes: Sequence[int]) -> float:

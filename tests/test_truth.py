@@ -15,7 +15,7 @@ from normfold.errors import CannotJudgeError
 from normfold.evaluator import limits
 from normfold.inputs import parse_specs
 from normfold.truth import Truth, establish
-from normfold.verify import Edge
+from normfold.verify import FOLD_EDGE, RUNTIME_EDGE, Edge
 from normfold.yardstick import Yardstick
 
 SPECS = parse_specs(["x:float32[N,8]"])
@@ -221,3 +221,23 @@ def test_the_truth_of_parts_and_masks_stays_with_its_cases(tmp_path: Path) -> No
     assert few.parts == truth.parts
     assert len(few.outputs) == len(few.cases) == 2
     assert np.array_equal(few.pieces(few.outputs[0])[1], truth.outputs[1][0][:, [2, 4]])
+
+
+def test_what_a_sigmoid_presses_against_zero_is_judged_before_it(tmp_path: Path) -> None:
+    text = "g (float[N,8] x) => (float[N,6] y) { h = MatMul(x, w)  a = Add(h, b)  y = Sigmoid(a) }"
+    bias = np.full(6, -30.0)
+    before = saved(tmp_path, text, w=weight(8, 6), b=bias)
+    specs = parse_specs(["x:float32[N,8]"])
+    yardstick = Yardstick.lay(establish(None, before, specs), before)
+    assert yardstick.before is not None
+    after = saved(tmp_path, text.replace(" a ", " z ").replace("(a)", "(z)"), name="b", w=weight(8, 6), b=bias)
+    assert [edge.name for edge in yardstick.compare(after) if edge.passed] == [
+        FOLD_EDGE,
+        f"{FOLD_EDGE}, before Sigmoid",
+        RUNTIME_EDGE,
+    ]
+    wrong = saved(tmp_path, text, name="c", w=weight(8, 6) * 1.01, b=bias)
+    assert [edge.passed for edge in yardstick.compare(wrong)] == [True, False, True]
+    # Only there: what is not at its end has no need of it.
+    open_end = saved(tmp_path, text, name="d", w=weight(8, 6), b=bias / 30)
+    assert Yardstick.lay(establish(None, open_end, specs), open_end).before is None
