@@ -123,3 +123,21 @@ def test_what_is_left_of_a_batch_norm() -> None:
     )
     after, _ = check(stuck, FOLDED, kept("wall"), w=(3, 4, 1), a=draw("a", 4, 1, positive=True), **statistics)
     assert op_types(after) == ["Tanh", "Relu", "BatchNormalization", "Tanh", "Conv"]
+
+
+@pytest.mark.parametrize("operator", ["Gemm", "Conv", "ConvTranspose"])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_an_operator_without_a_bias_gets_one_for_a_shift_alone(operator: str, shifted: bool) -> None:
+    """And then it has one operand more, not two."""
+    text = f"""g (double[{"B,4" if operator == "Gemm" else "B,4,5"}] x) => (double y) {{
+        h = Tanh(x)
+        n = Mul(h, a)
+        m = {"Add(n, b)" if shifted else "Identity(n)"}
+        k = {operator}(m, w)
+        y = Tanh(k)
+    }}"""
+    tail = () if operator == "Gemm" else (1,)
+    shape = {"Gemm": (4, 3), "Conv": (3, 4, 1), "ConvTranspose": (4, 3, 1)}[operator]
+    after, _ = check(text, FOLDED, a=(4, *tail), b=(4, *tail), w=shape)
+    (node,) = [node for node in after.graph.node if node.op_type == operator]
+    assert len(node.input) == (3 if shifted else 2) and all(node.input)
