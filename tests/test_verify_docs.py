@@ -17,6 +17,7 @@ import pytest
 from benchmarks import mutation_study
 from normfold import pipeline
 from normfold.verdict import Fault, Verdict
+from tests.opset_graphs import OPSETS
 from tests.test_verify_command import CHANNELS, graph
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -103,7 +104,12 @@ def test_the_page_lists_every_field_of_the_json() -> None:
 
 def test_the_page_holds_the_study() -> None:
     page = (DOCS / "verification.md").read_text(encoding="utf-8")
-    study = page.split(f"<!-- {mutation_study.STUDY}: begin -->")[1].split("<!-- ")[0]
+    study, of_opsets = (
+        page.split(f"<!-- {part}: begin -->")[1].split("<!-- ")[0]
+        for part in (mutation_study.STUDY, mutation_study.OF_OPSETS)
+    )
+    assert all(re.search(rf"\| opset {opset} \| 100 \|", of_opsets) for opset in OPSETS)
+    assert "200 right folds, 0 false alarms" in of_opsets
     mutants, folds = re.search(r"(\d+) mutants of", study), re.search(r"(\d+) right folds, (\d+) false alarms", study)
     assert mutants is not None and int(mutants[1]) >= 500
     assert folds is not None and int(folds[1]) >= 200 and int(folds[2]) == 0

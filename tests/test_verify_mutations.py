@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from benchmarks import mutation_study
-from benchmarks.mutation_study import MUTATIONS, NAMES, Subject, judge_mutant, mutants, right_folds, subject
+from benchmarks.mutation_study import (
+    MUTATIONS,
+    NAMES,
+    Subject,
+    judge_mutant,
+    mutants,
+    opset_mutants,
+    opset_subject,
+    right_folds,
+    right_opset_folds,
+    subject,
+)
+from tests.opset_graphs import KINDS, OPSETS
 
 FOLDS = 6
 
@@ -32,6 +44,35 @@ def test_mutants_of_a_convolutional_network_are_caught(convnet: Subject) -> None
 
 def test_right_folds_raise_no_alarm(convnet: Subject) -> None:
     assert list(right_folds([convnet], FOLDS, 7)) == [("convnet_bn", True), ("random network", True)] * (FOLDS // 2)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_mutants_of_onnx_files_of_every_opset_are_caught(
+    opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutation_study, "PROBES", 2)
+    kind = list(KINDS)[OPSETS.index(opset)]
+    of = opset_subject(opset, kind, 7, tmp_path)
+    results = list(mutants([of], 4, opset))
+    assert len(results) == 4
+    assert not [result for result in results if result.change > 1 and not result.caught]
+    assert any(result.caught for result in results)
+
+
+def test_right_folds_of_onnx_files_raise_no_alarm() -> None:
+    folds = list(right_opset_folds(6, 7))
+    assert len(folds) == 6 and all(passed for _, passed in folds)
+
+
+@pytest.mark.slow
+def test_the_whole_study_of_opsets() -> None:
+    results = list(opset_mutants(100, 1))
+    assert len(results) == 100 * len(OPSETS)
+    beyond = [result for result in results if result.change > 1]
+    missed = [result for result in beyond if not result.caught]
+    # Close to its bound a change may show on one set of inputs and not on the other.
+    assert len(missed) <= 0.01 * len(beyond) and all(result.change < 3 for result in missed)
+    assert all(passed for _, passed in right_opset_folds(200, 1))
 
 
 @pytest.mark.slow
