@@ -23,6 +23,8 @@ UNITS = {
 # A network of many operators rounds at each of them: the bound grows with the depth, to this many times at most.
 MOST_DEPTH = 16.0
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+# Numbers below these lose their digits.
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4028e38, "float64": 1.797e308}
 
 
@@ -81,7 +83,7 @@ def _close(truth: Array, found: Array, name: str, within: Bounds) -> Array:
     """Where a run in a floating type is the truth: within its rounding, with the same NaN and infinities."""
     finite = np.isfinite(truth) & np.isfinite(found)
     largest = float(np.abs(truth[finite]).max(initial=0.0))
-    bound = within[name] * max(largest, float(np.finfo(np.float32).tiny))
+    bound = max(within[name] * largest, SMALLEST[name])
     with np.errstate(invalid="ignore", over="ignore"):
         near = np.abs(truth - found) <= bound
         same = (truth == found) | (np.isnan(truth) & np.isnan(found))

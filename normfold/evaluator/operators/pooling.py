@@ -29,6 +29,8 @@ def _pooled_windows(call: Call, x: Tensor) -> tuple[Windows, tuple[int, ...]]:
     ):
         count = -((extent - size - begin - end) // stride) + 1
         counts.append(count - 1 if (count - 1) * stride >= size + begin else count)
+    if min(counts, default=1) < 1:
+        raise ValueError(f"a window of {list(layout.extents)} is larger than the padded input")
     return layout, tuple(counts)
 
 

@@ -83,9 +83,10 @@ def log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """The logarithm of the sum of exponentials; onnxruntime's exponentials of integers are integers, 1 of the largest
     and 0 of the others.
     """
-    if is_float(x):
-        return torch.logsumexp(x, axes, keep)
     wide = x.to(torch.float64)
+    if is_float(x) or not _count(x, axes):
+        found = torch.logsumexp(wide, axes, keep)
+        return found if is_float(x) else truncated(found, x.dtype)
     most = wide.amax(axes, keepdim=True)
     found = most + (wide == most).sum(axes, keepdim=True).log()
     return truncated(found if keep else found.amax(axes), x.dtype)

@@ -48,6 +48,9 @@ def attention() -> Iterator[Case]:
     yield row("Attention", *grouped, None, F(2, 2, 3, 8), F(2, 2, 3, 10), outputs=3)
     for mode, cap in product((0, 1, 2, 3), (None, 1.5)):
         yield row("Attention", *four, F(5, 6), qk_matmul_output_mode=mode, softcap=cap, outputs="y,,,qk")
+    one = [F(1, 2, 1, 4), F(1, 2, 4, 4), F(1, 2, 4, 4), None, F(1, 2, 1, 4), F(1, 2, 1, 4)]
+    yield row("Attention", *one, outputs=4)
+    yield row("Attention", *one, is_causal=1, outputs=4, note="one query, four keys")
     lengths = V(3, 6, dtype=np.int64)
     yield row("Attention", *four, None, None, None, lengths)
     yield row("Attention", *four, F(5, 6), None, None, lengths)

@@ -16,6 +16,7 @@ AUTO = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 def cases() -> Iterator[Case]:
     yield from maximum()
     yield from average()
+    yield from jumping()
     yield from p_norm()
     yield from whole()
     yield from back()
@@ -83,6 +84,13 @@ def average() -> Iterator[Case]:
             count_include_pad=count,
         )
     yield row("AveragePool", F(1, 1, 5), kernel_shape=[2], strides=[3], ceil_mode=1, count_include_pad=1)
+
+
+def jumping() -> Iterator[Case]:
+    """auto_pad that has to take away: one window jumps over what the next does not cover."""
+    for op, auto in product(("MaxPool", "AveragePool", "LpPool"), ("SAME_UPPER", "SAME_LOWER")):
+        yield row(op, F(1, 1, 8), kernel_shape=[1], strides=[2], auto_pad=auto)
+        yield row(op, F(1, 1, 8), kernel_shape=[1], strides=[4], auto_pad=auto, note="over gaps")
 
 
 def p_norm() -> Iterator[Case]:

@@ -52,6 +52,7 @@ def reductions() -> Iterator[Case]:
         yield row(op, N(1, 9, 6, 4, dtype=dtype), [1], at=18)
         yield row(op, N(1, 9, 6, 4, dtype=dtype), axes=[1], keepdims=0)
     yield row("ReduceLogSumExp", N(-6, 0, 9, 4), [1], keepdims=0, at=18)
+    yield row("ReduceLogSumExp", N(-6, 0, 0, 4), axes=[0])
     for op, dtype in product(("ReduceMax", "ReduceMin"), (np.int8, np.uint8, np.bool_)):
         yield row(op, N(0, 2, 3, 4, dtype=dtype), axes=[1])
         yield row(op, N(0, 2, 3, 4, dtype=dtype), [1])
