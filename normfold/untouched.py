@@ -89,16 +89,30 @@ def _snapshot(module: nn.Module) -> Iterator[Restore]:
 
 
 def _items_as_now(container: Any) -> Restore:
-    was: Any = dict(container) if isinstance(container, dict) else list(container)
+    if isinstance(container, dict):
+        return _entries_as_now(container)
+    was = list(container)
 
     def restore() -> None:
-        if isinstance(container, dict):
-            if container.keys() != was.keys() or any(container[key] is not value for key, value in was.items()):
-                container.clear()
-                container.update(was)
-        elif len(container) != len(was) or any(a is not b for a, b in zip(container, was, strict=True)):
+        if len(container) != len(was) or any(a is not b for a, b in zip(container, was, strict=True)):
             container.clear()
             (container.update if isinstance(container, set) else container.extend)(was)
+
+    return restore
+
+
+def _entries_as_now(mapping: Any) -> Restore:
+    """Of a dict as it is stored: a subclass may make something new whenever it is asked for an entry."""
+    kind: Any = collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict
+    was = list(kind.items(mapping))
+
+    def restore() -> None:
+        now = list(kind.items(mapping))
+        if len(now) == len(was) and all(a is b and x is y for (a, x), (b, y) in zip(now, was, strict=True)):
+            return
+        kind.clear(mapping)
+        for key, value in was:
+            kind.__setitem__(mapping, key, value)
 
     return restore
 

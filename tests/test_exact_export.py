@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 from collections.abc import Callable
@@ -267,6 +268,24 @@ def test_a_module_that_caches_is_exported_and_left_alone(kind: type[CachesByShap
         expected = module(x)
     assert type(expected) is Tensor
     np.testing.assert_allclose(run(model, x.numpy()), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Making(collections.OrderedDict[str, type]):
+    """A registry that makes something new whenever it is asked, as those of activations do."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+def test_a_registry_keeps_what_it_stores() -> None:
+    class Registered(nn.Linear):
+        kinds = Making(relu=nn.ReLU, gelu=nn.GELU)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.kinds["relu"](super().forward(x)))
+
+    export(source_of(Registered(4, 4).eval(), "x:float32[B,4]"))
+    assert list(collections.OrderedDict.items(Registered.kinds)) == [("relu", nn.ReLU), ("gelu", nn.GELU)]
 
 
 def test_a_failed_export_leaves_the_module_alone_too() -> None:

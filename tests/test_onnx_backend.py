@@ -111,6 +111,10 @@ def drawn(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(kept)
     result.graph.initializer.extend(made)
+    # Weights that are inputs as well could be overridden, and norms with such statistics stay.
+    fed = [value for value in result.graph.input if value.name not in tensors]
+    del result.graph.input[:]
+    result.graph.input.extend(fed)
     result.ir_version = 4
     if last.op_type == "Softmax":
         result.graph.output[0].name = last.input[0]
