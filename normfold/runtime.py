@@ -97,6 +97,8 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     options.log_severity_level = 4
     # What is not needed any more is given back: a verification is to fit where the model fits.
     options.enable_cpu_mem_arena = False
+    # Threads that wait for work sleep: a CI machine has others to serve.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])
     provider = _PROVIDERS[runtime.provider]
