@@ -368,10 +368,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the study is printed")
     options = parser.parse_args()
-    made = (
-        f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"{SAMPLES} samples for each verdict."
-    )
+    used = f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}"
+    made = f"{used}, {SAMPLES} samples for each verdict."
     if options.mutations:
         with tempfile.TemporaryDirectory() as folder:
             subjects = [subject(name, Path(folder)) for name in NAMES]

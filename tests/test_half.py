@@ -168,9 +168,10 @@ def test_a_checkpoint_folds_into_float16(made: Callable[[str], tuple[Path, pipel
 def test_verify_holds_it_to_the_float16_error_of_its_source(
     made: Callable[[str], tuple[Path, pipeline.Report]], tmp_path: Path, name: str
 ) -> None:
-    """By the source that the manifest names, and by the recorded outputs alone; not when a weight is changed."""
+    """By its source, and by the recorded outputs alone; not when a weight is changed."""
     output, _ = made(name)
-    passed = verify(output, "--json", tmp_path / "v.json", "--samples", 16)
+    source = FIXTURES / f"{name}.pt"
+    passed = verify(output, "--against", source, "--json", tmp_path / "v.json", "--samples", 16)
     assert passed.exit_code == 0, passed.output
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert [edge["name"] for edge in verdict["edges"]][:3] == [EXPORT_EDGE, HALF_EDGE, FOLD_EDGE]
