@@ -138,7 +138,9 @@ def judge_mutant(of: Subject, kind: str, rng: np.random.Generator) -> Result | N
 
 def _tensors(model: ModelProto, rank: int) -> list[TensorProto]:
     """Float constants of this rank (0: any of at least 2) that operators read as weights or biases."""
-    floats = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and min(t.dims, default=0) > 1]
+    sizes = {name for node in model.graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]}
+    stored = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and t.name not in sizes]
+    floats = [t for t in stored if min(t.dims, default=0) > 1]
     return [t for t in floats if (len(t.dims) == rank if rank else len(t.dims) >= 2)]
 
 
@@ -366,10 +368,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="the page to fill in; by default the study is printed")
     options = parser.parse_args()
-    made = (
-        f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"{SAMPLES} samples for each verdict."
-    )
+    used = f"Python {platform.python_version()}, numpy {np.__version__}, onnxruntime {onnxruntime.__version__}"
+    made = f"{used}, {SAMPLES} samples for each verdict."
     if options.mutations:
         with tempfile.TemporaryDirectory() as folder:
             subjects = [subject(name, Path(folder)) for name in NAMES]
