@@ -157,6 +157,8 @@ def _adopted(array: Any) -> Value:
     if array.dtype == object:
         return array
     floating = array.dtype.kind == "f"
+    if min(array.strides, default=0) < 0:  # also where numpy takes a turned axis of one element for contiguous
+        array = array.copy()
     return torch.from_numpy(np.require(array, np.float64 if floating else None, requirements=["C", "W"]))
 
 

@@ -44,7 +44,7 @@ Operator = tuple[str, str, int]
 # Quantised results are rounded from a float that the type of the tensors and float64 hold a little differently: where
 # it lies within this of a half, beside the largest, the step may go either way.
 NUDGE = {"float16": 2.0**-10, "float32": 2.0**-20}
-NUDGES = 12
+NUDGES = 32
 ROUNDED = frozenset(
     {
         "ConvInteger",
@@ -166,9 +166,9 @@ def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], pro
     for number in range(NUDGES):
         rng = np.random.default_rng(number)
         moved = {}
-        for name, value in floats.items():
+        for place, (name, value) in enumerate(floats.items()):
             wide = value.astype(np.float64)
-            up = rng.choice([-1.0, 1.0], size=wide.shape) if number > 1 else (-1.0) ** number
+            up = rng.choice([-1.0, 1.0], size=wide.shape) if number > 1 else (-1.0) ** (number + place)
             moved[name] = wide * (1 + nudge * up)
         outputs = [np.asarray(value, np.float64) for value in evaluator.run({**case.feeds, **moved})]
         low = outputs if low is None else [np.minimum(a, b) for a, b in zip(low, outputs, strict=True)]

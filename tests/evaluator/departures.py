@@ -72,6 +72,11 @@ DEPARTURES: tuple[Departure, ...] = (
 # What no case can show.
 NOTES = (
     (
+        "MeanVarianceNormalization",
+        "Of numbers that are all the same the specification makes 0; onnxruntime divides by their deviation, 0 "
+        "or what rounding left of it.",
+    ),
+    (
         "MaxPool, AveragePool, LpPool",
         "A window larger than the padded input is an error here, so that sizes that a graph cannot take are found out. "
         "onnxruntime gives nothing, or what the window does cover.",

@@ -6,7 +6,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from normfold.evaluator import Evaluator
 from normfold.evaluator.operators import TABLE
-from tests.evaluator import backend, grid, table
+from tests.evaluator import backend, grid, random_rows, table
 from tests.evaluator.agreement import Case, Outcome, judge, run_onnxruntime
 from tests.evaluator.apart import judged
 from tests.evaluator.compare import bounds, compare
@@ -65,6 +65,12 @@ def outcomes(source: ModuleType) -> tuple[Outcome, ...]:
 @pytest.mark.parametrize("source", [backend, grid], ids=["backend", "grid"])
 def test_all_cases_agree(source: ModuleType) -> None:
     assert check(outcomes(source))["agrees"] > 10_000
+
+
+@pytest.mark.slow
+def test_random_rows_agree() -> None:
+    counts = check(judged(partial(random_rows.cases, 2500), grid.variants))
+    assert counts["agrees"] > 4 * counts["not run"] / 3
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from normfold.evaluator.call import Call, Rows
 from normfold.evaluator.values import Tensor
@@ -107,10 +106,22 @@ def _reflected(at: Tensor, least: float, most: float) -> Tensor:
 
 
 def affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:
-    """Affine maps of the places of an output, -1 to 1 on every axis, as a grid for GridSample."""
-    shape = size.tolist()
-    call.reserve(shape[0], *shape[2:], len(shape) - 2)
-    return F.affine_grid(theta, shape, align_corners=bool(call.integer("align_corners", 0)))
+    """Affine maps of the places of an output, -1 to 1 on every axis, as a grid for GridSample.
+
+    With aligned corners the only place of an axis is its last, 1, as in onnxruntime (torch has it in the middle).
+    """
+    batch, _, *sizes = size.tolist()
+    call.reserve(batch, *sizes, len(sizes))
+    aligned = bool(call.integer("align_corners", 0))
+    axes = []
+    for count in sizes:
+        if aligned:
+            axes.append(torch.linspace(-1, 1, count, dtype=torch.float64) if count != 1 else torch.ones(1).double())
+        else:
+            axes.append((2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1)
+    # The last axis is x, the one before it y.
+    places = torch.stack([*reversed(torch.meshgrid(*axes, indexing="ij")), torch.ones(sizes).double()], dim=-1)
+    return torch.einsum("...k,njk->n...j", places, theta)
 
 
 ROWS: Rows = {

@@ -65,6 +65,7 @@ def running() -> Iterator[Case]:
         yield row(op, F(4), np.asarray([0], np.int32), reverse=1)
         yield row(op, F(0, 4), 0)
         yield row(op, F(1, 4), 0, exclusive=1)
+        yield row(op, F(1, 4), 0, reverse=1)
         for dtype in (np.int32, np.int64):
             yield row(op, N(-3, 4, 3, 4, dtype=dtype), 1)
 

@@ -118,3 +118,5 @@ def grids() -> Iterator[Case]:
     for align in (None, 1):
         yield row("AffineGrid", F(2, 2, 3), [2, 3, 4, 5], align_corners=align)
         yield row("AffineGrid", F(2, 3, 4), [2, 3, 2, 4, 5], align_corners=align)
+        yield row("AffineGrid", F(2, 2, 3), [2, 3, 1, 5], align_corners=align)
+        yield row("AffineGrid", F(2, 3, 4), [2, 3, 2, 1, 1], align_corners=align)
