@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ def page(parts: dict[str, list[Outcome]], seconds: float) -> str:
             f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, {seconds / 60:.0f} minutes on two cores.",
             *operators(list(chain.from_iterable(parts.values()))),
             departures(),
+            refused(list(chain.from_iterable(parts.values()))),
             left_out(),
         ]
     )
@@ -74,6 +76,14 @@ def departures() -> str:
     ]
     lines += [f"- **{what}**: {why}" for what, why in NOTES]
     return "\n".join(lines)
+
+
+def refused(outcomes: Sequence[Outcome]) -> str:
+    """What NotCoveredError says of operators that are covered."""
+    said = (re.search(r"\((\S+)\): (.+), which normfold cannot", outcome.why) for outcome in outcomes)
+    found = sorted({(match[1], match[2]) for match in said if match is not None})
+    lines = ["## Forms of its operators that the evaluator refuses", "", "Those that the cases met.", ""]
+    return "\n".join([*lines, "| operator | form |", "|---|---|", *(f"| {name} | {why} |" for name, why in found)])
 
 
 def left_out() -> str:
