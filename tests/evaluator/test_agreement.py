@@ -30,8 +30,8 @@ from tests.evaluator.grid.rows import F, const, row
 from tests.evaluator.variants import accepted, opsets, retyped
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "truth.md"
-# One row of the grid in so many, at one of its opsets: about 15 s.
-SAMPLE = 11
+# One row of the grid in so many, at one of its opsets: seconds.
+SAMPLE = 4
 
 
 def chosen(case: Case) -> bool:
@@ -53,7 +53,7 @@ def check(judgements: Iterable[Outcome]) -> Counter[str]:
 
 def test_a_sample_of_the_grid_agrees() -> None:
     counts = check(judge(case) for case in grid.cases() if chosen(case))
-    assert counts["agrees"] > 300
+    assert counts["agrees"] > 1000
 
 
 @cache
