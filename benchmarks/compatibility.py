@@ -32,21 +32,21 @@ import torch
 from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed
 from normfold import errors
-from normfold.analysis import analyse
-from normfold.cases import draw_cases
-from normfold.checkpoint import Source, load_checkpoint
-from normfold.detect import find_norms
-from normfold.export import export
-from normfold.files import save
-from normfold.graph import Affine, Graph, Model, Op, op_counts, operators, prepare
-from normfold.inputs import draw, parse_specs, traced_sizes
+from normfold.analysis.analyse import analyse
+from normfold.analysis.recognition.affine_maps import collapse
+from normfold.analysis.recognition.token_norms import statistic_norm
+from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.export.to_onnx import export
+from normfold.graph.view import Affine, Graph, Model, Op, op_counts, operators, prepare
+from normfold.inputs.cases import draw_cases
+from normfold.inputs.spec import draw, parse_specs, traced_sizes
 from normfold.models import create
-from normfold.per_token import statistic_norm
-from normfold.report import TOKEN_STATISTICS
-from normfold.rewrite import rewrite
-from normfold.sites import collapse
-from normfold.truth import establish
-from normfold.yardstick import Yardstick
+from normfold.norms.detect import find_norms
+from normfold.report.report import TOKEN_STATISTICS
+from normfold.rewrite.graph import rewrite
+from normfold.system.files import save
+from normfold.verify.truth import establish
+from normfold.verify.yardstick import Yardstick
 from tests.external import transformers_models
 from tests.external.trained import TRAINED
 

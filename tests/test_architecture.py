@@ -13,41 +13,41 @@ ROOT = Path(__file__).resolve().parent.parent / "normfold"
 HARD_LIMIT = 400
 
 GRAPH_LIBRARY = {
-    "normfold.archive",
+    "normfold.checkpoint.archive",
     "normfold.bench.baseline",
     "normfold.bench.variants",
-    "normfold.calibration",
-    "normfold.centre",
-    "normfold.checkpoint",
-    "normfold.constants",
-    "normfold.demand",
-    "normfold.evaluator.call",
-    "normfold.evaluator.evaluator",
-    "normfold.evaluator.program",
-    "normfold.evaluator.values",
-    "normfold.exercise",
-    "normfold.export",
-    "normfold.files",
-    "normfold.graph",
-    "normfold.half",
-    "normfold.half_yardstick",
-    "normfold.inference",
-    "normfold.model_inputs",
-    "normfold.precision",
-    "normfold.rewrite",
-    "normfold.tidy",
-    "normfold.truth_of_graph",
-    "normfold.wellformed",
+    "normfold.analysis.placement.calibrate",
+    "normfold.rewrite.centre",
+    "normfold.checkpoint.load",
+    "normfold.graph.constants",
+    "normfold.verify.demand",
+    "normfold.graph.evaluator.call",
+    "normfold.graph.evaluator.evaluator",
+    "normfold.graph.evaluator.program",
+    "normfold.graph.evaluator.values",
+    "normfold.verify.exercise",
+    "normfold.export.to_onnx",
+    "normfold.system.files",
+    "normfold.graph.view",
+    "normfold.graph.float16",
+    "normfold.verify.yardstick_float16",
+    "normfold.graph.inference",
+    "normfold.inputs.of_model",
+    "normfold.analysis.placement.float16_range",
+    "normfold.rewrite.graph",
+    "normfold.export.tidy",
+    "normfold.graph.float64",
+    "normfold.graph.wellformed",
 }
-PRINTERS = {"normfold.cli", "normfold.terminal"}
+PRINTERS = {"normfold.cli.app", "normfold.cli.terminal"}
 # What it ends is not the process that called it.
-COPY = "normfold.isolated"
+COPY = "normfold.system.subprocess_copy"
 TERMINAL = {
     *PRINTERS,
-    "normfold.bench.command",
+    "normfold.cli.bench",
     "normfold.bench.table",
-    "normfold.render",
-    "normfold.render_verdict",
+    "normfold.report.render",
+    "normfold.report.render_verdict",
 }
 JUDGE = {
     "normfold.bench.decode",
@@ -60,48 +60,54 @@ JUDGE = {
     "normfold.bench.result",
     "normfold.bench.statistics",
     "normfold.bench.worker",
-    "normfold.cases",
-    "normfold.figures",
-    "normfold.half",
-    "normfold.half_yardstick",
-    "normfold.judgement",
-    "normfold.measure",
-    "normfold.origin",
-    "normfold.demand",
-    "normfold.exercise",
-    "normfold.sizes",
-    "normfold.tensors",
-    "normfold.truth_of_graph",
-    "normfold.truth_of_module",
-    "normfold.yardstick",
-    "normfold.runtime",
-    "normfold.sketch",
-    "normfold.truth",
-    "normfold.verdict",
-    "normfold.verify",
+    "normfold.inputs.cases",
+    "normfold.verify.metrics",
+    "normfold.graph.float16",
+    "normfold.verify.yardstick_float16",
+    "normfold.verify.run",
+    "normfold.verify.measure",
+    "normfold.verify.source",
+    "normfold.verify.demand",
+    "normfold.verify.exercise",
+    "normfold.verify.sizes",
+    "normfold.verify.tensors",
+    "normfold.graph.float64",
+    "normfold.verify.module",
+    "normfold.verify.yardstick",
+    "normfold.verify.runtime",
+    "normfold.verify.fingerprint",
+    "normfold.verify.truth",
+    "normfold.verify.verdict",
+    "normfold.verify.judge",
 }
 FOLDER = {
-    "normfold.analysis",
-    "normfold.centre",
-    "normfold.flood",
-    "normfold.frame",
-    "normfold.graph",
-    "normfold.magnitude",
-    "normfold.names",
-    "normfold.norms",
-    "normfold.parallel",
-    "normfold.placement",
-    "normfold.per_token",
-    "normfold.plan",
-    "normfold.precision",
-    "normfold.rewrite",
-    "normfold.shapes",
-    "normfold.sites",
-    "normfold.stored",
-    "normfold.tied",
+    "normfold.analysis.analyse",
+    "normfold.rewrite.centre",
+    "normfold.analysis.placement.propagate",
+    "normfold.graph.affine",
+    "normfold.graph.view",
+    "normfold.analysis.placement.magnitude",
+    "normfold.analysis.recognition.naming",
+    "normfold.norms.closed_form",
+    "normfold.analysis.merge.branches",
+    "normfold.analysis.placement.place",
+    "normfold.analysis.recognition.token_norms",
+    "normfold.analysis.plan",
+    "normfold.analysis.placement.float16_range",
+    "normfold.rewrite.graph",
+    "normfold.graph.dims",
+    "normfold.analysis.recognition.affine_maps",
+    "normfold.analysis.merge.stored_maps",
+    "normfold.analysis.placement.shared_weights",
 }
 # What has to start quickly, or has no business with tensors of torch.
-WITHOUT_TORCH = FOLDER | {"normfold", "normfold.__main__", "normfold.cli", "normfold.errors", "normfold.inputs"}
+WITHOUT_TORCH = FOLDER | {
+    "normfold",
+    "normfold.__main__",
+    "normfold.cli.app",
+    "normfold.errors",
+    "normfold.inputs.spec",
+}
 # checkpoint -> export -> analysis -> rewrite -> verify -> report -> pipeline -> cli, one direction.
 ORDER = [
     "checkpoint",
@@ -147,7 +153,7 @@ def _names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         assert node.level == 0, "absolute imports only"
         assert node.module is not None
         yield node.module
-        # `from normfold import truth` imports a module, `from normfold.truth import Case` a name in one.
+        # `from normfold import truth` imports a module, `from normfold.verify.truth import Case` a name in one.
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -163,7 +169,7 @@ MODULES = {
 
 
 def is_folder(name: str) -> bool:
-    return name in FOLDER or name == "normfold.rules" or name.startswith("normfold.rules.")
+    return name in FOLDER or name == "normfold.analysis.rules" or name.startswith("normfold.analysis.rules.")
 
 
 def importers(package: str) -> set[str]:
@@ -209,10 +215,10 @@ def test_the_judge_knows_nothing_of_the_folder(judge: str) -> None:
 
 
 def test_the_evaluator_stands_on_its_own() -> None:
-    inside = [name for name in MODULES if name.startswith("normfold.evaluator")]
+    inside = [name for name in MODULES if name.startswith("normfold.graph.evaluator")]
     assert len(inside) > 5
     for name in inside:
-        outside = {found for found in reachable(name) if not found.startswith("normfold.evaluator")}
+        outside = {found for found in reachable(name) if not found.startswith("normfold.graph.evaluator")}
         assert outside == {"normfold.errors"} or not outside, name
     assert not set(inside) & (importers("onnxruntime") | importers("onnx.reference"))
 
@@ -221,7 +227,14 @@ def test_the_folder_knows_nothing_of_checkpoints_and_verdicts() -> None:
     folder = [name for name in MODULES if is_folder(name)]
     assert len(folder) > len(FOLDER)
     for name in folder:
-        outside = {"normfold.checkpoint", "normfold.export", "normfold.pipeline", "normfold.report", *JUDGE, *TERMINAL}
+        outside = {
+            "normfold.checkpoint.load",
+            "normfold.export.to_onnx",
+            "normfold.pipeline.run",
+            "normfold.report.report",
+            *JUDGE,
+            *TERMINAL,
+        }
         assert not reachable(name) & outside, name
 
 
@@ -232,7 +245,7 @@ def test_the_pipeline_has_one_direction() -> None:
 
 
 def test_torch_is_not_imported_by_what_does_not_need_it() -> None:
-    for name in WITHOUT_TORCH | {name for name in MODULES if name.startswith("normfold.rules")}:
+    for name in WITHOUT_TORCH | {name for name in MODULES if name.startswith("normfold.analysis.rules")}:
         assert not {found for found in MODULES[name].imports(lazy=False) if found.split(".")[0] == "torch"}, name
 
 

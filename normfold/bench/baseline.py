@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from normfold.analysis.recognition.affine_maps import collapse
 from normfold.errors import GraphError
-from normfold.frame import varying_axes
-from normfold.graph import Graph, Model, Op, Value, operators, opset, prepare
-from normfold.sites import collapse
+from normfold.graph.affine import varying_axes
+from normfold.graph.view import Graph, Model, Op, Value, operators, opset, prepare
 
 # The first opsets with these operators.
 _LAYER_NORM_OPSET = 17

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from normfold.inputs import InputSpec
+from normfold.inputs.spec import InputSpec
 
 # As in the figure of arXiv 2405.11582, LLaMA-350M: 44 -> 50.4 tokens a second at batch 1.
 PROMPT = 32

@@ -119,7 +119,7 @@ def bound(session: Any, feeds: Feeds, device: str) -> Call:
 def _open_torch(job: Job, feeds: Feeds) -> Call:
     import torch
 
-    from normfold.inputs import call_arguments
+    from normfold.inputs.spec import call_arguments
 
     torch.set_num_threads(job.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = TF32

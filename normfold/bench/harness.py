@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from normfold.bench.job import Failure, Job, Memory, Probe
-from normfold.isolated import fresh
+from normfold.system.subprocess_copy import fresh
 
 LAUNCHES = 10
 ROUNDS = 20

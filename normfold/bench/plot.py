@@ -9,8 +9,8 @@ from typing import Any
 
 from normfold.bench.result import Bench, Row
 from normfold.errors import OutputError
-from normfold.files import beside, writing
-from normfold.foreign import printable
+from normfold.system.files import beside, writing
+from normfold.system.text import printable
 
 # Fixed, so that a variant has one colour in every plot. Told apart in grey too.
 _COLOURS = {"layernorm": "#b0b7bf", "unfolded": "#e0a458", "folded": "#2a6f97"}

@@ -14,10 +14,10 @@ from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.variants import Variants, collect
 from normfold.errors import InputSpecError, UsageError
-from normfold.files import scratch
-from normfold.inputs import InputSpec, common_axes, traced_sizes
-from normfold.origin import Load
-from normfold.tasks import Task
+from normfold.export.tasks import Task
+from normfold.inputs.spec import InputSpec, common_axes, traced_sizes
+from normfold.system.files import scratch
+from normfold.verify.source import Load
 
 RUNTIMES = ("ort", "torch")
 DEVICES = ("cpu", "cuda")

@@ -12,7 +12,7 @@ from normfold.bench.decode import GENERATED, PROMPT
 from normfold.bench.job import Failure, Memory, Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.statistics import CONFIDENCE, Ratio, Summary
-from normfold.render import add_row, line, size, table_of
+from normfold.report.render import add_row, line, size, table_of
 
 _STYLES = {"faster": "green", "slower": "red", "no measurable difference": "dim", "unknown": "yellow"}
 _MISSING = "not measured"

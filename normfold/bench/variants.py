@@ -11,24 +11,24 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normfold import catalogue
-from normfold.analysis import analyse
-from normfold.archive import format_of
+from normfold.analysis.analyse import analyse
 from normfold.bench.baseline import layer_norm_twin
-from normfold.checkpoint import Source, load_checkpoint
-from normfold.detect import find_norms
+from normfold.checkpoint.archive import format_of
+from normfold.checkpoint.load import Source, load_checkpoint
 from normfold.errors import CannotJudgeError, NormfoldError, UsageError
-from normfold.export import export
-from normfold.files import save
-from normfold.graph import prepare
-from normfold.half import HALF, half_specs, single_specs, to_half
-from normfold.inputs import InputSpec
-from normfold.modules import folded_module
-from normfold.origin import Load, find_source, load_source, read_manifest
-from normfold.parts import split
-from normfold.report import TOKEN_STATISTICS
-from normfold.rewrite import rewrite
-from normfold.tasks import GRAPHS, Task
+from normfold.export.parts import split
+from normfold.export.tasks import GRAPHS, Task
+from normfold.export.to_onnx import export
+from normfold.graph.float16 import HALF, half_specs, single_specs, to_half
+from normfold.graph.view import prepare
+from normfold.inputs.spec import InputSpec
+from normfold.models import catalogue
+from normfold.norms.detect import find_norms
+from normfold.report.report import TOKEN_STATISTICS
+from normfold.rewrite.graph import rewrite
+from normfold.rewrite.module import folded_module
+from normfold.system.files import save
+from normfold.verify.source import Load, find_source, load_source, read_manifest
 
 LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 

@@ -18,8 +18,8 @@ from typing import Any
 from normfold.bench import engines, memory
 from normfold.bench.engines import Call, Feeds
 from normfold.bench.job import Failure, Job, Memory, Probe
-from normfold.foreign import one_line
-from normfold.inputs import draw, parse_specs
+from normfold.inputs.spec import draw, parse_specs
+from normfold.system.text import one_line
 
 # A turn lasts about this long, or one call; 200 calls are enough of any model.
 TURN_SECONDS = 0.1

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from normfold import catalogue
 from normfold.errors import ArchitectureError
+from normfold.models import catalogue
 from normfold.models.convnet import ConvNet
 from normfold.models.cswin import CSWIN
 from normfold.models.deepnet import DEEPNET

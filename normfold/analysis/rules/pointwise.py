@@ -1,0 +1,155 @@
+"""Operators that act on every element alone: fixed maps, sums of two tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from normfold.analysis.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
+from normfold.analysis.rules.windows import map_elements
+from normfold.graph.affine import Array, Refuse, compress, total, varying_axes
+from normfold.graph.view import Graph, Op, Value
+
+
+class AffineRule(Rule):
+    """`y = a * x + b` with constants. Folded, it is a no-op: s_y = a * s_x, t_y = a * t_x + b.
+
+    Otherwise it absorbs any frame: its constants change.
+    """
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        if not costs.is_fixed(op):
+            return 0.0
+        blocked = op.affine is None or bool(np.any(op.affine.frame.scale == 0.0))
+        return math.inf if blocked else costs.writer_cost(value_at(op, 0))
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return not costs.is_fixed(op) or costs.absorbs_shift(op.output)
+
+    def scale(self, at: Ports) -> Demands:
+        affine = at.op.affine
+        assert affine is not None
+        if not at.fixed:
+            if OUT in at.known and np.any(at.known[OUT] == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+            return {}
+        a = affine.frame.scale
+        demands: dict[int, Array] = {}
+        if 0 in at.known:
+            demands[OUT] = a * at.known[0]
+            if np.any(demands[OUT] == 0.0) and not at.folding and not at.costs.is_fixed(at.op):
+                return at.refuse("zero-scale", "its shift cannot be written as a multiple of 0")
+        elif OUT in at.known:
+            if np.any(a == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot be undone")
+            source = to_port(at, at.known[OUT] / a, 0)
+            if isinstance(source, Refuse):
+                return source
+            demands[0] = source
+        return demands
+
+    def shift(self, at: Ports) -> Demands:
+        affine = at.op.affine
+        assert affine is not None
+        if not at.fixed:
+            return {}
+        a, b = affine.frame.scale, affine.frame.shift
+        demands: dict[int, Array] = {}
+        if 0 in at.known:
+            demands[OUT] = total(a * at.known[0], b)
+        elif OUT in at.known:
+            if np.any(a == 0.0):
+                return at.refuse("zero-scale", "a channel with scale 0 cannot take a shift from behind it")
+            source = to_port(at, total(at.known[OUT], -b) / a, 0)
+            if isinstance(source, Refuse):
+                return source
+            demands[0] = source
+        return demands
+
+    def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
+        affine = op.affine
+        assert affine is not None
+        left = total(affine.frame.scale * shift(value_at(op, 0)), affine.frame.shift, -shift(op.output))
+        left = compress(left, tuple(range(left.ndim)))
+        if len(varying_axes(left)) <= max(len(varying_axes(affine.frame.shift)), 1):
+            return 0
+        # The map is read as well; and a BatchNormalization has no place for one, its two halves are written apart.
+        split = any(node.op_type == "BatchNormalization" for node in affine.nodes)
+        return map_elements(graph, op.output) - (0 if split else graph.size(op.output))
+
+
+class SumRule(Rule):
+    """`z = sum of w_k x_k` of several tensors ties them: one scale for all, and t_z = sum of w_k t_k.
+
+    The shifts leave a choice. One that arrives on x_k goes no further when another operand's writer has a bias to take
+    it; otherwise z carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
+    sign: of all operands but the first. mean: the sum is divided by the number of operands.
+    """
+
+    late = True
+
+    def __init__(self, sign: float = 1.0, *, mean: bool = False) -> None:
+        self.sign = sign
+        self.mean = mean
+
+    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        return (*self._operands(op), OUT)
+
+    def _operands(self, op: Op) -> tuple[int, ...]:
+        return tuple(range(len(op.inputs)))
+
+    def _weight(self, op: Op, port: int) -> float:
+        sign = self.sign if port else 1.0
+        return sign / len(op.inputs) if self.mean else sign
+
+    def writer_cost(self, costs: Costs, op: Op) -> float:
+        return min(costs.writer_cost(value_at(op, port)) for port in self._operands(op))
+
+    def scale(self, at: Ports) -> Demands:
+        if constant := _constant_operand(at):
+            return constant
+        demands: dict[int, Array] = {}
+        for array in at.known.values():
+            for port in self.ports(at.graph, at.op):
+                shaped = to_port(at, array, port)
+                if isinstance(shaped, Refuse):
+                    return shaped
+                demands.setdefault(port, shaped)
+        return demands
+
+    def shift(self, at: Ports) -> Demands:
+        if constant := _constant_operand(at):
+            return constant
+        taker = self._taker(at)
+        if isinstance(taker, Refuse):
+            return taker
+        wanted = self._solve(at, taker)
+        return wanted if isinstance(wanted, Refuse) else {taker: wanted}
+
+    def _taker(self, at: Ports) -> int | Refuse:
+        """The port that makes up for the others."""
+        missing = [port for port in (OUT, *self._operands(at.op)) if port not in at.known]
+        if len(missing) <= 1:
+            return missing[0] if missing else OUT
+        costs = {port: at.costs.writer_cost(at.value(port)) for port in missing if port != OUT}
+        cheapest = min(costs, key=lambda port: costs[port])
+        if OUT in missing:
+            return cheapest if costs[cheapest] <= at.writer_limit else OUT
+        if math.isinf(costs[cheapest]):
+            return at.refuse("no-bias", "no operand is written by an operator that could take the shift")
+        return cheapest
+
+    def _solve(self, at: Ports, taker: int) -> Array | Refuse:
+        terms = [self._weight(at.op, port) * at.get(port) for port in self._operands(at.op) if port != taker]
+        if taker == OUT:
+            return to_port(at, total(*terms), OUT)
+        rest = total(at.get(OUT), *(-term for term in terms))
+        return to_port(at, rest / self._weight(at.op, taker), taker)
+
+
+def _constant_operand(at: Ports) -> Refuse | None:
+    if any(value is None or at.graph.is_constant(value) for value in at.op.inputs):
+        return at.refuse("broadcast", "adds a constant that is larger than the tensor")
+    return None
