@@ -14,7 +14,9 @@ from typing import Protocol
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
 from normfold.graph.affine import Refuse
-from normfold.graph.view import BATCH_NORM, Graph, Node, Op, classes, node_name, scopes
+from normfold.graph.scopes import classes, node_name, scopes
+from normfold.graph.types import BATCH_NORM, Node, Op
+from normfold.graph.view import Graph
 
 _CLASSES = {
     "UN1d": "UN",
