@@ -24,6 +24,7 @@ from normfold.cli.terminal import (
     ModelOption,
     OpsetOption,
     SourceArgument,
+    TargetOption,
     TaskOption,
     TiedOption,
     TrustOption,
@@ -85,6 +86,7 @@ def fold(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     dtype: DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
     strict: Annotated[
@@ -138,6 +140,7 @@ def fold(
             FoldOptions(
                 task=task,
                 opset=opset,
+                target=target,
                 dtype=dtype,
                 norm_affine=norm_affine,
                 center=center,
@@ -168,6 +171,7 @@ def inspect(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
@@ -185,7 +189,7 @@ def inspect(
         return look(
             source,
             LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
-            FoldOptions(task=task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied),
+            FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied),
             progress,
         )
 
