@@ -84,11 +84,9 @@ FOLDER = {
     "normfold.analysis.analyse",
     "normfold.rewrite.centre",
     "normfold.analysis.placement.propagate",
-    "normfold.graph.affine",
     "normfold.graph.view",
     "normfold.analysis.placement.magnitude",
     "normfold.analysis.recognition.naming",
-    "normfold.norms.closed_form",
     "normfold.analysis.merge.branches",
     "normfold.analysis.placement.place",
     "normfold.analysis.recognition.token_norms",
@@ -102,6 +100,10 @@ FOLDER = {
 }
 # What has to start quickly, or has no business with tensors of torch.
 WITHOUT_TORCH = FOLDER | {
+    "normfold.graph.affine",
+    "normfold.norms.base",
+    "normfold.norms.closed_form",
+    "normfold.norms.kinds",
     "normfold",
     "normfold.__main__",
     "normfold.cli.app",
