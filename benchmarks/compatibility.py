@@ -35,15 +35,16 @@ from normfold import errors
 from normfold.analysis.analyse import analyse
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.token_norms import statistic_norm
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
 from normfold.graph.view import Affine, Graph, Model, Op, op_counts, operators, prepare
+from normfold.graph.write import save
 from normfold.inputs.cases import draw_cases
 from normfold.inputs.spec import draw, parse_specs, traced_sizes
 from normfold.models import create
 from normfold.norms.detect import find_norms
 from normfold.rewrite.graph import rewrite
-from normfold.system.files import save
 from normfold.verify.truth import establish
 from normfold.verify.yardstick import Yardstick
 from tests.external import transformers_models

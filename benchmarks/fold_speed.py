@@ -75,12 +75,12 @@ def build(path: Path) -> None:
     """A 14-block, 384-channel encoder with PRepBN, exported to `path`."""
     import torch
 
-    from normfold.checkpoint.load import Source
+    from normfold.checkpoint.source import Source
     from normfold.export.to_onnx import export
+    from normfold.graph.write import save
     from normfold.inputs.spec import InputSpec
     from normfold.models import create
     from normfold.norms.detect import find_norms
-    from normfold.system.files import save
 
     torch.manual_seed(0)
     module = create(
@@ -188,11 +188,11 @@ def verification(other: Path, rounds: int) -> None:
 
 
 def _export(module: torch.nn.Module, text: str, path: Path) -> None:
-    from normfold.checkpoint.load import Source
+    from normfold.checkpoint.source import Source
     from normfold.export.to_onnx import export
+    from normfold.graph.write import save
     from normfold.inputs.spec import InputSpec
     from normfold.norms.detect import find_norms
-    from normfold.system.files import save
 
     for key, tensor in module.state_dict().items():
         if key.endswith("running_var"):

@@ -25,7 +25,7 @@ from benchmarks.gpu_models import FOLDED, LAYERNORM, LIMIT, PUBLISHED, TINY, UNF
 from benchmarks.gpu_ort import CACHED, DEFAULT, DRAWN, GRAPHS, STORED
 from benchmarks.gpu_record import trained
 from normfold.analysis.analyse import analyse
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import NormfoldError
 from normfold.export import to_onnx as exporting
 from normfold.export.parts import split

@@ -30,7 +30,7 @@ from normfold.analysis.rules.quantised import quantised
 from normfold.errors import GraphError
 from normfold.graph.affine import Frame, Refuse, varying_axes
 from normfold.graph.view import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
-from normfold.system.clock import uncollected
+from normfold.system.collector import uncollected
 
 
 @dataclass(slots=True)

@@ -14,25 +14,30 @@ from torch import nn
 from normfold.analysis.analyse import analyse
 from normfold.bench.baseline import layer_norm_twin
 from normfold.checkpoint.archive import format_of
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load as load_with
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.options import LoadOptions
+from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, NormfoldError, UsageError
 from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, half_specs, single_specs, to_half
+from normfold.graph.float16 import HALF, to_half
 from normfold.graph.view import prepare
+from normfold.graph.write import save
+from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec
 from normfold.models import catalogue
 from normfold.norms.detect import find_norms, token_twin
 from normfold.norms.kinds import KINDS
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import folded_module
-from normfold.system.files import save
-from normfold.verify.source import Load, find_source, load_source, read_manifest
+from normfold.verify.manifest import read_manifest
+from normfold.verify.source import find_source, load_source
 
 LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 
-_AS_IT_IS = Load()
+_AS_IT_IS = LoadOptions()
 
 Progress = Callable[[str], None]
 
@@ -73,7 +78,7 @@ def collect(
     *,
     against: Path | None = None,
     baseline: Path | None = None,
-    load: Load = _AS_IT_IS,
+    load: LoadOptions = _AS_IT_IS,
     task: Task = "forward",
     runtime: str = "ort",
     half: bool = False,
@@ -124,7 +129,7 @@ def collect(
 
 
 def _find(
-    model: Path, against: Path | None, load: Load, task: Task, progress: Progress
+    model: Path, against: Path | None, load: LoadOptions, task: Task, progress: Progress
 ) -> tuple[_Found, tuple[InputSpec, ...]]:
     """The source, its graph, and the folded file where `model` is one."""
     own = load_checkpoint(model, inputs=load.inputs) if format_of(model) == "onnx" else None
@@ -132,7 +137,7 @@ def _find(
     if own is None or (manifest is None and against is None):
         if against is not None:
             raise UsageError(f"--against names the source of a folded .onnx file, and {model} is a checkpoint itself")
-        source = split(load(model), task)[""]
+        source = split(load_with(model, load), task)[""]
         progress("exporting to ONNX")
         return _Found(source, export(source), None), source.inputs
     place = against

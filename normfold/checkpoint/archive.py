@@ -27,9 +27,9 @@ from normfold.errors import CheckpointError, GraphError
 from normfold.graph.inference import check_shapes
 from normfold.graph.sparse import densify
 from normfold.graph.wellformed import check_model, subgraphs
-from normfold.system.clock import uncollected
+from normfold.system.collector import uncollected
+from normfold.system.failures import one_line
 from normfold.system.plain import irregular, is_plain, is_utf8, parse_json
-from normfold.system.text import one_line
 
 SUFFIXES: Mapping[str, str] = {
     ".pt": "torch",

@@ -6,49 +6,26 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
 from normfold.checkpoint import archive
 from normfold.checkpoint import build as architecture
 from normfold.checkpoint.build import Built
+from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.recognise import defaults
+from normfold.checkpoint.source import Source
 from normfold.errors import InputSpecError, NormStateError, OutputError, UsageError
 from normfold.inputs.of_model import graph_inputs, matching, program_inputs, with_vocabulary
 from normfold.inputs.spec import DTYPES, InputSpec, parse_specs
 from normfold.models import catalogue
-from normfold.norms.detect import NormModule, check_norms, find_norms
+from normfold.norms.detect import check_norms, find_norms
 
 FORMAT = "normfold/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A loaded checkpoint.
-
-    sha256: of the file; of a folder as `hub.sha256_of` has it. format: torch, safetensors, pt2 or onnx. module: in eval
-    mode on the CPU (None for onnx). program: pt2 only. graph: onnx only, its external data mapped but not read. arch:
-    the built-in name or `pkg.module:factory` that the module was built from. trusted: the file was unpickled with the
-    full unpickler.
-    """
-
-    path: Path
-    sha256: str
-    format: str
-    module: nn.Module | None
-    graph: ir.Model | None
-    inputs: tuple[InputSpec, ...]
-    arch: str | None = None
-    arch_args: dict[str, Any] = field(default_factory=dict)
-    norms: tuple[NormModule, ...] = ()
-    warnings: tuple[str, ...] = ()
-    trusted: bool = False
-    program: torch.export.ExportedProgram | None = None
 
 
 def load_checkpoint(
@@ -64,54 +41,49 @@ def load_checkpoint(
 ) -> Source:
     """Load a checkpoint without running anything in it.
 
-    path: a file, or a folder of the Hugging Face hub. arch: name in the built-in registry (default: the checkpoint's
-    own, or the one recognised from its names and shapes). model: "pkg.module:factory" of the user's own code.
-    model_args: arguments of either. inputs: specifications such as "x:float32[B,3,32,32]" (default: those in the
-    checkpoint or the graph, or of the built-in architecture).
-    ema: take the averaged weights. trust: unpickle the file, which can run code in it. allow_unfinished: accept a
-    PRepBN whose schedule has not ended.
+    path: a file, or a folder of the Hugging Face hub. The rest: see `LoadOptions`.
     Raises CheckpointError, ArchitectureError, NormStateError, InputSpecError or GraphError; nothing is ever written.
     """
-    path = Path(path)
+    return load(Path(path), LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished))
+
+
+def load(path: Path, options: LoadOptions) -> Source:
+    """`load_checkpoint`, its options as one value."""
     kind = archive.format_of(path)
     if kind in ("pt2", "onnx"):
-        if ema or any(value is not None for value in (arch, model, model_args)):
+        if options.ema or any(value is not None for value in (options.arch, options.model, options.model_args)):
             raise UsageError(f"{path} holds its own architecture and weights; --arch, --model and --ema do not apply.")
-        source = _load_graph(path, inputs) if kind == "onnx" else _load_program(path, inputs, trust=trust)
+        source = _load_graph(path, options) if kind == "onnx" else _load_program(path, options)
     else:
-        if arch is not None and model is not None:
+        if options.arch is not None and options.model is not None:
             raise UsageError("--arch and --model both give an architecture; give one of them.")
-        source = _load_state(path, kind, (arch, model, model_args), inputs, ema=ema, trust=trust)
+        source = _load_state(path, kind, options)
     if source.module is None:
         return source
-    notes = check_norms(source.module, source=str(path), allow_unfinished=allow_unfinished)
+    notes = check_norms(source.module, source=str(path), allow_unfinished=options.allow_unfinished)
     return replace(source, norms=find_norms(source.module), warnings=(*source.warnings, *notes))
 
 
-def _load_state(
-    path: Path,
-    kind: str,
-    wanted: tuple[str | None, str | None, Mapping[str, Any] | None],
-    inputs: Sequence[str],
-    *,
-    ema: bool,
-    trust: bool,
-) -> Source:
+def _load_state(path: Path, kind: str, options: LoadOptions) -> Source:
     """A torch or safetensors file, or a folder: a state dict for an architecture, or (trusted) a whole module."""
     if path.is_dir():
-        contents = archive.read_folder(path, trust=trust, ema=ema)
+        contents = archive.read_folder(path, trust=options.trust, ema=options.ema)
     elif kind == "safetensors":
-        contents = archive.read_safetensors(path, ema=ema)
+        contents = archive.read_safetensors(path, ema=options.ema)
     else:
-        contents = archive.read_torch(path, trust=trust, ema=ema)
-    arch, model, model_args = wanted
-    if contents.module is not None and arch is None and model is None:
+        contents = archive.read_torch(path, trust=options.trust, ema=options.ema)
+    if contents.module is not None and options.arch is None and options.model is None:
         built = Built(contents.module, f"pickled {type(contents.module).__name__}", {})
         warnings: tuple[str, ...] = ()
     else:
         state = (contents.state if contents.module is None else contents.module.state_dict()) or {}
         built = architecture.build(
-            model=model, model_args=model_args, arch=arch, found=contents, state=state, source=str(path)
+            model=options.model,
+            model_args=options.model_args,
+            arch=options.arch,
+            found=contents,
+            state=state,
+            source=str(path),
         )
         family = catalogue.family_of(built.name)
         computed = family.computed if family is not None else ()
@@ -121,7 +93,7 @@ def _load_state(
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
         module = module.float()
         warnings = (*warnings, "The module is in half precision and was converted to float32.")
-    specs = _input_specs(path, inputs or contents.inputs or _own_inputs(built))
+    specs = _input_specs(path, options.inputs or contents.inputs or _own_inputs(built))
     return Source(
         path=path,
         sha256=archive.sha256_of(path),
@@ -132,7 +104,7 @@ def _load_state(
         arch=built.name,
         arch_args=built.args,
         warnings=warnings,
-        trusted=trust and kind == "torch",
+        trusted=options.trust and kind == "torch",
     )
 
 
@@ -152,18 +124,18 @@ def _input_specs(path: Path, texts: Sequence[str]) -> tuple[InputSpec, ...]:
     return parse_specs(texts)
 
 
-def _load_graph(path: Path, inputs: Sequence[str]) -> Source:
+def _load_graph(path: Path, options: LoadOptions) -> Source:
     graph = archive.read_graph(path)
     found = graph_inputs(graph, path)
-    specs = matching(parse_specs(inputs), found, path) if inputs else found
+    specs = matching(parse_specs(options.inputs), found, path) if options.inputs else found
     return Source(path, archive.sha256_of(path), "onnx", None, graph, specs)
 
 
-def _load_program(path: Path, inputs: Sequence[str], *, trust: bool) -> Source:
-    program = archive.read_program(path, trust=trust)
+def _load_program(path: Path, options: LoadOptions) -> Source:
+    program = archive.read_program(path, trust=options.trust)
     _check_captured_in_eval(program, path)
     found = program_inputs(program)
-    specs = matching(parse_specs(inputs), found, path) if inputs else found
+    specs = matching(parse_specs(options.inputs), found, path) if options.inputs else found
     return Source(
         path=path,
         sha256=archive.sha256_of(path),

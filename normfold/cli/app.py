@@ -34,8 +34,10 @@ from normfold.cli.terminal import (
     json_object,
     print_report,
     print_rich,
-    run,
     with_progress,
+)
+from normfold.cli.terminal import (
+    run as run_app,
 )
 from normfold.errors import NormfoldError, OutputError
 from normfold.system.text import json_text, printable
@@ -125,33 +127,31 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.pipeline import run as pipeline
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import run
 
-        return pipeline.fold(
+        return run(
             source,
             output,
-            arch=arch,
-            model=model,
-            model_args=json_object(model_args),
-            inputs=inputs or (),
-            task=task,
-            ema=ema,
-            opset=opset,
-            dtype=dtype,
-            dry_run=dry_run,
-            strict=strict,
-            verify=not no_verify,
-            report=report,
-            trust=trust,
-            allow_unfinished=allow_unfinished,
-            norm_affine=norm_affine,
-            keep_tied=keep_tied,
-            center=center,
-            only=only or None,
-            emit_torch=emit_torch,
-            external_data=external_data,
-            force=force,
-            progress=progress,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(
+                task=task,
+                opset=opset,
+                dtype=dtype,
+                norm_affine=norm_affine,
+                center=center,
+                only=tuple(only or ()),
+                keep_tied=keep_tied,
+                dry_run=dry_run,
+                strict=strict,
+                verify=not no_verify,
+                report=report,
+                emit_torch=emit_torch,
+                external_data=external_data,
+                force=force,
+            ),
+            progress,
         )
 
     with exit_codes(debug=debug):
@@ -178,22 +178,15 @@ def inspect(
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.pipeline import run as pipeline
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import look
 
-        return pipeline.inspect(
+        return look(
             source,
-            arch=arch,
-            model=model,
-            model_args=json_object(model_args),
-            inputs=inputs or (),
-            task=task,
-            ema=ema,
-            opset=opset,
-            trust=trust,
-            allow_unfinished=allow_unfinished,
-            norm_affine=norm_affine,
-            keep_tied=keep_tied,
-            progress=progress,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(task=task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied),
+            progress,
         )
 
     with exit_codes(debug=debug):
@@ -250,12 +243,12 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
+        from normfold.checkpoint.options import LoadOptions
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
         from normfold.verify.runtime import parse_providers
-        from normfold.verify.source import Load
 
-        load = Load(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
         return judge(
             model_file,
@@ -350,4 +343,4 @@ def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
 
 def main() -> None:
     """Entry point of the console script."""
-    run(app)
+    run_app(app)

@@ -30,12 +30,12 @@ from onnxscript import version_converter
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
 from normfold.export import tidy
 from normfold.export.untouched import untouched
 from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
-from normfold.system.text import raised
+from normfold.system.failures import raised
 
 # torch.onnx translates to this opset and converts upwards; below it there is nothing.
 LOWEST_OPSET = 18

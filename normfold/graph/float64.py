@@ -16,7 +16,7 @@ from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError
 from normfold.graph.inference import infer_shapes
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case
-from normfold.verify.runtime import check_memory
+from normfold.system.failures import check_memory
 
 Outputs = tuple[Array, ...]
 

@@ -25,8 +25,9 @@ from normfold.graph.affine import Array, Frame
 from normfold.graph.constants import SIZES, Constants, Rows
 from normfold.graph.dims import Dim, parse, reshaped
 from normfold.graph.inference import infer_shapes
-from normfold.system.clock import uncollected
-from normfold.system.text import listed, one_line
+from normfold.system.collector import uncollected
+from normfold.system.failures import one_line
+from normfold.system.text import listed
 
 Value = ir.Value
 Node = ir.Node

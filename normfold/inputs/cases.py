@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from normfold.errors import InputSpecError
 from normfold.inputs.spec import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
+from normfold.system.failures import one_line
 from normfold.system.plain import MISSING, irregular
 from normfold.system.spill import Feeds
-from normfold.system.text import one_line
 
 Array = npt.NDArray[Any]
 

@@ -5,14 +5,14 @@ Deterministic but for `seconds`: no time stamps, no host names.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normfold.errors import NotExpressibleError
+from normfold.export.tasks import Task
+from normfold.system.numbers import finite
 from normfold.system.text import json_text
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Report:
     normfold: str
     source: SourceInfo
     graphs: tuple[GraphReport, ...]
-    task: str = "forward"
+    task: Task = "forward"
     dtype: str | None = None
     center: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -200,41 +200,6 @@ def site_entry(site: Site, graph: GraphReport) -> dict[str, Any]:
     }
 
 
-def manifest(
-    report: Report,
-    graph: GraphReport,
-    *,
-    path: str | None = None,
-    dtype: str | None = None,
-    load: Mapping[str, Any] | None = None,
-    outputs: Mapping[str, Any] | None = None,
-) -> str:
-    """What one graph says about its own making, under `normfold` in its metadata: JSON on one line, keys sorted.
-
-    path: the source relative to the graph's folder; never from the root, for a model that is handed on says nothing of
-    the disk it comes from. dtype: what it was converted to. load: how the source was loaded. outputs:
-    `Sketch.to_json`, None without verification.
-    """
-    source = report.source
-    place = {} if path is None else {"path": path}
-    content = {
-        "schema": SCHEMA,
-        "version": report.normfold,
-        "source": {"name": source.path.replace("\\", "/").rsplit("/", 1)[-1], "sha256": source.sha256, **place},
-        "arch": source.arch,
-        "arch_args": dict(source.arch_args),
-        "task": report.task,
-        "graph": graph.name or None,
-        "inputs": list(graph.inputs),
-        "sites": [{"name": s.name, "kind": s.kind, "status": s.status, "into": list(s.into)} for s in graph.sites],
-        "dtype": dtype,
-        "center": report.center,
-        "load": dict(load or {}),
-        "outputs": outputs,
-    }
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
-
-
 def _source(source: SourceInfo) -> dict[str, Any]:
     return {
         "path": source.path,
@@ -281,16 +246,12 @@ def _edge(edge: Edge, graph: GraphReport) -> dict[str, Any]:
     return {
         "graph": graph.name or None,
         "name": edge.name,
-        "max_abs": _finite(edge.max_abs),
-        "relative": _finite(edge.relative),
-        "bound": _finite(edge.bound),
+        "max_abs": finite(edge.max_abs),
+        "relative": finite(edge.relative),
+        "bound": finite(edge.bound),
         "passed": edge.passed,
         "detail": edge.detail,
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _nodes(counted: GraphReport | Report) -> dict[str, dict[str, int]]:

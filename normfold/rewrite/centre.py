@@ -28,7 +28,7 @@ from normfold.analysis.rules.layout import CarryRule
 from normfold.analysis.rules.normalize import parameters
 from normfold.graph.affine import Array, Refuse
 from normfold.graph.view import Graph, Model, Op, Value, operators, opset
-from normfold.system.files import EXACT
+from normfold.graph.write import EXACT
 
 # The first with RMSNormalization.
 LOWEST_OPSET = 23

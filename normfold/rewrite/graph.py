@@ -24,8 +24,8 @@ from normfold.errors import InternalError
 from normfold.graph.affine import Array
 from normfold.graph.constants import Rows
 from normfold.graph.view import Graph, Model, Node, Value, bodies, live, operators, scopes
-from normfold.system.clock import uncollected
-from normfold.system.files import EXACT
+from normfold.graph.write import EXACT
+from normfold.system.collector import uncollected
 
 # Smaller constants are computed once and kept; larger ones every time they are written.
 _KEPT_BYTES = 1 << 20

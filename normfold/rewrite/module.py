@@ -21,13 +21,14 @@ from torch import nn
 from normfold.analysis.plan import Map, Plan
 from normfold.analysis.recognition.affine_maps import LAYOUT
 from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
 from normfold.graph.affine import Array, Refuse
 from normfold.graph.view import Graph, Model, Node, Value, operators, scopes
+from normfold.graph.write import save
 from normfold.inputs.spec import call_arguments, draw, traced_sizes
-from normfold.system.files import save, scratch, writing
-from normfold.system.text import one_line
+from normfold.system.failures import one_line
+from normfold.system.files import scratch, writing
 from normfold.verify.runtime import Runtime, open_session
 
 # The module's weights are those of the graph: beside float64 truth, both err by the rounding of float32.

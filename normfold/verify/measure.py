@@ -15,9 +15,9 @@ from normfold.errors import GraphError
 from normfold.graph.float64 import flat, flat_names
 from normfold.inputs.cases import Array
 from normfold.system.clock import Tick, nothing
-from normfold.system.text import one_line
+from normfold.system.failures import check_memory, one_line
 from normfold.verify.metrics import FAILED, Figures, figures, settled
-from normfold.verify.runtime import Runtime, check_memory, open_session, ort_values, run_session
+from normfold.verify.runtime import Runtime, open_session, ort_values, run_session
 from normfold.verify.truth import Truth
 
 # Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.

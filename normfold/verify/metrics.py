@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normfold.system.numbers import MASK
+
 Array = npt.NDArray[Any]
 
-# Beyond this a number is a mask (float32's lowest, -1e30), not a result: it must not set the scale of errors.
-MASK = 1e30
 
 # Entries that are looked at at once.
 BLOCK = 1 << 18

@@ -23,9 +23,8 @@ from normfold.graph.float64 import Outputs
 from normfold.inputs.cases import Array, Case
 from normfold.inputs.spec import call_arguments
 from normfold.system.clock import Tick, nothing
+from normfold.system.failures import check_memory, raised
 from normfold.system.spill import Rows
-from normfold.system.text import raised
-from normfold.verify.runtime import check_memory
 
 
 def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> Rows:

@@ -19,8 +19,8 @@ from normfold.graph.evaluator import Evaluator, NotCoveredError
 from normfold.graph.float64 import SizeError, evaluator_of, read_graph, run_evaluator
 from normfold.inputs.cases import Case, draw_case
 from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
-from normfold.system.text import one_line
-from normfold.verify.runtime import Runtime, check_memory, open_session, run_session
+from normfold.system.failures import check_memory, one_line
+from normfold.verify.runtime import Runtime, open_session, run_session
 
 Sizes = Mapping[str, int]
 

@@ -22,13 +22,13 @@ from normfold.graph.float64 import Outputs, evaluator_of, read_graph, run_evalua
 from normfold.inputs.cases import Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
+from normfold.system.failures import check_memory, raised
+from normfold.system.numbers import MASK
 from normfold.system.spill import Rows
-from normfold.system.text import raised
 from normfold.verify.demand import check_fits
 from normfold.verify.exercise import Exercise
-from normfold.verify.metrics import MASK, blocks
+from normfold.verify.metrics import blocks
 from normfold.verify.module import run_double, run_module
-from normfold.verify.runtime import check_memory
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,7 +28,8 @@ from normfold.inputs.cases import read_cases
 from normfold.inputs.spec import parse_specs
 from normfold.models import create
 from normfold.system.plain import parse_json
-from normfold.verify.source import find_source, read_manifest
+from normfold.verify.manifest import read_manifest
+from normfold.verify.source import find_source
 from tests.checkpoint.test_authors_files import state_of
 
 SPECS = parse_specs(["x:float32[B,3]"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.export.tidy import simplify
 from normfold.export.to_onnx import export
 from normfold.graph.view import op_counts

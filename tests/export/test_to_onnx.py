@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold import models
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError
 from normfold.export import to_onnx as export_module
 from normfold.export.to_onnx import LOWEST_OPSET, export, newest_opset

@@ -25,7 +25,7 @@ from normfold.graph.view import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, HALF_EDGE, RUNTIME_EDGE
-from normfold.verify.source import MANIFEST_KEY
+from normfold.verify.manifest import MANIFEST_KEY
 from tests.analysis.placement.test_float16_range import BLOCKS, post_norm
 from tests.pipeline.test_fixtures_fold import FIXTURES, folded, held_out, right
 from tests.support.graphs import as_float32, build, draw, session

@@ -13,7 +13,8 @@ import torch
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
 from normfold.graph.view import Model, op_counts, prepare
 from normfold.models import create

@@ -17,13 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normfold import errors
 from normfold.checkpoint.load import load_checkpoint
+from normfold.graph import write
 from normfold.pipeline import outputs
 from normfold.pipeline import run as pipeline
 from normfold.report.report import Report
 from normfold.rewrite import graph as rewrite
-from normfold.system import files
 from normfold.verify import demand
-from normfold.verify import source as origin
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
 from normfold.verify.yardstick import Yardstick
 from tests.paths import FIXTURES
@@ -227,7 +226,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be_written(
 
     source, taken = foldable(tmp_path), tmp_path / "taken.onnx"
     taken.write_text("precious")
-    monkeypatch.setattr(origin, "load_checkpoint", unexpected)
+    monkeypatch.setattr(pipeline, "load", unexpected)
     output = tmp_path / "out.onnx"
     wrong: list[tuple[str, Path, Path | None, bool]] = [
         ("exists already", taken, None, False),
@@ -259,7 +258,7 @@ def test_force_replaces_what_exists(tmp_path: Path) -> None:
 
 
 def test_external_data_moves_with_its_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_SMALL_BYTES", 16)
+    monkeypatch.setattr(write, "_SMALL_BYTES", 16)
     source, output = foldable(tmp_path), tmp_path / "out.onnx"
     (tmp_path / "out.onnx.data").write_text("somebody's")
     report = pipeline.fold(source, output, external_data=True)
@@ -346,7 +345,7 @@ def test_a_small_model_with_external_data_becomes_one_file(model: Callable[[Path
 
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`foldable`, with its weights beside it, and small blocks: what a large model goes through."""
-    monkeypatch.setattr(files, "_INSIDE_BYTES", 1)
+    monkeypatch.setattr(write, "_INSIDE_BYTES", 1)
     monkeypatch.setattr(rewrite, "_KEPT_BYTES", 1)
     monkeypatch.setattr(rewrite, "_BLOCK_ELEMENTS", 5 * CHANNELS)
     source = foldable(folder)

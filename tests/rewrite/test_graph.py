@@ -13,8 +13,8 @@ from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
 from normfold.errors import GraphError
 from normfold.graph.view import Model, prepare
+from normfold.graph.write import save
 from normfold.rewrite.graph import rewrite
-from normfold.system.files import save
 from tests.random.random_graphs import network
 from tests.support.graphs import (
     FOLDED,

@@ -21,8 +21,8 @@ from normfold.pipeline import run as pipeline
 from normfold.report import verdict_files
 from normfold.verify import localise
 from normfold.verify import run as judgement
+from normfold.verify.manifest import MANIFEST_KEY
 from normfold.verify.runtime import levels, version
-from normfold.verify.source import MANIFEST_KEY
 
 RUN = CliRunner()
 CHANNELS = 16
