@@ -13,7 +13,7 @@ from torch import nn
 
 from normfold.analysis.analyse import analyse
 from normfold.bench.baseline import layer_norm_twin
-from normfold.checkpoint.archive import format_of
+from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load as load_with
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
@@ -132,7 +132,7 @@ def _find(
     model: Path, against: Path | None, load: LoadOptions, task: Task, progress: Progress
 ) -> tuple[_Found, tuple[InputSpec, ...]]:
     """The source, its graph, and the folded file where `model` is one."""
-    own = load_checkpoint(model, inputs=load.inputs) if format_of(model) == "onnx" else None
+    own = load_checkpoint(model, inputs=load.inputs) if format_of(model).is_graph else None
     manifest = None if own is None or own.graph is None else read_manifest(own.graph, model)
     if own is None or (manifest is None and against is None):
         if against is not None:

@@ -2,7 +2,7 @@
 
 timm and DeiT keep `arch` and `args`, fairseq `cfg.model`, Swin and SLAB a yacs `config`, mmdet a configuration as text
 in `meta.config`, the Hugging Face hub a config.json. One table reads them all; what it has no line for says nothing.
-Nothing here is imported or run: configurations are plain values, stand-ins (stand_ins.py), or text that is parsed.
+Nothing here is imported or run: configurations are plain values, stand-ins (unpickle.py), or text that is parsed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normfold.checkpoint.stand_ins import StandIn
+from normfold.checkpoint.unpickle import StandIn
 from normfold.norms.kinds import KINDS
 from normfold.system.plain import is_plain
 
