@@ -38,7 +38,10 @@ from normfold.analysis.recognition.token_norms import statistic_norm
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.view import Affine, Graph, Model, Op, op_counts, operators, prepare
+from normfold.graph.operators import op_counts, operators
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Affine, Model, Op
+from normfold.graph.view import Graph
 from normfold.graph.write import save
 from normfold.inputs.cases import draw_cases
 from normfold.inputs.spec import draw, parse_specs, traced_sizes

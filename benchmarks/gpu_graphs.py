@@ -30,7 +30,7 @@ from normfold.errors import NormfoldError
 from normfold.export import to_onnx as exporting
 from normfold.export.parts import split
 from normfold.export.to_onnx import export, newest_opset
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.inputs.spec import InputSpec
 from normfold.models import create
 from normfold.norms.detect import find_norms

@@ -29,7 +29,8 @@ from torch import nn
 from normfold.analysis.analyse import analyse
 from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.view import op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
 from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, call_arguments, draw, traced_sizes
 from normfold.models import create

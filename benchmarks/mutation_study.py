@@ -34,7 +34,8 @@ from normfold.analysis.analyse import analyse
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.view import Model, prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
 from normfold.graph.write import save
 from normfold.inputs.cases import draw_cases
 from normfold.inputs.spec import InputSpec, parse_specs

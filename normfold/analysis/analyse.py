@@ -29,7 +29,9 @@ from normfold.analysis.rules.normalize import NormalizeRule
 from normfold.analysis.rules.quantised import quantised
 from normfold.errors import GraphError
 from normfold.graph.affine import Frame, Refuse, varying_axes
-from normfold.graph.view import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
+from normfold.graph.operators import inner_operators, operators, opset
+from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op, Value
+from normfold.graph.view import Graph
 from normfold.system.collector import uncollected
 
 

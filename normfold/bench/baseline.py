@@ -14,7 +14,10 @@ import onnx_ir.passes.common as passes
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.errors import GraphError
 from normfold.graph.affine import varying_axes
-from normfold.graph.view import Graph, Model, Op, Value, operators, opset, prepare
+from normfold.graph.operators import operators, opset
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model, Op, Value
+from normfold.graph.view import Graph
 from normfold.norms.base import NormKind
 from normfold.norms.kinds import token_norm
 

@@ -23,7 +23,7 @@ from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
 from normfold.graph.float16 import HALF, to_half
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.graph.write import save
 from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.cli.bench import bench
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (

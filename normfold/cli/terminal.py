@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.cli.streams import STDOUT_FULL, StdoutError, for_rich, guarded
 from normfold.errors import NormfoldError, UsageError
 from normfold.export.tasks import Task

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
@@ -23,7 +23,8 @@ from normfold.export.parts import split
 from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
 from normfold.graph.float16 import HALF, to_half
-from normfold.graph.view import op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
 from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.options import FoldOptions
 from normfold.pipeline.outputs import Folded, Planned, check_places, write

@@ -27,7 +27,9 @@ from normfold.analysis.rules.base import name_of
 from normfold.analysis.rules.layout import CarryRule
 from normfold.analysis.rules.normalize import parameters
 from normfold.graph.affine import Array, Refuse
-from normfold.graph.view import Graph, Model, Op, Value, operators, opset
+from normfold.graph.operators import operators, opset
+from normfold.graph.types import Model, Op, Value
+from normfold.graph.view import Graph
 from normfold.graph.write import EXACT
 
 # The first with RMSNormalization.

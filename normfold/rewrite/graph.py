@@ -23,7 +23,10 @@ from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
 from normfold.errors import InternalError
 from normfold.graph.affine import Array
 from normfold.graph.constants import Rows
-from normfold.graph.view import Graph, Model, Node, Value, bodies, live, operators, scopes
+from normfold.graph.operators import bodies, live, operators
+from normfold.graph.scopes import scopes
+from normfold.graph.types import Model, Node, Value
+from normfold.graph.view import Graph
 from normfold.graph.write import EXACT
 from normfold.system.collector import uncollected
 

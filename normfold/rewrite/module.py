@@ -24,7 +24,10 @@ from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
 from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
 from normfold.graph.affine import Array, Refuse
-from normfold.graph.view import Graph, Model, Node, Value, operators, scopes
+from normfold.graph.operators import operators
+from normfold.graph.scopes import scopes
+from normfold.graph.types import Model, Node, Value
+from normfold.graph.view import Graph
 from normfold.graph.write import save
 from normfold.inputs.spec import call_arguments, draw, traced_sizes
 from normfold.system.failures import one_line

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.system.numbers import finite
 from normfold.system.text import json_text
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE, Edge, Judged

@@ -293,12 +293,12 @@ from normfold.pipeline import run as pipeline
 # A job in the background inherits SIGINT as ignored, and Python leaves that as it is.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-def fold(source, output, **options):
+def fold(source, output, *options):
     with tempfile.TemporaryDirectory(prefix=".normfold-", dir=output.parent) as beside:
         (Path(beside) / "b.onnx").write_text("half")
         print("ready", flush=True)
         time.sleep(60)
-pipeline.fold = fold
+pipeline.run = fold
 sys.argv = ["normfold", "fold", {str(graph)!r}, "-o", {str(tmp_path / "b.onnx")!r}]
 cli.main()
 """

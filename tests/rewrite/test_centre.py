@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.centre import Centring, centre, plan_centring
 from tests.pipeline.test_fixtures_fold import FIXTURES

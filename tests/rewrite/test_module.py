@@ -17,7 +17,8 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
 from normfold.export.to_onnx import export
-from normfold.graph.view import Model, prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
 from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, draw
 from normfold.norms.detect import find_norms

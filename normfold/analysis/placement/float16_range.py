@@ -21,7 +21,8 @@ import onnx_ir as ir
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import Edit, FrameOf, NewAdd, NewConstant, name_of
 from normfold.graph.affine import Array, Frame, Refuse, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A stored tensor is v / s: beyond these sizes of s it might leave the range, or the precision, of its type.
 LARGEST_SCALE = {

@@ -17,7 +17,8 @@ from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import to_rank_of
 from normfold.analysis.rules.layout import CarryRule
 from normfold.graph.affine import Array, Refuse, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A shift this many times larger than the tensor costs three binary digits of it.
 LARGEST_SHIFT = 8.0

@@ -21,7 +21,7 @@ from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import to_rank_of
 from normfold.analysis.rules.linear import ConvRule
 from normfold.graph.affine import Array, Frame, Refuse, agree, agree_each, total
-from normfold.graph.view import Op, Value
+from normfold.graph.types import Op, Value
 
 
 @dataclass(frozen=True, slots=True)

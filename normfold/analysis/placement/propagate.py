@@ -20,7 +20,8 @@ from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import Ports, value_at
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, Refuse, agree, agree_each, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Half = Literal["scale", "shift"]
 

@@ -16,7 +16,8 @@ from normfold.analysis.plan import Untied
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import FrameOf, NewConstant, name_of, value_at
 from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Untying is free at run time: every copy is read as often as its original was. It costs bytes, on disk and in memory;
 # as many as these nobody misses (docs/decisions/0007-tied-weights.md).

@@ -19,7 +19,9 @@ from normfold.analysis.rules.layout import AxisMap, reshape, same, transpose
 from normfold.errors import NormStateError
 from normfold.graph.affine import Array, Frame, Refuse, to_rank, varying_axes
 from normfold.graph.dims import Layout, base_layout, reshape_layout, transpose_layout
-from normfold.graph.view import BATCH_NORM, Affine, Graph, Node, Op, Value, live
+from normfold.graph.operators import live
+from normfold.graph.types import BATCH_NORM, Affine, Node, Op, Value
+from normfold.graph.view import Graph
 from normfold.norms.closed_form import batchnorm
 
 LAYOUT = {

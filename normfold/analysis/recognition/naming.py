@@ -14,7 +14,9 @@ from typing import Protocol
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
 from normfold.graph.affine import Refuse
-from normfold.graph.view import Graph, Node, Op, classes, node_name, scopes
+from normfold.graph.scopes import classes, node_name, scopes
+from normfold.graph.types import Node, Op
+from normfold.graph.view import Graph
 from normfold.norms.base import NormKind
 from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators
 

@@ -7,7 +7,8 @@ weight and bias unless somebody asks, as those of a LayerNormalization do, howev
 from __future__ import annotations
 
 from normfold.graph.affine import varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 from normfold.norms.kinds import token_norm
 
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"})

@@ -32,7 +32,8 @@ from normfold.analysis.rules.resample import depth_to_space, resized, space_to_d
 from normfold.analysis.rules.tie import ClipRule, TieRule
 from normfold.analysis.rules.transposed import ConvTransposeRule
 from normfold.graph.affine import Refuse
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def _between_float_types(graph: Graph, op: Op) -> Refuse | None:

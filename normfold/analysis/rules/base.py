@@ -17,7 +17,8 @@ import numpy as np
 
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, Refuse, to_rank, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 OUT = -1
 

@@ -29,7 +29,8 @@ from normfold.analysis.rules.base import (
     value_at,
 )
 from normfold.graph.affine import Array, Refuse, agree_each, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Axes = tuple[str, ...]
 

@@ -16,7 +16,8 @@ import numpy as np
 from normfold.analysis.rules.base import OUT, Costs, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant, value_at
 from normfold.graph.affine import Array, Frame, Refuse, compress, varying_axes
 from normfold.graph.dims import Dim, product, reshape_groups
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 class AxisMap(Protocol):

@@ -29,7 +29,8 @@ from normfold.analysis.rules.base import (
 from normfold.analysis.rules.windows import convolve, map_elements, spatial, window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Refuse, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 class GemmRule(Rule):

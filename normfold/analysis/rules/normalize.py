@@ -21,7 +21,9 @@ from normfold.analysis.rules.base import (
     only_along,
 )
 from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value, opset
+from normfold.graph.operators import opset
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Defaults of the ONNX specification.
 EPSILON = 1e-5

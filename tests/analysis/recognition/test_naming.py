@@ -10,7 +10,8 @@ import pytest
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Site
-from normfold.graph.view import CLASSES, SCOPES, classes, prepare, scopes
+from normfold.graph.prepare import prepare
+from normfold.graph.scopes import CLASSES, SCOPES, classes, scopes
 from tests.support.graphs import build, draw
 
 TEXT = """g (double[B,4,3] x) => (double y) {
