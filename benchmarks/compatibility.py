@@ -47,7 +47,6 @@ from normfold.inputs.cases import draw_cases
 from normfold.inputs.spec import draw, parse_specs, traced_sizes
 from normfold.models import create
 from normfold.norms.detect import find_norms
-from normfold.report.report import TOKEN_STATISTICS
 from normfold.rewrite.graph import rewrite
 from normfold.verify.truth import establish
 from normfold.verify.yardstick import Yardstick
@@ -223,7 +222,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
         yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
         (edge,) = yardstick.compare(folded, ())
         assert edge.passed, edge
-        stored = [site for site in plan.sites if site.kind not in (*TOKEN_STATISTICS, "DeepNorm")]
+        stored = [site for site in plan.sites if not site.per_token and site.kind != "DeepNorm"]
         reasons = {
             status: Counter(s.code or "" for s in stored if s.status == status) for status in ("partial", "kept")
         }
@@ -234,7 +233,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
             folded=sum(site.status == "folded" for site in stored),
             partial=dict(reasons["partial"]),
             kept=dict(reasons["kept"]),
-            statistics=sum(site.kind in TOKEN_STATISTICS for site in plan.sites),
+            statistics=sum(site.per_token for site in plan.sites),
             left=norms_in(result, besides=others),
             nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
             error=edge.relative,

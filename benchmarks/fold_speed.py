@@ -43,7 +43,7 @@ from pathlib import Path
 from normfold.system.files import save
 from normfold.graph.view import prepare
 from normfold.analysis.analyse import analyse
-from normfold.checkpoint.archive import read_graph
+from normfold.graph.read import read_graph
 from normfold.rewrite.graph import rewrite
 def peak(): return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
 idle, times, clock = peak(), {}, time.perf_counter()

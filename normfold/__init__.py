@@ -10,7 +10,7 @@ from normfold._version import __version__ as __version__
 if TYPE_CHECKING:
     from normfold import errors as errors
     from normfold.checkpoint.load import load_checkpoint as load_checkpoint
-    from normfold.checkpoint.load import save_checkpoint as save_checkpoint
+    from normfold.checkpoint.save import save_checkpoint as save_checkpoint
     from normfold.pipeline.run import fold as fold
     from normfold.pipeline.run import inspect as inspect
 
@@ -21,7 +21,7 @@ _HOME = {
     "fold": "normfold.pipeline.run",
     "inspect": "normfold.pipeline.run",
     "load_checkpoint": "normfold.checkpoint.load",
-    "save_checkpoint": "normfold.checkpoint.load",
+    "save_checkpoint": "normfold.checkpoint.save",
 }
 
 

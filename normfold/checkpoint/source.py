@@ -18,10 +18,10 @@ from normfold.norms.detect import NormModule
 class Source:
     """A loaded checkpoint.
 
-    sha256: of the file; of a folder as `hub.sha256_of` has it. format: torch, safetensors, pt2 or onnx. module: in eval
-    mode on the CPU (None for onnx). program: pt2 only. graph: onnx only, its external data mapped but not read. arch:
-    the built-in name or `pkg.module:factory` that the module was built from. trusted: the file was unpickled with the
-    full unpickler.
+    sha256: of the file; of a folder as formats/hub.py has it. format: the name of its `Format`. module: in eval mode on
+    the CPU, None for a graph. program: where the file is one. graph: the same; its external data is mapped but not
+    read. arch: the built-in name or `pkg.module:factory` that the module was built from. trusted: reading the file
+    could run code in it, as the user allowed.
     """
 
     path: Path

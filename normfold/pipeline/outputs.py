@@ -120,7 +120,7 @@ def _draft(
     with scratch() as elsewhere:
         unfolded = (graph.source.path, *stored_beside(graph.original))
         if options.verify:
-            if graph.source.format != "onnx":
+            if graph.source.graph is None:
                 with clock.stage("save", "writing the unfolded graph"):
                     unfolded = save(graph.original, elsewhere / "unfolded.onnx")
             with clock.stage("verify", "running the source in float64"):
@@ -148,7 +148,7 @@ def _draft(
             if yardstick.path != unfolded[0]:
                 # The yardstick's own graph: of the type that the output has.
                 unfolded = (yardstick.path, *data_of(yardstick.path))
-        measured = options.verify or (graph.source.format == "onnx" and not options.half)
+        measured = options.verify or (graph.source.graph is not None and not options.half)
         output = OutputInfo(
             str(place),
             _size(files),

@@ -181,7 +181,7 @@ def plan(path: Path, load_options: LoadOptions, options: FoldOptions, clock: Clo
     with clock.stage("load", f"reading {path.name}"):
         source = load(path, load_options)
         parts = split(source, options.task)
-    if (options.opset is not None or options.target is not None) and source.format == "onnx":
+    if (options.opset is not None or options.target is not None) and source.graph is not None:
         asked = "--target" if options.opset is None else "--opset"
         raise UsageError(f"{path} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
     graphs = tuple(_fold(name, part, options, clock) for name, part in parts.items())

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# Their statistics are of the token, not stored: the norm stays whatever is done with its weight and bias.
-TOKEN_STATISTICS = ("LayerNorm", "RMSNorm")
-
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
@@ -140,7 +137,7 @@ class Report:
     @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
-        return tuple(s for s in self.norms if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
+        return tuple(s for s in self.norms if s.status != "folded" and not s.per_token)
 
     def to_torch(self) -> nn.Module:
         """The original module, its norms replaced by `nn.Identity`, with the folded weights and biases, in eval mode.

@@ -66,7 +66,7 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     would differ between positions becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added. Raises
     NotExpressibleError where the parameters of the module cannot say what the graph says.
     """
-    if source.module is None or source.format == "pt2":
+    if source.module is None or source.program is not None:
         raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
     draft = _Draft(source, graph)
     for edit in plan.edits:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from normfold._version import __version__
-from normfold.checkpoint.archive import format_of
+from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
@@ -68,7 +68,7 @@ def judge(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
-    if format_of(model) != "onnx":
+    if not format_of(model).is_graph:
         raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
     meter = _Meter(progress or (lambda *_: None))
     with meter.stage("load", f"reading {model.name}"):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from normfold.checkpoint.archive import format_of, sha256_of
+from normfold.checkpoint.formats import format_of, sha256_of
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
@@ -59,13 +59,13 @@ def load_source(place: Path, options: LoadOptions, manifest: Manifest | None, in
     inputs: what the model takes, for a source that does not say what it takes itself. Raises what `load_checkpoint`
     does, and CannotJudgeError for a manifest that names code to run.
     """
-    kind = format_of(place)
+    format = format_of(place)
     if manifest is not None and sha256_of(place) == manifest.sha256:
         options = _as_folded(place, options, manifest)
     try:
         source = load(place, options)
     except InputSpecError:
-        if options.inputs or kind in ("onnx", "pt2"):
+        if options.inputs or format.is_whole:
             raise
         source = load(place, replace(options, inputs=tuple(str(spec) for spec in inputs)))
     # Of a source that came out as several graphs, the part that this one was made from.

@@ -22,6 +22,7 @@ from normfold.export.to_onnx import export
 from normfold.graph.write import save
 from normfold.inputs.spec import draw
 from normfold.norms.detect import find_norms
+from normfold.norms.kinds import token_norm
 from normfold.pipeline.run import fold
 from tests.paths import FIXTURES
 from tests.support.graphs import parse, run_float32
@@ -69,7 +70,7 @@ def test_made_baselines_of_the_other_fixtures(name: str, rms: bool, tmp_path: Pa
     twin = twin_module(source)
     assert twin is not None
     save(export(replace(source, module=twin[1], norms=find_norms(twin[1]))), tmp_path / "twin.onnx")
-    save(layer_norm_twin(export(source), rms=rms), tmp_path / "made.onnx")
+    save(layer_norm_twin(export(source), kind=token_norm(centred=not rms)), tmp_path / "made.onnx")
     assert operators(tmp_path / "made.onnx") == operators(tmp_path / "twin.onnx")
 
 

@@ -21,7 +21,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from normfold.checkpoint.load import load_checkpoint, save_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.save import save_checkpoint
 from normfold.cli.terminal import json_object
 from normfold.errors import ArchitectureError, CheckpointError, GraphError, InputSpecError, NormfoldError, UsageError
 from normfold.inputs.cases import read_cases

@@ -77,7 +77,7 @@ def finished(norm: nn.Module) -> nn.Module:
 def test_norms_are_known_by_the_names_inside(norm: nn.Module, kind: str, channels: int) -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(3, 3), norm])})
     (found,) = find_norms(model)
-    assert (found.name, found.kind, found.channels, found.group_scaling) == ("blocks.1", kind, channels, False)
+    assert (found.name, found.kind, found.channels, found.keeps_statistic) == ("blocks.1", kind, channels, False)
     (alone,) = find_norms(norm)
     assert alone.name == ""
 
@@ -87,7 +87,9 @@ def test_layers_that_only_look_alike_are_not_norms() -> None:
 
 
 def test_group_scaling_is_noticed() -> None:
-    assert [norm.group_scaling for norm in find_norms(nn.Sequential(PowerNorm(6, group_scaling=2), PowerNorm(6)))] == [
+    assert [
+        norm.keeps_statistic for norm in find_norms(nn.Sequential(PowerNorm(6, group_scaling=2), PowerNorm(6)))
+    ] == [
         True,
         False,
     ]

@@ -30,7 +30,7 @@ class Module:
     name: str
     kind: str
     channels: int = 4
-    group_scaling: bool = False
+    keeps_statistic: bool = False
 
 
 def model(paths: dict[str, list[str]], kinds: dict[str, list[str]] | None = None) -> onnx.ModelProto:
@@ -138,7 +138,7 @@ def test_norms_in_a_row_are_one_map_and_each_is_named() -> None:
 
 
 def test_group_scaling_is_a_statistic_that_stays() -> None:
-    norms = [Module("blocks.0.norm1", "PowerNorm", group_scaling=True), Module("norm", "LayerNorm", 3)]
+    norms = [Module("blocks.0.norm1", "PowerNorm", keeps_statistic=True), Module("norm", "LayerNorm", 3)]
     first, _ = sites(model(NORM), *norms)
     assert (first.status, first.code) == ("partial", "statistic")
 
