@@ -21,7 +21,7 @@ _ROOT = "(the model itself)"
 
 @dataclass(frozen=True, slots=True)
 class NormModule:
-    """A norm of the model. kind: UN, RepBN, PRepBN, BatchNorm, PowerNorm, LayerNorm or RMSNorm.
+    """A norm of the model. kind: UN, MABN, RepBN, PRepBN, BatchNorm, PowerNorm, LayerNorm or RMSNorm.
 
     name: dotted path of the module. channels: length of its statistics or weight. group_scaling: PowerNorm only.
     """
@@ -61,7 +61,8 @@ def norm_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} <= own:
         return "BatchNorm"
     if "running_var" in own and own & {"buffer_x2", "ema_gz", "skip_counter"}:
-        return "UN"
+        # MABN has no mean of gradients, and its statistics have the shape of a picture's channels.
+        return "UN" if own & {"ema_gz", "skip_counter"} else "MABN"
     return _token_norm_kind(module, own)
 
 

@@ -27,6 +27,7 @@ _CLASSES = {
     "BatchNorm3d": "BatchNorm",
     "PowerNorm": "PowerNorm",
     "MaskPowerNorm": "PowerNorm",
+    "MABN2d": "MABN",
     "LayerNorm": "LayerNorm",
     "RMSNorm": "RMSNorm",
 }
