@@ -108,7 +108,7 @@ def test_every_norm_can_be_found_by_its_scope(vit: tuple[Source, ir.Model]) -> N
     assert {norm.name for norm in source.norms} <= scopes
     classes = [node.metadata_props["pkg.torch.onnx.class_hierarchy"] for node in model.graph if "Batch" in node.op_type]
     assert len(classes) == 3
-    assert all("normfold.nn.repbn.PRepBN" in text for text in classes)
+    assert all("normfold.nn.repbn.LinearNorm" in text for text in classes)
 
 
 def test_no_source_path_is_left(vit: tuple[Source, ir.Model]) -> None:
