@@ -26,6 +26,8 @@ SCALES = (1.0, 0.5, 2.0)
 _MOST_LONG = 8
 # How a failure is described that has nothing to do with shapes.
 BY_VALUES = "depends on the size of the inputs and not on their shape"
+# One in so many random samples has so many rows, where so many of these are cheap.
+_OFTEN, _MANY = 4, 129
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
 
@@ -101,7 +103,7 @@ def draw_cases(
     long = [(sizes, 1.0) for sizes in _vocabulary_sizes(specs, parameters=parameters)]
     if count is not None:
         plan = (plan + long)[:count]
-        plan += _random_sizes(specs, count - len(plan), seed=seed)
+        plan += _random_sizes(specs, count - len(plan), seed=seed, parameters=parameters)
         return _dealt(_drawn(plan, specs, seed=seed), specs, seed=seed)
     return (
         *_drawn(plan, specs, seed=seed),
@@ -180,18 +182,30 @@ def told_by_values(cases: Sequence[Case], agrees: Sequence[bool]) -> str:
     return f"{BY_VALUES}: inputs {texts[0]} disagree, and inputs {texts[1]} of the same shape agree"
 
 
-def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:
-    """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times."""
+def _random_sizes(
+    specs: Sequence[InputSpec], count: int, *, seed: int, parameters: int
+) -> Iterator[tuple[dict[str, int], float]]:
+    """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times.
+
+    Where that costs next to nothing, every fourth has one axis at a large size: what one row in a hundred reaches is
+    not reached by a few rows.
+    """
     rng = np.random.default_rng((seed, 0))
     traced, axes = traced_sizes(specs), common_axes(specs)
-    for _ in range(count):
-        # A large batch takes longer and finds no more than the sizes that are tried in any case.
+    found = {letter: large_size(specs, letter, parameters=_OFTEN * parameters) for letter in traced}
+    large = [(letter, min(size, axes[letter].nearest(_MANY))) for letter, size in found.items() if size is not None]
+    for number in range(count):
         sizes = {}
         for letter, size in traced.items():
             axis = axes[letter]
             least = max(axis.smallest, axis.step)
             sizes[letter] = least + int(((size - least) // axis.step + 1) * rng.random() ** 3) * axis.step
-        yield {letter: min(size, traced[letter]) for letter, size in sizes.items()}, float(rng.choice(SCALES))
+        sizes = {letter: min(size, traced[letter]) for letter, size in sizes.items()}
+        scale = float(rng.choice(SCALES))
+        if large and number % _OFTEN == 0:
+            letter, size = large[number // _OFTEN % len(large)]
+            sizes[letter], scale = size, 1.0
+        yield sizes, scale
 
 
 def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int) -> tuple[Case, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from normfold.foreign import one_line
 from normfold.runtime import Runtime, check_memory, open_session, ort_values, run_session
 from normfold.truth import Truth
 from normfold.truth_of_graph import flat, flat_names
+
+T = TypeVar("T")
 
 # Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
 NEIGHBOURS = 5
@@ -73,6 +76,15 @@ class Measured:
     samples: tuple[tuple[Figures, ...], ...]
     own: Own
     failures: dict[int, str]
+
+    def only(self, pieces: Sequence[int]) -> Measured:
+        """The errors of these pieces alone."""
+
+        def chosen(row: Sequence[T]) -> tuple[T, ...]:
+            return tuple(row[piece] for piece in pieces)
+
+        own = Own(chosen(self.own.worst), tuple(map(chosen, self.own.samples)))
+        return Measured(chosen(self.names), chosen(self.ulps), tuple(map(chosen, self.samples)), own, self.failures)
 
 
 def moved_runs(truth: Truth) -> int:

@@ -85,6 +85,7 @@ class Yardstick:
             raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
         body = body_of(read_graph(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
+        truth, original = _told_apart(truth, original, body)
         yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)
         squashed = yardstick._check_conditioned() if ceiling else ()
         return replace(yardstick, before=Before.lay(truth, path, squashed, tick=tick)) if squashed else yardstick
@@ -329,6 +330,14 @@ class Before:
             return replace(yardstick.fold_edge(yardstick.measure(place)), name=name)
         except (GraphError, VerificationError) as error:
             return Edge(name, math.inf, math.inf, 0.0, passed=False, detail=str(error))
+
+
+def _told_apart(truth: Truth, original: Measured, body: Body) -> tuple[Truth, Measured]:
+    """Without parts that the original itself has lost in its rounding: they are judged with the whole alone."""
+    outputs, scales = len(truth.outputs[0]), truth.magnitudes().scales
+    kept = [n for n in range(len(scales)) if n < outputs or original.own.worst[n] <= body.ceiling * scales[n]]
+    parts = tuple(truth.parts[number - outputs] for number in kept[outputs:])
+    return replace(truth, parts=parts), original.only(kept)
 
 
 def _pooled(own: Own, index: int, sizes: Sequence[int]) -> float:

@@ -241,3 +241,13 @@ def test_what_a_sigmoid_presses_against_zero_is_judged_before_it(tmp_path: Path)
     # Only there: what is not at its end has no need of it.
     open_end = saved(tmp_path, text, name="d", w=weight(8, 6), b=bias / 30)
     assert Yardstick.lay(establish(None, open_end, specs), open_end).before is None
+
+
+def test_channels_that_rounding_has_lost_are_not_judged_apart(tmp_path: Path) -> None:
+    """A channel of 1e-8 that is the difference of two large ones has no digit left in float32."""
+    text = "g (float[N,8] x) => (float[N,2] y) { h = MatMul(x, w)  y = MatMul(h, v) }"
+    first = weight(8, 1)
+    arrays = {"w": np.concatenate([first, first * (1 + 1e-7)], 1), "v": np.array([[1.0, 1.0], [1.0, -1.0]])}
+    path = saved(tmp_path, text, **arrays)
+    truth = establish(None, path, parse_specs(["x:float32[N,8]"]))
+    assert truth.parts and not Yardstick.lay(truth, path).truth.parts
