@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
     from normfold.verdict import Verdict
     from normfold.verdict_files import VerdictFiles
 
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
     add_completion=False,
@@ -55,6 +60,17 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _expect_large_tensors() -> None:
+    """Call before torch is imported. Its threads are to sleep while they wait: others work here too. And glibc is to
+    keep up to 256 MB of freed memory: given back and asked for anew with every tensor, its pages cost a tenth of a run.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):
+            mallopt(option, size)
 
 
 def _show_version(wanted: bool) -> None:
@@ -125,6 +141,7 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
+        _expect_large_tensors()
         from normfold import pipeline
 
         return pipeline.fold(
@@ -250,6 +267,7 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
+        _expect_large_tensors()
         from normfold.judgement import judge
         from normfold.origin import Load
         from normfold.runtime import parse_providers

@@ -22,6 +22,7 @@ from normfold.aside import Rows
 from normfold.cases import Array, Case
 from normfold.clock import Tick, nothing
 from normfold.errors import InputSpecError
+from normfold.evaluator.limits import free_processors
 from normfold.foreign import raised
 from normfold.inputs import call_arguments
 from normfold.runtime import check_memory
@@ -48,7 +49,7 @@ def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing
 def run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> Rows:
     """The module's outputs in float64. Raises whatever a module does that cannot be run so."""
     double, found = _double(module), Rows()
-    with _float64_only():
+    with _float64_only(), free_processors():
         for case in cases:
             found.append(
                 _call(

@@ -124,6 +124,8 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
         wide = torch.finfo(torch.float64).max if str(call.declared(0)) == "DOUBLE" else _LARGEST
         low = torch.full((), -wide, dtype=x.dtype) if low is None else low
         high = torch.full((), wide, dtype=x.dtype) if high is None else high
+    if low is not None and high is not None and is_float(x):
+        return torch.clamp(x, low.reshape(()), high.reshape(()))
     x = x if low is None else larger(x, low.reshape(()))
     return x if high is None else smaller(x, high.reshape(()))
 
