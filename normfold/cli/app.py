@@ -41,6 +41,7 @@ from normfold.cli.terminal import (
     run as run_app,
 )
 from normfold.errors import NormfoldError, OutputError
+from normfold.system.allocator import expect_large_tensors
 from normfold.system.text import json_text, printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
     from normfold.verify.run import Progress
     from normfold.verify.verdict import Verdict
+
 
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
@@ -129,6 +131,7 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
+        expect_large_tensors()
         from normfold.checkpoint.options import LoadOptions
         from normfold.pipeline.options import FoldOptions
         from normfold.pipeline.run import run
@@ -247,6 +250,7 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
+        expect_large_tensors()
         from normfold.checkpoint.options import LoadOptions
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
