@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.layout import AxisMap, Windowed
-from normfold.graph.affine import Array, Refuse
+from normfold.graph.affine import Array
 from normfold.graph.view import Graph, Op, opset
 
 # With these every resized position is a mean of positions, and an axis whose size stays is left as it is.

@@ -16,9 +16,9 @@ from benchmarks.large_model import write
 from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.propagate import _Flood
 from normfold.analysis.plan import Plan
+from normfold.analysis.refusal import Refuse
 from normfold.checkpoint.archive import read_graph
 from normfold.export.to_onnx import export
-from normfold.graph.affine import Refuse
 from normfold.graph.view import Model, Op, op_counts, prepare
 from normfold.models import create
 from normfold.rewrite.graph import rewrite
