@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
 from normfold.analysis.plan import Map, Plan
 from normfold.analysis.recognition.affine_maps import LAYOUT
-from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
+from normfold.analysis.refusal import Refuse
 from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
-from normfold.graph.affine import Array, Refuse
+from normfold.graph.affine import Array
 from normfold.graph.operators import operators
 from normfold.graph.scopes import scopes
 from normfold.graph.types import Model, Node, Value

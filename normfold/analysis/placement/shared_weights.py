@@ -11,11 +11,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from normfold.analysis.edits import NewConstant
 from normfold.analysis.placement.propagate import Half, Outcome, State
 from normfold.analysis.plan import Untied
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.base import FrameOf, NewConstant, name_of, value_at
-from normfold.graph.affine import Array, Frame, Refuse
+from normfold.analysis.rules.base import FrameOf, name_of, value_at
+from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 

@@ -7,8 +7,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from normfold.analysis.rules.base import OUT, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant
-from normfold.graph.affine import Array, Frame, Refuse
+from normfold.analysis.edits import Edit
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Demands, FrameOf, Ports, Rule, rescaled_constant
+from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.layout import AxisMap, Dropped, Windowed
 from normfold.analysis.rules.linear import pads_with_zeros
-from normfold.graph.affine import Refuse
 from normfold.graph.types import Op
 from normfold.graph.view import Graph
 

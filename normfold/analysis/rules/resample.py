@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.layout import AxisMap, Windowed
-from normfold.graph.affine import Array, Refuse
+from normfold.graph.affine import Array
 from normfold.graph.operators import opset
 from normfold.graph.types import Op
 from normfold.graph.view import Graph

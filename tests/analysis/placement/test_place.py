@@ -16,8 +16,8 @@ from benchmarks.large_model import write
 from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.propagate import _Flood
 from normfold.analysis.plan import Plan
+from normfold.analysis.refusal import Refuse
 from normfold.export.to_onnx import export
-from normfold.graph.affine import Refuse
 from normfold.graph.operators import op_counts
 from normfold.graph.prepare import prepare
 from normfold.graph.read import read_graph
