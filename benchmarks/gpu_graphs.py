@@ -28,8 +28,9 @@ from normfold.analysis.analyse import analyse
 from normfold.checkpoint.source import Source
 from normfold.errors import NormfoldError
 from normfold.export import to_onnx as exporting
+from normfold.export.opset import newest_opset
 from normfold.export.parts import split
-from normfold.export.to_onnx import export, newest_opset
+from normfold.export.to_onnx import export
 from normfold.graph.prepare import prepare
 from normfold.inputs.spec import InputSpec
 from normfold.models import create

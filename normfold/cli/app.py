@@ -24,6 +24,7 @@ from normfold.cli.terminal import (
     ModelOption,
     OpsetOption,
     SourceArgument,
+    TargetOption,
     TaskOption,
     TiedOption,
     TrustOption,
@@ -40,6 +41,7 @@ from normfold.cli.terminal import (
     run as run_app,
 )
 from normfold.errors import NormfoldError, OutputError
+from normfold.system.allocator import expect_large_tensors
 from normfold.system.text import json_text, printable
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
     from normfold.verify.run import Progress
     from normfold.verify.verdict import Verdict
+
 
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
@@ -85,6 +88,7 @@ def fold(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     dtype: DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
     strict: Annotated[
@@ -127,6 +131,7 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
+        expect_large_tensors()
         from normfold.checkpoint.options import LoadOptions
         from normfold.pipeline.options import FoldOptions
         from normfold.pipeline.run import run
@@ -138,6 +143,7 @@ def fold(
             FoldOptions(
                 task=task,
                 opset=opset,
+                target=target,
                 dtype=dtype,
                 norm_affine=norm_affine,
                 center=center,
@@ -168,6 +174,7 @@ def inspect(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
@@ -185,7 +192,7 @@ def inspect(
         return look(
             source,
             LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
-            FoldOptions(task=task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied),
+            FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied),
             progress,
         )
 
@@ -243,6 +250,7 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
+        expect_large_tensors()
         from normfold.checkpoint.options import LoadOptions
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge

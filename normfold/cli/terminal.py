@@ -78,8 +78,14 @@ TaskOption = Annotated[
     ),
 ]
 EmaOption = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the checkpoint.")]
-OpsetOption = Annotated[
-    int | None, typer.Option(metavar="N", help="ONNX opset. Default: the newest that the installed onnxruntime runs.")
+OpsetOption = Annotated[int | None, typer.Option(metavar="N", help="ONNX opset. Default: the fastest for --target.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="What the model is to run on, which decides the opset: onnxruntime (default: as it is installed here), "
+        "tensorrt, openvino, mobile.",
+    ),
 ]
 TrustOption = Annotated[
     bool,

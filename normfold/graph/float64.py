@@ -58,7 +58,7 @@ def check_bounded(model: ir.Model, path: Path, cases: Sequence[Case]) -> None:
 
     Looked at on the smallest case; a graph that the evaluator does not know, or that does not run, is left to others.
     """
-    smallest = min(cases, key=lambda case: sum(array.size for array in case.feeds.values()))
+    smallest = min(cases, key=lambda case: case.elements)
     try:
         run_evaluator(evaluator_of(model, path), smallest, path)
     except (NotCoveredError, GraphError):

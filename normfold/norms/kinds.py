@@ -41,7 +41,13 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 def _is_un(module: nn.Module) -> bool:
     own = own_names(module)
-    return VARIANCE.name in own and bool(own & {"buffer_x2", "ema_gz", "skip_counter"}) and not _is_batch_norm(module)
+    return VARIANCE.name in own and bool(own & {"ema_gz", "skip_counter"}) and not _is_batch_norm(module)
+
+
+def _is_mabn(module: nn.Module) -> bool:
+    """It has UN's window and no mean of gradients."""
+    own = own_names(module)
+    return {VARIANCE.name, "buffer_x2"} <= own and not own & {"ema_gz", "skip_counter"} and not _is_batch_norm(module)
 
 
 def _un_options(shapes: Shapes) -> Mapping[str, Any]:
@@ -105,13 +111,22 @@ KINDS: tuple[NormKind, ...] = (
         "UN",
         "un",
         is_module=_is_un,
-        is_state=lambda shapes: bool(endings(shapes) & {"buffer_x2", "ema_gz"}),
+        is_state=lambda shapes: "ema_gz" in endings(shapes),
         closed_form=unified,
         words=("un1d", "un"),
         classes=("UN1d", "UN"),
         statistics=(VARIANCE,),
         options=_un_options,
         defaults={"window": 4},
+    ),
+    NormKind(
+        "MABN",
+        "mabn",
+        is_module=_is_mabn,
+        is_state=lambda shapes: "buffer_x2" in endings(shapes),
+        closed_form=unified,
+        classes=("MABN2d",),
+        statistics=(VARIANCE,),
     ),
     NormKind(
         "BatchNorm",

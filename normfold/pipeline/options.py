@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normfold.errors import UsageError
+from normfold.export.opset import check_target
 from normfold.export.tasks import Task, check_task
 from normfold.graph.float16 import check_dtype
 from normfold.inputs.float16 import HALF
@@ -17,7 +18,8 @@ class FoldOptions:
 
     What is made. task: what to export: the model's forward, a decoder with its key-value cache, or an encoder-decoder
     as two files named after the output (OUT.onnx: OUT.encoder.onnx, OUT.decoder.onnx); see export/parts.py. opset: by
-    default the newest that the installed onnxruntime accepts. dtype: float16 converts the folded graph at the end,
+    default the fastest for `target`. target: what the model is to run on, by default the onnxruntime that is installed
+    (export/opset.py). dtype: float16 converts the folded graph at the end,
     inputs and outputs too (graph/float16.py); the default keeps the types of the source.
 
     What is folded. norm_affine: the weight and bias of LayerNorm and RMSNorm too. center: that, and RMSNorm made out of
@@ -35,6 +37,7 @@ class FoldOptions:
 
     task: Task = "forward"
     opset: int | None = None
+    target: str | None = None
     dtype: str | None = None
     norm_affine: bool = False
     center: bool = False
@@ -50,6 +53,7 @@ class FoldOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        check_target(self.target)
         if check_dtype(self.dtype) is not None and self.emit_torch is not None:
             raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {self.dtype}")
 

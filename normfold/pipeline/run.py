@@ -19,11 +19,13 @@ from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, GraphError, NormfoldError, OutputError, UsageError, VerificationError
+from normfold.export.opset import opset_for
 from normfold.export.parts import split
 from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
 from normfold.graph.float16 import HALF, to_half
 from normfold.graph.operators import op_counts
+from normfold.graph.operators import opset as opset_of
 from normfold.graph.prepare import prepare
 from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.options import FoldOptions
@@ -71,6 +73,7 @@ def fold(
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
+    target: str | None = None,
     dtype: str | None = None,
     dry_run: bool = False,
     strict: bool = False,
@@ -99,6 +102,7 @@ def fold(
     options = FoldOptions(
         task=task,
         opset=opset,
+        target=target,
         dtype=dtype,
         norm_affine=norm_affine,
         center=center,
@@ -152,6 +156,7 @@ def inspect(
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
+    target: str | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
     norm_affine: bool = False,
@@ -160,7 +165,7 @@ def inspect(
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
     load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    options = FoldOptions(task=task, opset=opset, norm_affine=norm_affine, keep_tied=keep_tied)
+    options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
     return look(Path(source), load_options, options, progress)
 
 
@@ -176,8 +181,9 @@ def plan(path: Path, load_options: LoadOptions, options: FoldOptions, clock: Clo
     with clock.stage("load", f"reading {path.name}"):
         source = load(path, load_options)
         parts = split(source, options.task)
-    if options.opset is not None and source.graph is not None:
-        raise UsageError(f"{path} is an ONNX file and keeps its opset; --opset is for checkpoints that are exported")
+    if (options.opset is not None or options.target is not None) and source.graph is not None:
+        asked = "--target" if options.opset is None else "--opset"
+        raise UsageError(f"{path} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
     graphs = tuple(_fold(name, part, options, clock) for name, part in parts.items())
     report = Report(
         normfold=__version__,
@@ -200,7 +206,8 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     """One graph of the task, folded and not yet written."""
     of_graph = f" of the {name}" if name else ""
     with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
-        original = export(source, opset=options.opset)
+        wanted, why = opset_for(options.target, options.opset)
+        original = export(source, opset=wanted, exactly=options.opset is not None)
     with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
         graph = prepare(original)
         plan, warnings = _analyse(graph, source, options)
@@ -216,6 +223,8 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         plan.sites,
         before,
         after,
+        opset=opset_of(original),
+        opset_reason="as its source has it" if source.graph is not None else why,
         untied=plan.untied,
         merged=plan.merges,
         centred=tuple(norm for _, norm in centring.norms),

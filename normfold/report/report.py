@@ -55,6 +55,7 @@ class OutputInfo:
 class GraphReport:
     """One graph of a run. name: which of its task's graphs, empty where the task has one. inputs: what it takes.
 
+    opset: of the standard operators. opset_reason: why this one.
     nodes_before, nodes_after: number of nodes per operator in the main graph.
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
@@ -68,6 +69,8 @@ class GraphReport:
     sites: tuple[Site, ...]
     nodes_before: Mapping[str, int]
     nodes_after: Mapping[str, int]
+    opset: int = 0
+    opset_reason: str = ""
     output: OutputInfo | None = None
     edges: tuple[Edge, ...] = ()
     untied: tuple[Untied, ...] = ()
@@ -228,6 +231,8 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
     return {
         "name": graph.name or None,
         "inputs": list(graph.inputs),
+        "opset": graph.opset,
+        "opset_reason": graph.opset_reason,
         "output": _output(graph.output),
         "centred": list(graph.centred),
         "nodes": _nodes(graph),

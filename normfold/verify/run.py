@@ -194,7 +194,7 @@ def _against_source(
                 save(export(source), original)
         with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
             truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
-        runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
+        runs = 2 * len(cases) + sum(moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
         with meter.stage("verify", "comparing", runs):
             converted = folder / "original.float16.onnx" if half else None
             yardstick, edges = lay(truth, original, specs, half=converted, tolerance=asked.tolerance, tick=meter.tick)

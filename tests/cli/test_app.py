@@ -80,6 +80,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert run_python(code).stdout.splitlines()[-1] == "0 []"
 
 
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    returning(monkeypatch, "fold", REPORT)
+    for said, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+        if said is None:
+            del os.environ["OMP_WAIT_POLICY"]
+        assert RUN.invoke(app, ["fold", "a.pt", "-o", "b.onnx"]).exit_code == 0
+        assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
 def test_the_public_names() -> None:
     assert normfold.__all__ == ["__version__", "errors", "fold", "inspect", "load_checkpoint", "save_checkpoint"]
     for name in normfold.__all__:

@@ -93,7 +93,7 @@ def test_a_network_that_reads_tokens_is_thrown_again_by_its_weights(tmp_path: Pa
     onnx.save(as_float32(model), tmp_path / "a.onnx")
     specs = parse_specs(["ids:int64[B]<11"])
     truth = truths.establish(None, tmp_path / "a.onnx", specs)
-    single = measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN, moved=8)
+    single = measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN, moved=[8] * len(truth.cases))
     several = measure.thrown(truth, tmp_path / "a.onnx", verify.PLAIN, throws=8)
     assert single.own == measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN).own
     # Weights that onnxruntime reads after they were freed would be anything.
