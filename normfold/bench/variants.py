@@ -13,6 +13,7 @@ from torch import nn
 
 from normfold.analysis.analyse import analyse
 from normfold.bench.baseline import layer_norm_twin
+from normfold.bench.runners import RUNNERS
 from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load as load_with
 from normfold.checkpoint.load import load_checkpoint
@@ -44,7 +45,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One model to measure. file: ONNX or, for torch, a pickled module. origin: where it came from, in words."""
+    """One model to measure. file: ONNX, or a pickled module. origin: where it came from, in words."""
 
     name: str
     file: Path
@@ -96,13 +97,15 @@ def collect(
     progress(f"reading {model.name}")
     found, inputs = _find(model, against, load, task, progress)
     half = half or found.half
-    if runtime == "torch":
+    runner = RUNNERS[runtime]
+    if runner.runs_modules:
         if found.source is None or found.source.module is None:
             raise UsageError(
-                f"{model}: torch runs a checkpoint; give that instead of the ONNX file, or name it with --against"
+                f"{model}: {runner.name} runs a checkpoint; give that instead of the ONNX file, or name it with "
+                "--against"
             )
         if baseline is not None:
-            raise UsageError("--baseline names an ONNX graph, which torch does not run")
+            raise UsageError(f"--baseline names an ONNX graph, which {runner.name} does not run")
         return _modules(found.source, folder, half=half)
     made: list[Variant] = []
     missing: dict[str, str] = {}

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from normfold.bench import engines
 from normfold.bench.baseline import layer_norm_twin
 from normfold.bench.job import Job
+from normfold.bench.runners.ort import ORT
 from normfold.bench.variants import FOLDED, LAYERNORM, UNFOLDED, Variants, collect, twin_module
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
@@ -29,7 +29,7 @@ from tests.support.graphs import parse, run_float32
 
 
 def operators(path: Path) -> dict[str, int]:
-    return engines.operators(Job(str(path), (), {}, optimised=str(path.with_suffix(".optimised.onnx"))))[0]
+    return dict(ORT.inspect(Job(str(path), (), {}, scratch=str(path.with_suffix(".optimised.onnx"))))[0])
 
 
 @pytest.fixture(scope="module")
