@@ -14,6 +14,7 @@ from typing import Protocol
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
 from normfold.analysis.refusal import Code, Refuse
+from normfold.analysis.rules import rule_of
 from normfold.graph.view import BATCH_NORM, Graph, Node, Op, classes, node_name, scopes
 
 _CLASSES = {
@@ -30,8 +31,7 @@ _CLASSES = {
     "LayerNorm": "LayerNorm",
     "RMSNorm": "RMSNorm",
 }
-_STATISTICS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
-_TOKEN_NORMS = frozenset(_STATISTICS.values())
+_TOKEN_NORMS = frozenset({"LayerNorm", "RMSNorm"})
 
 
 def per_token(kind: str) -> Refuse:
@@ -81,9 +81,10 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     for outcome in outcomes:
         sites += [(outcome.op.index, site) for site in _sites(graph, outcome, norms)]
     for op in graph.ops:
-        if op in attempted or op.type not in _STATISTICS:
+        kind = rule_of(op.type).token_norm
+        if op in attempted or kind is None:
             continue
-        name, kind = _owner(_nodes(op), modules) or (op.name, _STATISTICS[op.type])
+        name, kind = _owner(_nodes(op), modules) or (op.name, kind)
         why = per_token(kind)
         sites.append((op.index, Site(name, kind, _width(graph, op), "kept", why.code, why.reason)))
     sites.sort(key=lambda item: item[0])
@@ -117,7 +118,7 @@ def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
 def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
     """LayerNorm or RMSNorm when `op` is one or holds the weight and bias of one; else None."""
     owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
-    kind = _STATISTICS.get(op.type) or (statistic_norm(graph, op) if owner is None else owner[1])
+    kind = rule_of(op.type).token_norm or (statistic_norm(graph, op) if owner is None else owner[1])
     return kind if kind in _TOKEN_NORMS else None
 
 
@@ -166,9 +167,10 @@ def _owner(nodes: Sequence[Node], modules: dict[str, NormModule]) -> tuple[str, 
 
 def _kind(op: Op, nodes: Sequence[Node]) -> str:
     operators = {node.op_type for node in nodes}
-    if operators & set(_STATISTICS):
-        return _STATISTICS[next(iter(operators & set(_STATISTICS)))]
-    if "BatchNormalization" in operators:
+    for kind in (rule_of(node.op_type).token_norm for node in nodes):
+        if kind is not None:
+            return kind
+    if BATCH_NORM in operators:
         return "RepBN" if "Add" in operators and "Mul" in operators else "BatchNorm"
     # A box decoder's strides and an averaging factor multiply; a norm centres its channels too.
     return "scale and shift" if op.affine is not None and op.affine.centres else SCALE
