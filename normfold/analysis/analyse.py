@@ -31,8 +31,10 @@ from normfold.analysis.rules.base import name_of
 from normfold.analysis.rules.batch_norm import fixed_batch_norm
 from normfold.errors import GraphError
 from normfold.graph.affine import Frame, varying_axes
-from normfold.graph.view import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
-from normfold.system.clock import uncollected
+from normfold.graph.operators import inner_operators, operators, opset
+from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op, Value
+from normfold.graph.view import Graph
+from normfold.system.collector import uncollected
 
 
 @dataclass(slots=True)

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import WALL, rule_of
 from normfold.analysis.rules.base import keeps_mean, name_of, rank_of, value_at
-from normfold.graph.view import Graph, Model, Op, Value, operators, opset
+from normfold.graph.operators import operators, opset
+from normfold.graph.types import Model, Op, Value
+from normfold.graph.view import Graph
 
 # The first with RMSNormalization.
 LOWEST_OPSET = 23

@@ -9,6 +9,7 @@ from typing import Literal
 from normfold.analysis.edits import Edit
 from normfold.analysis.refusal import Code
 from normfold.graph.affine import Array, Frame
+from normfold.norms.kinds import is_token_norm
 
 Status = Literal["folded", "partial", "kept"]
 # The kind of a constant product that belongs to no norm: it has no statistic.
@@ -42,6 +43,11 @@ class Site:
     def counts(self) -> bool:
         """Whether it is a norm that runs: a constant product is none, and a module that is never called does not."""
         return self.kind != SCALE and self.code != "not-in-graph"
+
+    @property
+    def per_token(self) -> bool:
+        """Whether its statistics are computed for every token: it stays, whatever becomes of its weight and bias."""
+        return is_token_norm(self.kind)
 
 
 @dataclass(frozen=True, slots=True)

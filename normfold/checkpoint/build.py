@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from normfold.checkpoint import recognise, unfilled
-from normfold.checkpoint.archive import Contents
+from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.stated import known
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
-from normfold.system.text import raised
+from normfold.system.failures import raised
 
 _LISTED = 10
 _HOW = (

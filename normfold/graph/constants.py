@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from normfold.errors import GraphError, NormfoldError
 from normfold.graph.dims import Dim
-from normfold.system.text import one_line
+from normfold.system.failures import one_line
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
 _KEPT_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError
 from normfold.graph.inference import infer_shapes
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case
-from normfold.verify.runtime import check_memory
+from normfold.system.failures import check_memory
 
 Outputs = tuple[Array, ...]
 
@@ -58,7 +58,7 @@ def check_bounded(model: ir.Model, path: Path, cases: Sequence[Case]) -> None:
 
     Looked at on the smallest case; a graph that the evaluator does not know, or that does not run, is left to others.
     """
-    smallest = min(cases, key=lambda case: sum(array.size for array in case.feeds.values()))
+    smallest = min(cases, key=lambda case: case.elements)
     try:
         run_evaluator(evaluator_of(model, path), smallest, path)
     except (NotCoveredError, GraphError):

@@ -13,8 +13,10 @@ import onnx_ir.passes.common as passes
 from normfold.analysis.centre import Centred, Centring
 from normfold.analysis.rules.base import name_of
 from normfold.graph.affine import Array
-from normfold.graph.view import Graph, Model, Value, operators
-from normfold.system.files import EXACT
+from normfold.graph.operators import operators
+from normfold.graph.types import Model, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import EXACT
 
 
 def centre(model: Model, centring: Centring) -> Model:

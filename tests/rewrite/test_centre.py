@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from normfold.analysis.centre import Centring, plan_centring
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.centre import centre
 from tests.pipeline.test_fixtures_fold import FIXTURES

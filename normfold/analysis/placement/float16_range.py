@@ -23,7 +23,8 @@ from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import FrameOf, name_of
 from normfold.graph.affine import Array, Frame, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A stored tensor is v / s: beyond these sizes of s it might leave the range, or the precision, of its type.
 LARGEST_SCALE = {

@@ -15,7 +15,8 @@ import numpy as np
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.weights import pooled
 from normfold.graph.affine import Array, varying_axes
-from normfold.graph.view import BATCH_NORM, Graph, Op, Value
+from normfold.graph.types import BATCH_NORM, Op, Value
+from normfold.graph.view import Graph
 
 # A shift this many times larger than the tensor costs three binary digits of it.
 LARGEST_SHIFT = 8.0

@@ -21,7 +21,7 @@ from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import to_rank_of
 from normfold.graph.affine import Array, Frame, agree, agree_each, total
-from normfold.graph.view import Op, Value
+from normfold.graph.types import Op, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import Surroundings, value_at, wall
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Half = Literal["scale", "shift"]
 

@@ -18,7 +18,8 @@ from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import FrameOf, name_of, value_at
 from normfold.graph.affine import Array, Frame
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Untying is free at run time: every copy is read as often as its original was. It costs bytes, on disk and in memory;
 # as many as these nobody misses (docs/decisions/0007-tied-weights.md).

@@ -20,7 +20,9 @@ from normfold.analysis.rules.axis_maps import AxisMap
 from normfold.analysis.rules.base import FixedMap, Rule
 from normfold.graph.affine import Array, Frame, to_rank, varying_axes
 from normfold.graph.dims import Layout, base_layout
-from normfold.graph.view import Affine, Graph, Node, Op, Value, live
+from normfold.graph.operators import live
+from normfold.graph.types import Affine, Node, Op, Value
+from normfold.graph.view import Graph
 
 # Cutting a family of maps apart can reveal another one to cut, as deep as maps are nested.
 _ROUNDS = 8

@@ -8,7 +8,8 @@ its epsilon (eps / alpha^2), a fixed map in its own scale. Source: Wang et al., 
 from __future__ import annotations
 
 from normfold.analysis.rules import rule_of
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 def residual_scales(graph: Graph) -> dict[Op, Op]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import InStatistic
 from normfold.graph.affine import varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
+from normfold.norms.kinds import token_norm
 
 
 def statistic_norm(graph: Graph, op: Op) -> str | None:
@@ -30,7 +32,7 @@ def statistic_norm(graph: Graph, op: Op) -> str | None:
             continue
         reduced = _reduced(graph, one, axes[0])
         if reduced is not None and _made_of(graph, reduced, other):
-            return "LayerNorm" if _is_centred(graph, other) else "RMSNorm"
+            return token_norm(centred=_is_centred(graph, other)).name
     return None
 
 

@@ -33,7 +33,8 @@ from normfold.analysis.rules.reduce import averaged, counts_padding, pooled, poo
 from normfold.analysis.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
 from normfold.analysis.rules.tie import ClipRule, TieRule
 from normfold.analysis.rules.transposed import ConvTransposeRule
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def _between_float_types(graph: Graph, op: Op) -> Refuse | None:

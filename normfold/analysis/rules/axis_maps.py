@@ -11,7 +11,7 @@ import numpy as np
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.graph.affine import Array, compress, varying_axes
 from normfold.graph.dims import Dim, Layout, product, reshape_groups, reshape_layout, transpose_layout
-from normfold.graph.view import Op
+from normfold.graph.types import Op
 
 
 class AxisMap(ABC):

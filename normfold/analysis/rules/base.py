@@ -24,7 +24,8 @@ from normfold.analysis.rules.axis_maps import AxisMap
 from normfold.analysis.rules.windows import Window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, to_rank, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 OUT = -1
 
@@ -118,7 +119,6 @@ class Rule(ABC):
     convolves: ClassVar[bool] = False  # its output is a convolution of its input; a shift may become a map of biases
     bias_follows: ClassVar[bool] = False  # a constant that is added right behind it is its bias, and no part of a norm
     normalizes: ClassVar[bool] = False  # it divides by a statistic of its input
-    token_norm: str | None = None  # the norm with a statistic for every token that it is, as published
     in_statistic: InStatistic | None = None
 
     def reads(self, op: Op) -> bool:

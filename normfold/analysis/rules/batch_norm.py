@@ -8,7 +8,8 @@ from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules.base import FixedMap
 from normfold.errors import NormStateError
 from normfold.graph.affine import Frame
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 from normfold.norms.closed_form import batchnorm
 
 _ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})

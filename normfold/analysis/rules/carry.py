@@ -25,7 +25,8 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.weights import size_of_table
 from normfold.graph.affine import Array, Frame
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 AxisMapOf = Callable[[Graph, Op], AxisMap | Refuse]
 

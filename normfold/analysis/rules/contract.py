@@ -32,7 +32,8 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
 from normfold.graph.affine import Array, agree_each, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Axes = tuple[str, ...]
 

@@ -23,7 +23,8 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.weights import pooled, size_of_table
 from normfold.graph.affine import Array, Frame
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A frame is written out channel by channel when parts are joined; a file can claim any number of them.
 MOST_CHANNELS = 1 << 24

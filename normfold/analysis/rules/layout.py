@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules.axis_maps import AxisMap, Expanded, Gathered, Permuted, Regrouped, Same, Windowed
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def same(graph: Graph, op: Op) -> AxisMap | Refuse:

@@ -31,7 +31,8 @@ from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
 from normfold.analysis.rules.windows import Window, convolve, kernel_of, map_elements, spatial, window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 @final

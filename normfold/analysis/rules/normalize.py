@@ -23,7 +23,9 @@ from normfold.analysis.rules.base import (
     rank_of,
 )
 from normfold.graph.affine import Array, Frame
-from normfold.graph.view import Graph, Op, Value, opset
+from normfold.graph.operators import opset
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Defaults of the ONNX specification.
 EPSILON = 1e-5
@@ -42,7 +44,6 @@ class NormalizeRule(Rule):
 
     def __init__(self, *, centred: bool) -> None:
         self.centred = centred
-        self.token_norm = "LayerNorm" if centred else "RMSNorm"
 
     def _fits(self, at: Surroundings) -> Refuse | None:
         weight, bias = parameters(at.op)

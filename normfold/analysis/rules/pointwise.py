@@ -28,7 +28,8 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.windows import map_elements
 from normfold.graph.affine import Array, compress, total, varying_axes
-from normfold.graph.view import BATCH_NORM, Graph, Op, Value
+from normfold.graph.types import BATCH_NORM, Op, Value
+from normfold.graph.view import Graph
 
 
 @final

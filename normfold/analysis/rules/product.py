@@ -9,7 +9,8 @@ import numpy as np
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import OUT, Demands, FixedMap, Rule, Surroundings, one_constant, to_port
 from normfold.graph.affine import Array, agree_each
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 @final

@@ -7,7 +7,8 @@ import math
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules.axis_maps import AxisMap, Dropped, Windowed
 from normfold.analysis.rules.linear import pads_with_zeros
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def pooled(graph: Graph, op: Op) -> AxisMap | Refuse:

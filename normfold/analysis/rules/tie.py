@@ -21,7 +21,8 @@ from normfold.analysis.rules.base import (
     to_port,
 )
 from normfold.graph.affine import Array, Frame
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 ONE_BOUND = "has one bound for all channels, which would need one each"
 

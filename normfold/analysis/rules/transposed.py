@@ -30,7 +30,8 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.normalize import parameters
 from normfold.graph.affine import Array, agree
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 @final

@@ -9,7 +9,8 @@ import numpy as np
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import keeps_mean, rank_of, to_rank_of
 from normfold.graph.affine import Array
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 def size_by_weight(graph: Graph, op: Op, inputs: int | None) -> Array | None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from normfold.checkpoint.archive import read_graph
 from torch import nn
 
 from benchmarks.large_model import write
@@ -17,9 +18,10 @@ from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.propagate import _Flood
 from normfold.analysis.plan import Plan
 from normfold.analysis.refusal import Refuse
-from normfold.checkpoint.archive import read_graph
 from normfold.export.to_onnx import export
-from normfold.graph.view import Model, Op, op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model, Op
 from normfold.models import create
 from normfold.rewrite.graph import rewrite
 from tests.export.test_to_onnx import source_of
