@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
 from normfold.models.layout import to_tokens
-from normfold.nn import LinearNorm, PowerNorm, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.powernorm import PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 
 # Options of a norm, as they stand in a checkpoint's architecture arguments.
 NormArgs = Mapping[str, Any]
