@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from normfold._version import __version__
 from normfold.analysis.analyse import analyse
+from normfold.analysis.centre import Centring, plan_centring
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
@@ -31,7 +32,7 @@ from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.options import FoldOptions
 from normfold.pipeline.outputs import Folded, Planned, check_places, write
 from normfold.report.report import GraphReport, Report, SourceInfo
-from normfold.rewrite.centre import Centring, centre, plan_centring
+from normfold.rewrite.centre import centre
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock, Progress
