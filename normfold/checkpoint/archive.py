@@ -58,7 +58,8 @@ class Contents:
     """What a checkpoint file holds: a state dict or (trusted files only) a module, and what it says of itself.
 
     arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. said: what it
-    states of its architecture in whatever words its authors have.
+    states of its architecture in whatever words its authors have. averaged: where it holds averaged weights that were
+    not taken.
     """
 
     state: Mapping[str, torch.Tensor] | None
@@ -67,6 +68,7 @@ class Contents:
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     said: Said = field(default_factory=Said)
+    averaged: str | None = None
 
 
 def format_of(path: Path) -> str:
@@ -179,6 +181,7 @@ def _contents(loaded: Any, path: Path, *, ema: bool) -> Contents:
         "arch_args": _arguments(arch_args, path) if isinstance(arch_args, Mapping) else {},
         "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
         "said": stated.read(said),
+        "averaged": next((name for name in EMA_KEYS if not ema and name != key and _is_state(said.get(name))), None),
     }
     if isinstance(found, nn.Module):
         return Contents(None, found, **notes)
@@ -209,6 +212,12 @@ def _arguments(found: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     if not is_plain(found):
         raise CheckpointError(f"{path}: its arch_args are not numbers, short strings, lists and dicts alone.")
     return dict(found)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, nn.Module) or (
+        isinstance(value, Mapping) and any(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
 
 
 def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[Any, str | None]:

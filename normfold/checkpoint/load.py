@@ -115,8 +115,11 @@ def _load_state(
         )
         family = catalogue.family_of(built.name)
         computed = family.computed if family is not None else ()
-        loaded = architecture.load_weights(built.module, state, source=str(path), computed=computed)
+        loaded = architecture.load_weights(built.module, built.state, source=str(path), computed=computed)
         warnings = (*built.warnings, *loaded)
+    if contents.averaged is not None:
+        key = contents.averaged
+        warnings = (*warnings, f"The file holds averaged weights too, under {key!r}, which --ema takes instead.")
     module = built.module.cpu().eval()
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
         module = module.float()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from normfold.checkpoint.evidence import Shapes
+from normfold.checkpoint.readers import Shapes
 from normfold.errors import ArchitectureError
 from normfold.models import catalogue
 from normfold.models.catalogue import Family

@@ -81,7 +81,7 @@ def state_dict(reference: dict[str, Any], *, seed: int = 0) -> State:
     drawn = fill.state_dict(reference, seed)
     tied = [("encoder.embed_tokens.weight", *_TIED)] if reference["name"] == "nmt_un" else reference.get("tied", [])
     for first, *others in tied:
-        drawn |= {other: drawn[first] for other in others}
+        drawn |= dict.fromkeys(others, drawn[first])
     state = {}
     for entry in reference["entries"]:
         name, shape = entry["name"], tuple(entry["shape"])
@@ -154,7 +154,15 @@ def _slab(reference: dict[str, Any], state: State) -> dict[str, Any]:
 def _timm(reference: dict[str, Any], state: State) -> dict[str, Any]:
     arch = reference["build"].split("(")[0]
     args = argparse.Namespace(model=arch, img_size=224, num_classes=1000, drop=0.0, bn_eps=None, opt="adamw")
-    return {"epoch": 309, "arch": arch, "state_dict": state, "optimizer": {}, "version": 2, "args": args, "metric": 80.9}
+    return {
+        "epoch": 309,
+        "arch": arch,
+        "state_dict": state,
+        "optimizer": {},
+        "version": 2,
+        "args": args,
+        "metric": 80.9,
+    }
 
 
 def _fairseq(reference: dict[str, Any], state: State) -> dict[str, Any]:
@@ -180,20 +188,27 @@ def _mmdet(reference: dict[str, Any], state: State) -> dict[str, Any]:
     return {"meta": meta, "state_dict": detector, "optimizer": {}}
 
 
+def content(name: str, state: State) -> dict[str, Any]:
+    """What the authors' code saves: the weights and what stands beside them. For transformers', config.json alone."""
+    reference = record(name)
+    source = reference["source"]
+    if "llama" in source:
+        return _config(reference)
+    save = _timm if "t2t" in source else _fairseq if "fairseq" in source else _mmdet if "detection" in source else _slab
+    return save(reference, state)
+
+
 def write(name: str, folder: Path, *, seed: int = 0) -> Path:
     """The file of a reference, or for transformers' the folder, in `folder`."""
-    reference = record(name)
-    state = state_dict(reference, seed=seed)
-    if name.startswith("llama"):
-        return _folder(reference, state, folder)
-    source = reference["source"]
-    kind = "t2t" if "t2t" in source else "fairseq" if "fairseq" in source else "det" if "detection" in source else ""
-    save, suffix = {"t2t": (_timm, ".pth.tar"), "fairseq": (_fairseq, ".pt"), "det": (_mmdet, ".pth")}.get(
-        kind, (_slab, ".pth")
-    )
-    path = folder / f"checkpoint{suffix}"
+    state = state_dict(record(name), seed=seed)
+    saved = content(name, state)
+    if "architectures" in saved:
+        (folder / "config.json").write_text(json.dumps(saved))
+        torch.save(state, folder / "pytorch_model.bin")
+        return folder
+    path = folder / ("checkpoint.pth.tar" if "version" in saved else "checkpoint.pth")
     with yacs():
-        torch.save(save(reference, state), path)
+        torch.save(saved, path)
     return path
 
 
@@ -210,14 +225,13 @@ def yacs() -> Iterator[None]:
             del sys.modules[name]
 
 
-def _folder(reference: dict[str, Any], state: State, folder: Path) -> Path:
+def _config(reference: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    for key, value in re.findall(r"(\w+)=([\d.e-]+)", reference["build"]):
-        config[key] = json.loads(value)
-    config |= {"tie_word_embeddings": False, "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(state, folder / "pytorch_model.bin")
-    return folder
+    config |= {key: json.loads(value) for key, value in re.findall(r"(\w+)=([\d.e-]+)", reference["build"])}
+    return config | {
+        "tie_word_embeddings": False,
+        "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"},
+    }
 
 
 def outputs(module: torch.nn.Module, reference: dict[str, Any], *, seed: int = 0) -> np.ndarray:
