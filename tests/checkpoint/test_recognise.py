@@ -215,7 +215,7 @@ def test_fixtures_without_what_they_say_of_themselves(path: Path) -> None:
 
 
 def test_a_second_is_enough() -> None:
-    shapes = reference(TESTS / "models" / "reference" / "slab_deit_tiny.json")
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in authors.record("slab_deit_tiny")["entries"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recognise, "_without_values", BUILD)
         recognise.recognise(shapes)
