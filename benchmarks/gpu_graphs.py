@@ -25,12 +25,13 @@ from benchmarks.gpu_models import FOLDED, LAYERNORM, LIMIT, PUBLISHED, TINY, UNF
 from benchmarks.gpu_ort import CACHED, DEFAULT, DRAWN, GRAPHS, STORED
 from benchmarks.gpu_record import trained
 from normfold.analysis.analyse import analyse
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import NormfoldError
 from normfold.export import to_onnx as exporting
+from normfold.export.opset import newest_opset
 from normfold.export.parts import split
-from normfold.export.to_onnx import export, newest_opset
-from normfold.graph.view import prepare
+from normfold.export.to_onnx import export
+from normfold.graph.prepare import prepare
 from normfold.inputs.spec import InputSpec
 from normfold.models import create
 from normfold.norms.detect import find_norms

@@ -24,7 +24,7 @@ from normfold.bench.result import Bench, Row
 from normfold.bench.run import bench
 from normfold.bench.statistics import Ratio
 from normfold.bench.table import seconds
-from normfold.checkpoint.load import save_checkpoint
+from normfold.checkpoint.save import save_checkpoint
 from normfold.inputs.spec import InputSpec, draw, traced_sizes
 from normfold.models import create
 from normfold.system.files import write_text

@@ -27,14 +27,15 @@ import torch
 from torch import nn
 
 from normfold.analysis.analyse import analyse
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.view import op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
+from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, call_arguments, draw, traced_sizes
 from normfold.models import create
 from normfold.norms.detect import find_norms
 from normfold.rewrite.graph import rewrite
-from normfold.system.files import save
 
 THREADS = 2
 PICTURES = ("x:float32[B,3,224,224]",)

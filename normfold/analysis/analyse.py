@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from normfold.analysis.edits import Edit
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
@@ -23,14 +24,17 @@ from normfold.analysis.plan import Plan, ShiftPlace, Status
 from normfold.analysis.recognition.affine_maps import collapse, fixed_batchnorm
 from normfold.analysis.recognition.deepnorm import residual_scales
 from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.base import Edit, name_of
+from normfold.analysis.rules.base import name_of
 from normfold.analysis.rules.normalize import NormalizeRule
 from normfold.analysis.rules.quantised import quantised
 from normfold.errors import GraphError
-from normfold.graph.affine import Frame, Refuse, varying_axes
-from normfold.graph.view import BATCH_NORM, OLDEST_OPSET, Graph, Model, Op, Value, inner_operators, operators, opset
-from normfold.system.clock import uncollected
+from normfold.graph.affine import Frame, varying_axes
+from normfold.graph.operators import inner_operators, operators, opset
+from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op, Value
+from normfold.graph.view import Graph
+from normfold.system.collector import uncollected
 
 
 @dataclass(slots=True)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from normfold.analysis.rules.base import Edit
+from normfold.analysis.edits import Edit
+from normfold.analysis.refusal import Code
 from normfold.graph.affine import Array, Frame
+from normfold.norms.kinds import is_token_norm
 
 Status = Literal["folded", "partial", "kept"]
 # The kind of a constant product that belongs to no norm: it has no statistic.
@@ -31,7 +33,7 @@ class Site:
     kind: str
     channels: int
     status: Status
-    code: str | None = None
+    code: Code | None = None
     reason: str | None = None
     into: tuple[str, ...] = ()
     shift: ShiftPlace | None = None
@@ -41,6 +43,11 @@ class Site:
     def counts(self) -> bool:
         """Whether it is a norm that runs: a constant product is none, and a module that is never called does not."""
         return self.kind != SCALE and self.code != "not-in-graph"
+
+    @property
+    def per_token(self) -> bool:
+        """Whether its statistics are computed for every token: it stays, whatever becomes of its weight and bias."""
+        return is_token_norm(self.kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from normfold.bench.harness import LAUNCHES, QUICK_LAUNCHES, QUICK_ROUNDS, ROUND
 from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.variants import Variants, collect
+from normfold.checkpoint.options import LoadOptions
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import Task
 from normfold.inputs.spec import InputSpec, common_axes, traced_sizes
 from normfold.system.files import scratch
-from normfold.verify.source import Load
 
 RUNTIMES = ("ort", "torch")
 DEVICES = ("cpu", "cuda")
@@ -30,7 +30,7 @@ MODES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("torch", "cuda"): ("eager", "compile", "graph"),
 }
 
-_AS_IT_IS = Load()
+_AS_IT_IS = LoadOptions()
 
 Progress = Callable[[str], None]
 
@@ -45,7 +45,7 @@ def bench(
     modes: Sequence[str] = (),
     against: Path | None = None,
     baseline: Path | None = None,
-    load: Load = _AS_IT_IS,
+    load: LoadOptions = _AS_IT_IS,
     task: Task = "forward",
     rounds: int | None = None,
     launches: int | None = None,

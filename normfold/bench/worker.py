@@ -19,7 +19,7 @@ from normfold.bench import engines, memory
 from normfold.bench.engines import Call, Feeds
 from normfold.bench.job import Failure, Job, Memory, Probe
 from normfold.inputs.spec import draw, parse_specs
-from normfold.system.text import one_line
+from normfold.system.failures import is_out_of_memory, one_line
 
 # A turn lasts about this long, or one call; 200 calls are enough of any model.
 TURN_SECONDS = 0.1
@@ -29,7 +29,6 @@ _STABLE = 0.05
 _WINDOW_CALLS = 5
 _WINDOWS = 40
 _WARM_UP_SECONDS = 5.0
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "allocate memory", "unable to allocate", "bfcarena", "oom")
 
 
 def main() -> None:
@@ -88,7 +87,7 @@ def _answer(session: _Session, asked: str) -> dict[str, Any]:
 def explain(error: BaseException) -> Failure:
     """What kept a model from running."""
     reason = one_line(error)
-    if isinstance(error, MemoryError) or any(word in reason.lower() for word in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return Failure("out-of-memory", reason)
     return Failure("rejected", reason)
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from normfold.checkpoint import recognise, unfilled
-from normfold.checkpoint.archive import Contents
+from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.prefixes import equal, part_of, strip_prefixes, under
 from normfold.checkpoint.stated import Said, Statement, known
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
-from normfold.system.text import raised
+from normfold.system.failures import raised
 
 _LISTED = 10
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")

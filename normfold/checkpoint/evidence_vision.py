@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from normfold.checkpoint import readers
-from normfold.checkpoint.readers import Reader, Row, Shapes, value_of
+from normfold.checkpoint.readers import Reader, Row, value_of
+from normfold.norms.base import Shapes
 
 # SLAB's own windows and stripes: linear attention over all of a picture of 224.
 _WHOLE, _STRIPES = 56, (56, 28, 14, 7)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from normfold.checkpoint.readers import Shapes
 from normfold.checkpoint.recognise import likeness
 from normfold.errors import ArchitectureError
+from normfold.norms.base import Shapes
 
 # Prefixes within prefixes (`model.backbone.`), and how many of the commonest are looked into.
 _DEEP, _WIDE = 3, 8

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shapes = Mapping[str, tuple[int, ...]]
+from normfold.norms.base import Shapes
+
 # Reads one option; None where the weights do not show it.
 Reader = Callable[[Shapes], Any]
 
@@ -33,23 +34,6 @@ class Row:
     free: tuple[str, ...] = ()
     facts: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda options: {})
     part: bool = False
-
-
-def norm_kind(shapes: Shapes) -> str:
-    """The short name of the norms in a state dict: prepbn, repbn, un, powernorm, bn, ln, rms, or identity for none."""
-    leaves = {name.rpartition(".")[2] for name in shapes}
-    if "total_step" in leaves:
-        return "prepbn"
-    if any(name.endswith("bn.running_var") for name in shapes) and "alpha" in leaves:
-        return "repbn"
-    if leaves & {"buffer_x2", "ema_gz"}:
-        return "un"
-    if "running_phi" in leaves:
-        return "powernorm"
-    if "running_var" in leaves:
-        return "bn"
-    norms = [name for name in shapes if "norm" in name]
-    return "identity" if not norms else "ln" if any(name.endswith(".bias") for name in norms) else "rms"
 
 
 def size(name: str, axis: int = 0, *, less: int = 0) -> Reader:
@@ -117,14 +101,6 @@ def value_of(read: Reader, shapes: Shapes) -> Any:
         return read(shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError):  # names and shapes are a stranger's
         return None
-
-
-def norm_options(shapes: Shapes) -> dict[str, Any]:
-    """The options of norms that their entries show: the window of UN, and that a schedule has no warm-up entry."""
-    windows = (shape[0] for name, shape in shapes.items() if name.endswith("buffer_x2") and len(shape) == 2)
-    window, leaves = next(windows, None), {name.rpartition(".")[2] for name in shapes}
-    found: dict[str, Any] = {} if window is None else {"window": window}
-    return {**found, "warm": None} if "total_step" in leaves and "warm" not in leaves else found
 
 
 def letters(pattern: str, start: int, linear: str) -> Reader:

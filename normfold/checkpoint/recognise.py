@@ -18,19 +18,23 @@ from typing import Any
 from torch import nn
 
 from normfold.checkpoint.evidence import ROWS
-from normfold.checkpoint.readers import Row, Shapes, norm_kind, norm_options, value_of
+from normfold.checkpoint.readers import Row, value_of
 from normfold.checkpoint.stated import Said, Statement
 from normfold.checkpoint.unfilled import difference
 from normfold.checkpoint.unfilled import without_values as _without_values
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
 from normfold.models.catalogue import Family
+from normfold.norms.base import Shapes
+from normfold.norms.kinds import kind_in, kind_with_short
 
 _LISTED = 3
 # A family whose names are mostly there is close; below this it is another network.
 _MOST = 0.6
-# `blocks.norm`'s own, of RMSNorm; and the window of UN.
-_RMS_EPS, _UN_WINDOW = 1e-6, 4
+# `blocks.norm`'s own, of RMSNorm.
+_RMS_EPS = 1e-6
+# How architectures are called that have no norm.
+_NO_NORM = "identity"
 # Options of one size and of the next: a name settles them whatever the size.
 _STYLE = ("eps", "rope_base")
 # A stated limit beyond this is one that no table of positions has.
@@ -56,9 +60,9 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """unknown: options that change the function and that nobody tells. told: what was taken from the file's words.
-
-    own_size: whether the weights are of the size that the name speaks of, as far as that tells hidden options. against: the file's words that are not so of it, each with what is. assumed: what is its own, for want of words.
+    """unknown: options that change the function and that nobody tells. own_size: whether the weights are of the size that
+    the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words. told:
+    what was taken from the file's words. against: those that are not so of it, each with what is.
     """
 
     name: str
@@ -89,7 +93,8 @@ def recognise(shapes: Shapes, *, said: Said | None = None, given: Mapping[str, A
     closest); UndecidedError, with the question; ContradictionError.
     """
     said, given = said or Said(), given or {}
-    kind = norm_kind(shapes)
+    norm = kind_in(shapes)
+    kind = _NO_NORM if norm is None else norm.short
     families = _families(shapes)
     if not families:
         raise ArchitectureError(f"no built-in architecture has names such as {', '.join(list(shapes)[:_LISTED])}")
@@ -180,7 +185,7 @@ def _candidate(
     told = [statement for statement in said.of(family.key) if statement.option in wanted]
     settled = {**shown, **{statement.option: _own(statement) for statement in reversed(told)}, **given}
     options = {option: value for option, value in settled.items() if option in given or value != usual.get(option)}
-    options = _with_norm(options, usual, norm_options(shapes))
+    options = _with_norm(options, usual, shapes)
     resolved = {**usual, **options}
     missing = [option for option in row.hidden if option not in settled and not _has_eps(option, given)]
     sizes_differ = any(option in options for option in row.sized)
@@ -208,7 +213,9 @@ def _own(statement: Statement) -> Any:
 
 def _facts(row: Row, resolved: Mapping[str, Any]) -> Mapping[str, Any]:
     norm = _norm_args(resolved)
-    facts: dict[str, Any] = {"norm_window": norm.get("window", _UN_WINDOW)} if resolved.get("norm") == "un" else {}
+    kind = kind_with_short(resolved.get("norm"))
+    own = {} if kind is None else kind.defaults
+    facts: dict[str, Any] = {f"norm_{option}": norm.get(option, value) for option, value in own.items()}
     if "eps" in row.hidden:
         facts["eps"] = norm.get("eps", _RMS_EPS)
     try:
@@ -221,14 +228,15 @@ def _norm_args(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options.get("norm_args") or {})
 
 
-def _with_norm(options: dict[str, Any], usual: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
+def _with_norm(options: dict[str, Any], usual: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """The options with those that are the norms' among `norm_args`, where they are not the architecture's own."""
     rest = {option: value for option, value in options.items() if option != "eps"}
     if "norm_args" in rest:
         return rest
-    own, new = _norm_args(usual), _norm_args(usual)
-    usually = {"window": _UN_WINDOW, "warm": 0}
-    new.update({key: value for key, value in shown.items() if value != own.get(key, usually[key])})
+    own, new, kind = _norm_args(usual), _norm_args(usual), kind_in(shapes)
+    if kind is not None:
+        known = {**kind.defaults, **own}
+        new.update({option: value for option, value in kind.options(shapes).items() if value != known.get(option)})
     if "eps" in options:
         keys = {"eps", *(own.keys() & {"base_eps"})}
         if any(own.get(key, _RMS_EPS) != options["eps"] for key in keys):
@@ -246,7 +254,7 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
 
 
 def _far(candidate: _Candidate) -> tuple[bool, int]:
-    """How far the weights are from what a name speaks of. Of a size that no name has, the family's first name will do."""
+    """How far the weights are from what a name speaks of; for a size that no name has, the family's first will do."""
     return not candidate.own_size, len(candidate.options) if candidate.own_size else 0
 
 

@@ -2,7 +2,7 @@
 
 timm and DeiT keep `arch` and `args`, fairseq `cfg.model`, Swin and SLAB a yacs `config`, mmdet a configuration as text
 in `meta.config`, the Hugging Face hub a config.json. One table reads them all; what it has no line for says nothing.
-Nothing here is imported or run: configurations are plain values, stand-ins (stand_ins.py), or text that is parsed.
+Nothing here is imported or run: configurations are plain values, stand-ins (unpickle.py), or text that is parsed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normfold.checkpoint.stand_ins import StandIn
+from normfold.checkpoint.unpickle import StandIn
+from normfold.norms.kinds import KINDS
 from normfold.system.plain import is_plain
 
 
@@ -128,7 +129,7 @@ _OPTIONS: Mapping[str, str] = {
     },
 }  # fmt: skip
 # Of values that one library spells in its own way; what is not listed says nothing.
-_NORMS = {"un1d": "un", "un": "un", "ln": "ln", "layernorm": "ln", "layer_norm": "ln"}
+_NORMS = {word: kind.short for kind in KINDS for word in kind.words}
 # What encoder and decoder each have: two values where they differ.
 _EACH = {
     "heads": ("encoder_attention_heads", "decoder_attention_heads"),

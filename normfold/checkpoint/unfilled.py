@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from normfold.checkpoint.readers import Shapes
 from normfold.errors import ArchitectureError
 from normfold.models import catalogue
 from normfold.models.catalogue import Family
+from normfold.norms.base import Shapes
 
 # What initialisation comes down to.
 _FILLING = frozenset(("normal_", "uniform_", "kaiming_uniform_"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.cli.bench import bench
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
@@ -24,6 +24,7 @@ from normfold.cli.terminal import (
     ModelOption,
     OpsetOption,
     SourceArgument,
+    TargetOption,
     TaskOption,
     TiedOption,
     TrustOption,
@@ -34,10 +35,13 @@ from normfold.cli.terminal import (
     json_object,
     print_report,
     print_rich,
-    run,
     with_progress,
 )
+from normfold.cli.terminal import (
+    run as run_app,
+)
 from normfold.errors import NormfoldError, OutputError
+from normfold.system.allocator import expect_large_tensors
 from normfold.system.text import json_text, printable
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
     from normfold.verify.run import Progress
     from normfold.verify.verdict import Verdict
+
 
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
@@ -83,6 +88,7 @@ def fold(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     dtype: DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
     strict: Annotated[
@@ -125,33 +131,33 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.pipeline import run as pipeline
+        expect_large_tensors()
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import run
 
-        return pipeline.fold(
+        return run(
             source,
             output,
-            arch=arch,
-            model=model,
-            model_args=json_object(model_args),
-            inputs=inputs or (),
-            task=task,
-            ema=ema,
-            opset=opset,
-            dtype=dtype,
-            dry_run=dry_run,
-            strict=strict,
-            verify=not no_verify,
-            report=report,
-            trust=trust,
-            allow_unfinished=allow_unfinished,
-            norm_affine=norm_affine,
-            keep_tied=keep_tied,
-            center=center,
-            only=only or None,
-            emit_torch=emit_torch,
-            external_data=external_data,
-            force=force,
-            progress=progress,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(
+                task=task,
+                opset=opset,
+                target=target,
+                dtype=dtype,
+                norm_affine=norm_affine,
+                center=center,
+                only=tuple(only or ()),
+                keep_tied=keep_tied,
+                dry_run=dry_run,
+                strict=strict,
+                verify=not no_verify,
+                report=report,
+                emit_torch=emit_torch,
+                external_data=external_data,
+                force=force,
+            ),
+            progress,
         )
 
     with exit_codes(debug=debug):
@@ -168,6 +174,7 @@ def inspect(
     task: TaskOption = "forward",
     ema: EmaOption = False,
     opset: OpsetOption = None,
+    target: TargetOption = None,
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
@@ -178,22 +185,15 @@ def inspect(
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.pipeline import run as pipeline
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import look
 
-        return pipeline.inspect(
+        return look(
             source,
-            arch=arch,
-            model=model,
-            model_args=json_object(model_args),
-            inputs=inputs or (),
-            task=task,
-            ema=ema,
-            opset=opset,
-            trust=trust,
-            allow_unfinished=allow_unfinished,
-            norm_affine=norm_affine,
-            keep_tied=keep_tied,
-            progress=progress,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied),
+            progress,
         )
 
     with exit_codes(debug=debug):
@@ -250,12 +250,13 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
+        expect_large_tensors()
+        from normfold.checkpoint.options import LoadOptions
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
         from normfold.verify.runtime import parse_providers
-        from normfold.verify.source import Load
 
-        load = Load(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
         return judge(
             model_file,
@@ -350,4 +351,4 @@ def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
 
 def main() -> None:
     """Entry point of the console script."""
-    run(app)
+    run_app(app)

@@ -102,7 +102,7 @@ def bench(
 
     def run(progress: Callable[[str], None]) -> Bench:
         from normfold.bench.run import DEVICES, DTYPES, RUNTIMES, bench
-        from normfold.verify.source import Load
+        from normfold.checkpoint.options import LoadOptions
 
         return bench(
             model_file,
@@ -113,7 +113,7 @@ def bench(
             modes=[word.strip() for word in mode.split(",") if word.strip()],
             against=against,
             baseline=baseline,
-            load=Load(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            load=LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
             task=task,
             rounds=rounds,
             launches=launches,

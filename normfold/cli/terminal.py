@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.cli.streams import STDOUT_FULL, StdoutError, for_rich, guarded
 from normfold.errors import NormfoldError, UsageError
 from normfold.export.tasks import Task
@@ -78,8 +78,14 @@ TaskOption = Annotated[
     ),
 ]
 EmaOption = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the checkpoint.")]
-OpsetOption = Annotated[
-    int | None, typer.Option(metavar="N", help="ONNX opset. Default: the newest that the installed onnxruntime runs.")
+OpsetOption = Annotated[int | None, typer.Option(metavar="N", help="ONNX opset. Default: the fastest for --target.")]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUNTIME",
+        help="What the model is to run on, which decides the opset: onnxruntime (default: as it is installed here), "
+        "tensorrt, openvino, mobile.",
+    ),
 ]
 TrustOption = Annotated[
     bool,

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import GRAPHS, Task
 from normfold.inputs.spec import InputSpec

@@ -10,43 +10,35 @@ Nothing is printed, and nothing of the module is changed.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import logging
 import re
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
-from onnxscript import version_converter
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
 from normfold.export import tidy
+from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, silenced
 from normfold.export.untouched import untouched
 from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
-from normfold.system.text import raised
-
-# torch.onnx translates to this opset and converts upwards; below it there is nothing.
-LOWEST_OPSET = 18
+from normfold.system.failures import raised
 
 _LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (torch, onnx, ir))
 
 
-def export(source: Source, *, opset: int | None = None) -> ir.Model:
+def export(source: Source, *, opset: int | None = None, exactly: bool | None = None) -> ir.Model:
     """The source as an ONNX graph (an ONNX source is returned as it is).
 
-    opset: default `newest_opset()`, or the newest below it that this model converts to.
+    opset: default `fastest_opset()`, or the newest below it that this model converts to. exactly: this opset
+    and no other; so it is where one is given, unless this says otherwise.
     Nodes keep `namespace` and `pkg.torch.onnx.{name_scopes,class_hierarchy,fx_node}`; initializers have the names of
     the parameters, where they still are parameters. The same source gives the same graph.
     Raises ExportError saying what to do, and InputSpecError when the model does not run on its inputs.
@@ -55,7 +47,7 @@ def export(source: Source, *, opset: int | None = None) -> ir.Model:
         return source.graph
     if source.module is None:
         raise InternalError(f"{source.path}: a source has neither a module nor a graph")
-    wanted = newest_opset() if opset is None else opset
+    wanted = fastest_opset()[0] if opset is None else opset
     if not LOWEST_OPSET <= wanted <= newest_opset():
         raise ExportError(
             f"opset {wanted} is out of reach: the exporter and the onnxruntime installed here go from {LOWEST_OPSET} "
@@ -67,61 +59,11 @@ def export(source: Source, *, opset: int | None = None) -> ir.Model:
     if source.program is None:
         ordered = _arguments(source.module, source.inputs)
         names, shapes = list(_flat_names(ordered)), _dynamic_shapes(ordered, source.inputs)
-    model = _translate(program, names, shapes, opset=wanted, exactly=opset is not None)
+    model = _translate(program, names, shapes, opset=wanted, exactly=opset is not None if exactly is None else exactly)
     tidy.strip_paths(model)
     tidy.name_weights(model, program.state_dict)
     tidy.name_outputs(model, program)
     return model
-
-
-@cache
-def newest_opset() -> int:
-    """The newest opset that the installed onnxruntime loads and the exporter can convert to."""
-    found = LOWEST_OPSET
-    for version in range(LOWEST_OPSET, onnx.defs.onnx_opset_version() + 1):
-        model = ir.from_proto(_tiny(LOWEST_OPSET))
-        with _silence():
-            try:
-                version_converter.convert_version(model, version)
-                options = onnxruntime.SessionOptions()
-                options.log_severity_level = 4
-                onnxruntime.InferenceSession(
-                    _tiny(version).SerializeToString(), options, providers=["CPUExecutionProvider"]
-                )
-            # onnxruntime's exceptions have no common base but Exception; whichever it is, this opset is not for us.
-            except Exception:
-                break
-        if model.opset_imports.get("") != version:
-            break
-        found = version
-    return found
-
-
-def _tiny(opset: int) -> onnx.ModelProto:
-    info = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", info[:1], info[1:])
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep torch's and onnxscript's prints, logs and warnings away from the user, and from being made errors.
-
-    They speak of the exporter's own internals (deprecated helpers, absent torchvision, graphs of failed traces). What
-    they might mean for the result is measured afterwards: the graph is compared with the module.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(record=True),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("always")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _arguments(module: nn.Module, specs: Sequence[InputSpec]) -> dict[str, Any]:
@@ -170,7 +112,7 @@ def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.Expo
     drawn = draw(specs, traced_sizes(specs), seed=0)
     args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(array) for name, array in drawn.items()})
     try:
-        with _silence(), torch.no_grad(), untouched(module):
+        with silenced(), torch.no_grad(), untouched(module):
             module.eval()
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     # The model is the user's program and the tracer runs it: anything can come out.
@@ -182,7 +124,7 @@ def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.Expo
 def _check_runs(module: nn.Module, args: Any, kwargs: Any, specs: Sequence[InputSpec]) -> None:
     """A model that does not even run on its inputs has an input problem, not an export problem."""
     try:
-        with _silence(), torch.no_grad(), untouched(module):
+        with silenced(), torch.no_grad(), untouched(module):
             module.eval()(*args, **kwargs)
     except Exception as e:
         shapes = ", ".join(str(spec) for spec in specs)
@@ -210,7 +152,7 @@ def _translate(
     """
     for version in range(opset, LOWEST_OPSET - 1, -1):
         try:
-            with _silence(), torch.no_grad():
+            with silenced(), torch.no_grad():
                 result = torch.onnx.export(
                     program,
                     dynamo=True,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from normfold.errors import GraphError, NormfoldError
 from normfold.graph.dims import Dim
-from normfold.system.text import one_line
+from normfold.system.failures import one_line
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
 _KEPT_BYTES = 1 << 20
@@ -217,7 +217,7 @@ class Constants:
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
         """Run one operator on constants, in float64; a Cast rounds to its type."""
         # Here, for it imports torch, which most graphs are analysed without.
-        from normfold.graph.evaluator import compute
+        from normfold.graph.evaluator.evaluator import compute
 
         inputs = [None if item is None else found[item] for item in node.inputs]
         given = [array for array in inputs if array is not None]

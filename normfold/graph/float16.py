@@ -8,8 +8,7 @@ error that names the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from normfold.errors import GraphError, UsageError
-from normfold.inputs.spec import InputSpec
-from normfold.system.files import EXACT, in_memory
-from normfold.verify.metrics import MASK
+from normfold.graph.write import EXACT, in_memory
+from normfold.system.numbers import MASK
 
 HALF = "float16"
 LARGEST = float(np.finfo(np.float16).max)
@@ -42,16 +40,6 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype not in (None, *DTYPES):
         raise UsageError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
     return HALF if dtype == HALF else None
-
-
-def half_specs(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-    """What the float16 graph takes where the float32 one takes `specs`."""
-    return tuple(replace(spec, dtype=HALF) if spec.dtype == "float32" else spec for spec in specs)
-
-
-def single_specs(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-    """What a float32 source takes, as far as the float16 model that was made of it tells."""
-    return tuple(replace(spec, dtype="float32") if spec.dtype == HALF else spec for spec in specs)
 
 
 def to_half(model: ir.Model) -> ir.Model:

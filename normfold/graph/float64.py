@@ -12,11 +12,13 @@ import onnx
 import onnx_ir as ir
 
 from normfold.errors import GraphError
-from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError, Watch
+from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
+from normfold.graph.evaluator.program import Watch
 from normfold.graph.inference import infer_shapes
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case
-from normfold.verify.runtime import check_memory
+from normfold.system.failures import check_memory
 
 Outputs = tuple[Array, ...]
 
@@ -58,7 +60,7 @@ def check_bounded(model: ir.Model, path: Path, cases: Sequence[Case]) -> None:
 
     Looked at on the smallest case; a graph that the evaluator does not know, or that does not run, is left to others.
     """
-    smallest = min(cases, key=lambda case: sum(array.size for array in case.feeds.values()))
+    smallest = min(cases, key=lambda case: case.elements)
     try:
         run_evaluator(evaluator_of(model, path), smallest, path)
     except (NotCoveredError, GraphError):

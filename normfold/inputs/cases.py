@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from normfold.errors import InputSpecError
-from normfold.inputs.spec import INTEGERS, InputSpec, axis_sizes, common_axes, draw, large_size, traced_sizes
+from normfold.inputs.spec import INTEGERS, InputSpec, axis_sizes, common_axes, draw, is_dear, large_size, traced_sizes
+from normfold.system.failures import one_line
 from normfold.system.plain import MISSING, irregular
 from normfold.system.spill import Feeds
-from normfold.system.text import one_line
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +26,8 @@ SCALES = (1.0, 0.5, 2.0)
 _MOST_LONG = 8
 # How a failure is described that has nothing to do with shapes.
 BY_VALUES = "depends on the size of the inputs and not on their shape"
+# One in so many random samples has so many rows, where so many of these are cheap.
+_OFTEN, _MANY = 4, 129
 # Of one input: in float64 this is 2 GiB.
 MOST_ELEMENTS = 1 << 28
 
@@ -50,6 +52,11 @@ class Case:
     def axes(self) -> str:
         """The sizes of the dynamic axes, for people: `B=3, L=16`."""
         return ", ".join(f"{letter}={size}" for letter, size in self.sizes.items()) or "static sizes"
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the inputs are."""
+        return sum(array.size for array in self.feeds.values())
 
     def fed_to(self, names: Sequence[str]) -> dict[str, Array]:
         """The inputs under a graph's own names for them: by name where the names agree, otherwise in order."""
@@ -97,11 +104,11 @@ def draw_cases(
     same arguments give the same cases.
     """
     plan = [(sizes, 1.0) for sizes in axis_sizes(specs, parameters=parameters)]
-    plan += [(traced_sizes(specs), scale) for scale in SCALES]
+    plan += [({**traced_sizes(specs), **_few_rows(specs, parameters=parameters)}, scale) for scale in SCALES]
     long = [(sizes, 1.0) for sizes in _vocabulary_sizes(specs, parameters=parameters)]
     if count is not None:
         plan = (plan + long)[:count]
-        plan += _random_sizes(specs, count - len(plan), seed=seed)
+        plan += _random_sizes(specs, count - len(plan), seed=seed, parameters=parameters)
         return _dealt(_drawn(plan, specs, seed=seed), specs, seed=seed)
     return (
         *_drawn(plan, specs, seed=seed),
@@ -180,18 +187,41 @@ def told_by_values(cases: Sequence[Case], agrees: Sequence[bool]) -> str:
     return f"{BY_VALUES}: inputs {texts[0]} disagree, and inputs {texts[1]} of the same shape agree"
 
 
-def _random_sizes(specs: Sequence[InputSpec], count: int, *, seed: int) -> Iterator[tuple[dict[str, int], float]]:
-    """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times."""
+def _random_sizes(
+    specs: Sequence[InputSpec], count: int, *, seed: int, parameters: int
+) -> Iterator[tuple[dict[str, int], float]]:
+    """Sizes up to the traced ones, small ones more often, each axis on its own, and a scale, `count` times.
+
+    Where that costs next to nothing, every fourth has one axis at a large size: what one row in a hundred reaches is
+    not reached by a few rows. Where a sample is dear, the axis that counts rows is at its least.
+    """
     rng = np.random.default_rng((seed, 0))
     traced, axes = traced_sizes(specs), common_axes(specs)
-    for _ in range(count):
-        # A large batch takes longer and finds no more than the sizes that are tried in any case.
+    found = {letter: large_size(specs, letter, parameters=_OFTEN * parameters) for letter in traced}
+    few = _few_rows(specs, parameters=parameters)
+    large = [(letter, min(size, axes[letter].nearest(_MANY))) for letter, size in found.items() if size is not None]
+    for number in range(count):
         sizes = {}
         for letter, size in traced.items():
             axis = axes[letter]
             least = max(axis.smallest, axis.step)
             sizes[letter] = least + int(((size - least) // axis.step + 1) * rng.random() ** 3) * axis.step
-        yield {letter: min(size, traced[letter]) for letter, size in sizes.items()}, float(rng.choice(SCALES))
+        sizes = {letter: min(size, traced[letter]) for letter, size in sizes.items()} | few
+        scale = float(rng.choice(SCALES))
+        if large and number % _OFTEN == 0:
+            letter, size = large[number // _OFTEN % len(large)]
+            sizes[letter], scale = size, 1.0
+        yield sizes, scale
+
+
+def _few_rows(specs: Sequence[InputSpec], *, parameters: int) -> dict[str, int]:
+    """Where a sample is dear, the least size of the axis that comes first in every input with more than one axis."""
+    first = {spec.dims[0] for spec in specs if len(spec.dims) > 1}
+    letter = first.pop() if len(first) == 1 else None
+    if not isinstance(letter, str) or not is_dear(specs, traced_sizes(specs), parameters=parameters):
+        return {}
+    axis = common_axes(specs)[letter]
+    return {letter: max(axis.smallest, axis.step)}
 
 
 def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int) -> tuple[Case, ...]:

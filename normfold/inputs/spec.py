@@ -35,14 +35,14 @@ UNKNOWN_HIGH = 2
 # Traced sizes: never 0 or 1 (torch.export bakes those in), primes so that no product of two of them is a third.
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
-# Large sizes to try, no powers of two; what a sample of such a size may have of elements, and of products of dynamic
-# sizes and parameters (a second or two of a layer that is applied at every position).
+# Large sizes to try, no powers of two; what a sample of such a size may have of elements, and of products of positions
+# and parameters (a second or two of a layer that is applied at every position).
 _LARGE = (513, 257, 129, 65)
 _LEAST_LARGE = 64
 _CHEAP_ELEMENTS = 1 << 16
 _CHEAP_WORK = 1e10
 # Elements of the inputs beyond which a sample is not made twice as large: it shows no more than a step more does.
-_DEAR = 1 << 22
+_DEAR = 1 << 20
 
 _SPEC = re.compile(
     r"\s*(?P<name>[^\s\[\]<>]+)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*"
@@ -296,11 +296,18 @@ def large_size(specs: Sequence[InputSpec], letter: str, *, parameters: int) -> i
         if axis.high is not None and axis.high < fitting:
             fitting = axis.high - axis.high % axis.step
         sizes = {**traced, letter: fitting}
-        if _LEAST_LARGE <= fitting <= _LARGE[0] and axis.allows(fitting) and fitting > traced[letter]:
-            elements = sum(math.prod(spec.shape(sizes)) for spec in specs)
-            if elements <= _CHEAP_ELEMENTS and math.prod(sizes.values()) * parameters <= _CHEAP_WORK:
-                return fitting
+        fits = _LEAST_LARGE <= fitting <= _LARGE[0] and axis.allows(fitting) and fitting > traced[letter]
+        if fits and not is_dear(specs, sizes, parameters=parameters):
+            return fitting
     return None
+
+
+def is_dear(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, parameters: int) -> bool:
+    """Whether a sample of these sizes is of so many numbers, or read by so many weights, that its time is felt."""
+    counts = [(spec, math.prod(spec.shape(sizes))) for spec in specs]
+    # Tokens are positions, also on an axis that is not dynamic.
+    positions = max(math.prod(sizes.values()), *(count for spec, count in counts if spec.dtype in INTEGERS), 0)
+    return sum(count for _, count in counts) > _CHEAP_ELEMENTS or positions * parameters > _CHEAP_WORK
 
 
 def draw(

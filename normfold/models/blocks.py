@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
 from normfold.models.layout import to_tokens
-from normfold.nn import PowerNorm, PRepBN, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.powernorm import PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 
 # Options of a norm, as they stand in a checkpoint's architecture arguments.
 NormArgs = Mapping[str, Any]
@@ -36,6 +39,10 @@ def _identity(dim: int) -> nn.Module:
     return nn.Identity()
 
 
+def _repbn(dim: int, *, eps: float = 1e-5, momentum: float = 0.1, flatten: bool = False) -> nn.Module:
+    return RepBN(dim, eps=eps, momentum=momentum, flatten=flatten)
+
+
 def _prepbn(
     dim: int,
     *,
@@ -57,21 +64,45 @@ def _prepbn(
         raise ValueError(f"prepbn fades from 'ln' or 'rms', not from {base!r}")
     norm2 = RepBN(dim, eps=eps, momentum=momentum, flatten=flatten)
     norm1 = norm(base, dim) if base_eps is None else norm(base, dim, eps=base_eps)
-    faded = PRepBN(norm1, norm2, steps=steps, warm=warm or 0, r0=r0, accumulation=accumulation)
+    faded = LinearNorm(dim, norm1, norm2, warm=warm or 0, step=steps, r0=r0, accumulation=accumulation)
     if warm is None:
         faded.register_buffer("warm", torch.tensor(0), persistent=False)
     return faded
+
+
+def _unified(
+    dim: int,
+    *,
+    window: int | tuple[int, int] = 4,
+    warmup: int = 4000,
+    filtration: bool = False,
+    eps: float = 1e-5,
+    momentum: float = 0.9,
+) -> nn.Module:
+    return UN1d(dim, window, warmup, filtration, eps, momentum)
+
+
+def _power_norm(
+    dim: int,
+    *,
+    group_scaling: int = 0,
+    warmup: int = 10000,
+    momentum: float = 0.9,
+    backward_momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> nn.Module:
+    return PowerNorm(dim, eps, momentum, backward_momentum, warmup, group_scaling)
 
 
 _NORMS: dict[str, Callable[..., nn.Module]] = {
     "bn": _batch_norm,
     "identity": _identity,
     "ln": _layer_norm,
-    "powernorm": PowerNorm,
+    "powernorm": _power_norm,
     "prepbn": _prepbn,
-    "repbn": RepBN,
+    "repbn": _repbn,
     "rms": _rms_norm,
-    "un": UN1d,
+    "un": _unified,
 }
 
 

@@ -32,7 +32,8 @@ def repbn(gamma: Array, beta: Array, mean: Array, var: Array, alpha: float, *, e
 def unified(weight: Array, bias: Array, mean_square: Array, *, eps: float) -> Frame:
     """y = weight * x / sqrt(mean_square + eps) + bias; the stored statistic tracks E[x^2], there is no mean.
 
-    UN keeps it as `running_var`, PowerNorm without group scaling as `running_phi`.
-    Source: Yang et al., ACM MM 2022, arXiv:2208.01313; Shen et al., ICML 2020, arXiv:2003.07845.
+    UN and MABN keep it as `running_var`, PowerNorm without group scaling as `running_phi`.
+    Source: Yang et al., ACM MM 2022, arXiv:2208.01313; Yan et al., ICLR 2020, arXiv:2001.06838; Shen et al., ICML 2020,
+    arXiv:2003.07845.
     """
     return Frame(weight / np.sqrt(mean_square + eps), bias)

@@ -1,13 +1,12 @@
 """Which norms a torch model holds, and whether their stored statistics can be used.
 
 Norms are recognised by the names of their parameters and buffers, as published, not by their class: a user's own copy
-of a paper's code counts. Only the outermost norm is reported: PRepBN hides its RepBN, RepBN hides its BatchNorm.
+of a paper's code counts (kinds.py). Only the outermost norm is reported: PRepBN hides its RepBN, RepBN its BatchNorm.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,90 +14,67 @@ import torch
 from torch import nn
 
 from normfold.errors import NormStateError
+from normfold.norms.base import NormKind
+from normfold.norms.kinds import KINDS, kind_of, token_norm
 
 _ROOT = "(the model itself)"
+# What may not be negative first: of several faults in a module, that is the one to report.
+_STATISTICS = {each.name: each for kind in KINDS for each in sorted(kind.statistics, key=lambda each: each.signed)}
 
 
 @dataclass(frozen=True, slots=True)
 class NormModule:
-    """A norm of the model. kind: UN, RepBN, PRepBN, BatchNorm, PowerNorm, LayerNorm or RMSNorm.
+    """A norm of the model. kind: the name of its `NormKind`.
 
-    name: dotted path of the module. channels: length of its statistics or weight. group_scaling: PowerNorm only.
+    name: dotted path of the module. channels: length of its statistics or weight. keeps_statistic: it computes a
+    statistic for every token as well, which stays in the graph (PowerNorm with group scaling).
     """
 
     name: str
     kind: str
     channels: int
-    group_scaling: bool = False
+    keeps_statistic: bool = False
 
 
 def find_norms(model: nn.Module) -> tuple[NormModule, ...]:
     """The outermost norms in the order of the modules; name is the path to each."""
-    return tuple(norm for norm, _ in _walk(model, ""))
+    return tuple(
+        NormModule(name, kind.name, _channels(module, kind), kind.keeps_statistic(module))
+        for name, kind, module in _walk(model)
+    )
 
 
-def _walk(module: nn.Module, name: str) -> Iterator[tuple[NormModule, nn.Module]]:
-    kind = norm_kind(module)
+def token_twin(model: nn.Module | None) -> NormKind:
+    """The norm per token that the model's norms replaced: what they faded from, where they say, otherwise LayerNorm."""
+    norms = [] if model is None else list(_walk(model))
+    before = [
+        kind_of(module.get_submodule(kind.schedule.before)) for _, kind, module in norms if kind.schedule is not None
+    ]
+    rms = token_norm(centred=False)
+    return rms if before and all(kind is rms for kind in before) else token_norm(centred=True)
+
+
+def _walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, NormKind, nn.Module]]:
+    """The outermost norms: the path to each, its kind, and the module."""
+    kind = kind_of(module)
     if kind is not None:
-        scaled = kind == "PowerNorm" and _has_group_scaling(module)
-        yield NormModule(name, kind, _channels(module, kind), scaled), module
+        yield name, kind, module
         return
     for child_name, child in module.named_children():
         yield from _walk(child, f"{name}.{child_name}" if name else child_name)
 
 
-def norm_kind(module: nn.Module) -> str | None:
-    """The kind of norm this module is, or None."""
-    own = {name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None}
-    children = module._modules
-    if {"norm1", "norm2"} <= children.keys() and "iter" in own:
-        return "PRepBN"
-    inner = children.get("bn")
-    if "alpha" in own and inner is not None and norm_kind(inner) == "BatchNorm":
-        return "RepBN"
-    if "running_phi" in own:
-        return "PowerNorm"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} <= own:
-        return "BatchNorm"
-    if "running_var" in own and own & {"buffer_x2", "ema_gz", "skip_counter"}:
-        return "UN"
-    return _token_norm_kind(module, own)
-
-
-def _token_norm_kind(module: nn.Module, own: set[str]) -> str | None:
-    """LayerNorm and RMSNorm. A user's own has nothing but a weight, like many other layers: its class name decides."""
-    if isinstance(module, nn.LayerNorm):
-        return "LayerNorm"
-    if isinstance(module, nn.RMSNorm):
-        return "RMSNorm"
-    weight = module._parameters.get("weight")
-    if weight is None or weight.ndim != 1 or module._modules or not own <= {"weight", "bias"}:
-        return None
-    name = type(module).__name__.lower().replace("_", "")
-    return "RMSNorm" if "rmsnorm" in name else "LayerNorm" if "layernorm" in name else None
-
-
-def _channels(module: nn.Module, kind: str) -> int:
-    if kind == "PRepBN":
-        inner = module.get_submodule("norm2")
-        inner_kind = norm_kind(inner)
+def _channels(module: nn.Module, kind: NormKind) -> int:
+    if kind.inner:
+        inner = module.get_submodule(kind.inner)
+        inner_kind = kind_of(inner)
         return 0 if inner_kind is None else _channels(inner, inner_kind)
-    if kind == "RepBN":
-        return _channels(module.get_submodule("bn"), "BatchNorm")
-    for name in ("running_phi", "running_var", "weight"):
+    for name in (*(statistic.name for statistic in kind.statistics), "weight"):
         tensor = getattr(module, name, None)
         if isinstance(tensor, torch.Tensor):
             return tensor.numel()
     shape = getattr(module, "normalized_shape", None)
     return math.prod(shape) if shape is not None else int(getattr(module, "num_features", 0))
-
-
-def _has_group_scaling(module: nn.Module) -> bool:
-    """Published PowerNorm holds a GroupScaling1D module; a flag switches it off in the variants."""
-    flag = getattr(module, "group_scaling", None)
-    if isinstance(flag, int):
-        return bool(flag)
-    return any(re.search("group_?scal", type(child).__name__, re.IGNORECASE) for child in module.children())
 
 
 def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False) -> tuple[str, ...]:
@@ -109,56 +85,48 @@ def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False
     Raises NormStateError naming the layer: NaN, infinite or negative statistics, BatchNorm without running statistics,
     an unfinished PRepBN.
     """
-    warnings: list[str] = []
-    unfinished: list[str] = []
-    for norm, module in _walk(model, ""):
-        name = norm.name or _ROOT
-        if norm.kind == "PRepBN":
-            left = _schedule_left(module)
-            if left is not None:
-                unfinished.append(f"{name} ({left})")
-        _check_statistics(norm.kind, module, source=source, name=name)
-    if unfinished:
-        what = f"{unfinished[0]}{f' and {len(unfinished) - 1} more' if len(unfinished) > 1 else ''}"
-        if not allow_unfinished:
-            raise NormStateError(
-                f"{source}: the PRepBN schedule has not ended in {what}: the network still leans on norm1, and folding "
-                "would keep norm2 alone. Train to the end, or pass --allow-unfinished to proceed with norm2."
-            )
-        warnings.append(f"The PRepBN schedule has not ended in {what}; proceeding with norm2 alone, as asked.")
-    return tuple(warnings)
+    unfinished: dict[str, list[str]] = {}
+    for path, kind, module in _walk(model):
+        name = path or _ROOT
+        left = None if kind.schedule is None else kind.schedule.left(module)
+        if left is not None:
+            unfinished.setdefault(kind.name, []).append(f"{name} ({left})")
+        _check_statistics(kind, module, source=source, name=name)
+    return tuple(
+        _unfinished(kind, unfinished[kind.name], source=source, allowed=allow_unfinished)
+        for kind in KINDS
+        if kind.name in unfinished
+    )
 
 
-def _schedule_left(module: nn.Module) -> str | None:
-    """How far an unfinished schedule is, or None when it has ended."""
-    steps, warm, total = (_count(module, name) for name in ("iter", "warm", "total_step"))
-    if not steps and not warm:
-        return None
-    done = f", {100 * (1 - steps / total):.0f} % done" if total else ""
-    warmup = f", and {warm:g} warm-up steps before it" if warm else ""
-    return f"{steps:g} of {total:g} steps left{done}{warmup}"
+def _unfinished(kind: NormKind, found: list[str], *, source: str, allowed: bool) -> str:
+    """The warning of norms whose schedule has not ended. Raises NormStateError where they are not allowed."""
+    assert kind.schedule is not None
+    what = f"{found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}"
+    before, after = kind.schedule.before, kind.schedule.after
+    if not allowed:
+        raise NormStateError(
+            f"{source}: the {kind.name} schedule has not ended in {what}: the network still leans on {before}, and "
+            f"folding would keep {after} alone. Train to the end, or pass --allow-unfinished to proceed with {after}."
+        )
+    return f"The {kind.name} schedule has not ended in {what}; proceeding with {after} alone, as asked."
 
 
-def _count(module: nn.Module, name: str) -> float:
-    value = getattr(module, name, 0)
-    return float(value.item() if isinstance(value, torch.Tensor) else value)
-
-
-def _check_statistics(kind: str, module: nn.Module, *, source: str, name: str) -> None:
+def _check_statistics(kind: NormKind, module: nn.Module, *, source: str, name: str) -> None:
     """The statistics that evaluation reads. PRepBN's norm1 is not read, so its state is nobody's business."""
-    root = module.get_submodule("norm2") if kind == "PRepBN" else module
-    for path, part in root.named_modules(prefix="norm2" if kind == "PRepBN" else ""):
+    for path, part in module.get_submodule(kind.inner).named_modules(prefix=kind.inner):
         where = f"{name}.{path}" if path else name
-        is_batch_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        if is_batch_norm and (part.running_var is None or part.running_mean is None):
+        part_kind = kind_of(part)
+        missing = [] if part_kind is None else [each.name for each in part_kind.statistics]
+        if any(getattr(part, each, None) is None for each in missing):
             raise NormStateError(
-                f"{source}: {where} ({type(part).__name__}) has no running_mean and running_var, so it normalises "
+                f"{source}: {where} ({type(part).__name__}) has no {' and '.join(missing)}, so it normalises "
                 "every batch by itself and has nothing to fold; was it built with track_running_stats=False?"
             )
-        for buffer in ("running_var", "running_phi", "running_mean"):
+        for buffer, statistic in _STATISTICS.items():
             value = getattr(part, buffer, None)
             if isinstance(value, torch.Tensor):
-                _check_values(value, source=source, where=f"{where}.{buffer}", signed=buffer == "running_mean")
+                _check_values(value, source=source, where=f"{where}.{buffer}", signed=statistic.signed)
 
 
 def _check_values(value: torch.Tensor, *, source: str, where: str, signed: bool) -> None:

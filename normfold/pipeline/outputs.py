@@ -16,29 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.options import LoadOptions
+from normfold.checkpoint.source import Source
 from normfold.errors import OutputError
-from normfold.graph.float16 import HALF, half_specs
 from normfold.graph.float64 import parameter_count
+from normfold.graph.write import data_of, save, save_unchanged, stored_beside
 from normfold.inputs.cases import Case, draw_cases
+from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
-from normfold.report.report import GraphReport, OutputInfo, Report, manifest
+from normfold.pipeline.options import FoldOptions
+from normfold.report.report import GraphReport, OutputInfo, Report
 from normfold.rewrite.module import save_module
 from normfold.system.clock import Clock
-from normfold.system.files import (
-    beside,
-    check_place,
-    data_of,
-    move,
-    save,
-    save_unchanged,
-    scratch,
-    stored_beside,
-    writing,
-)
+from normfold.system.files import beside, check_place, move, scratch, writing
 from normfold.verify.fingerprint import Sketch
+from normfold.verify.manifest import KEY, FoldedNorm, Manifest
 from normfold.verify.sizes import fitting
-from normfold.verify.source import MANIFEST_KEY, Load
 from normfold.verify.truth import establish
 from normfold.verify.yardstick_float16 import lay
 
@@ -61,24 +54,10 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to write, and where. graphs: one place for each graph of the task. external: their weights in files of their
-    own. module: the folded torch module and its place. force: replace what is there.
-    """
-
-    graphs: tuple[Path, ...]
-    report: Path | None = None
-    module: tuple[nn.Module, Path] | None = None
-    verify: bool = True
-    external: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """All graphs of a run, none of them written. report: without outputs and comparisons."""
 
-    load: Load
+    load: LoadOptions
     graphs: tuple[Folded, ...]
     report: Report
 
@@ -96,47 +75,52 @@ def check_places(source: Path, outputs: Sequence[Path], report: Path | None, *, 
         raise OutputError(f"{report} cannot be both an output and the report")
 
 
-def write(planned: Planned, wanted: Wanted, clock: Clock) -> Report:
+def write(
+    planned: Planned, places: Sequence[Path], options: FoldOptions, module: nn.Module | None, clock: Clock
+) -> Report:
     """Save every graph beside its place, verify it there, and move all of them; one that fails stops the others.
 
-    The report and the torch module are moved with them. What failed is reported, not written.
+    places: one for each graph of the task. module: the folded torch module, for `options.emit_torch`. It and the report
+    are moved with the graphs. What failed is reported, not written.
     """
     report, graphs = planned.report, list(planned.report.graphs)
     data: list[tuple[Path, Path]] = []
     with ExitStack() as stack:
-        drafts = [stack.enter_context(beside(place)) for place in wanted.graphs]
+        drafts = [stack.enter_context(beside(place)) for place in places]
         for number, draft in enumerate(drafts):
-            graphs[number], apart = _draft(planned, number, draft, wanted, clock)
+            graphs[number], apart = _draft(planned.graphs[number], planned, (draft, places[number]), options, clock)
             if graphs[number].failed:
                 return replace(report, graphs=tuple(replace(graph, output=None) for graph in graphs))
-            data += [(path, wanted.graphs[number].with_name(path.name)) for path in apart]
+            data += [(path, places[number].with_name(path.name)) for path in apart]
         others: list[tuple[Path, Path]] = []
-        if wanted.module is not None:
-            module, place = wanted.module
-            others.append((stack.enter_context(beside(place)), place))
-            save_module(module, others[-1][0], name=place)
-        warnings = report.warnings if wanted.verify else (*report.warnings, NOT_VERIFIED)
-        also = tuple(str(place) for _, place in others) + (() if wanted.report is None else (str(wanted.report),))
+        if module is not None and options.emit_torch is not None:
+            others.append((stack.enter_context(beside(options.emit_torch)), options.emit_torch))
+            save_module(module, others[-1][0], name=options.emit_torch)
+        warnings = report.warnings if options.verify else (*report.warnings, NOT_VERIFIED)
+        also = tuple(str(place) for _, place in others) + (() if options.report is None else (str(options.report),))
         seconds = dict(clock.seconds)
         report = replace(report, graphs=tuple(graphs), warnings=warnings, also_written=also, seconds=seconds)
-        if wanted.report is not None:
-            others.append((stack.enter_context(beside(wanted.report)), wanted.report))
-            with writing(wanted.report):
+        if options.report is not None:
+            others.append((stack.enter_context(beside(options.report)), options.report))
+            with writing(options.report):
                 others[-1][0].write_text(report.dumps(), encoding="utf-8")
-        _move(data, others, list(zip(drafts, wanted.graphs, strict=True)), planned, force=wanted.force)
+        _move(data, others, list(zip(drafts, places, strict=True)), planned, force=options.force)
     return report
 
 
 def _draft(
-    planned: Planned, number: int, draft: Path, wanted: Wanted, clock: Clock
+    graph: Folded, planned: Planned, paths: tuple[Path, Path], options: FoldOptions, clock: Clock
 ) -> tuple[GraphReport, tuple[Path, ...]]:
-    """Save one graph as `draft`, verified, and the files of its weights; its report has no output if that failed."""
-    graph, place = planned.graphs[number], wanted.graphs[number]
+    """Save one graph as a draft, verified, and the files of its weights; its report has no output if that failed.
+
+    paths: where to write it now, and where it is to be moved.
+    """
+    draft, place = paths
     report, record = graph.report, None
     with scratch() as elsewhere:
         unfolded = (graph.source.path, *stored_beside(graph.original))
-        if wanted.verify:
-            if graph.source.format != "onnx":
+        if options.verify:
+            if graph.source.graph is None:
                 with clock.stage("save", "writing the unfolded graph"):
                     unfolded = save(graph.original, elsewhere / "unfolded.onnx")
             with clock.stage("verify", "running the source in float64"):
@@ -144,7 +128,7 @@ def _draft(
                 if graph.source.module is None:
                     inputs = fitting(inputs, unfolded[0])
                     report = replace(report, inputs=tuple(map(str, inputs)))
-                half = elsewhere / "unfolded.float16.onnx" if planned.report.dtype == HALF else None
+                half = elsewhere / "unfolded.float16.onnx" if options.half else None
                 cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
                 yardstick, edges = lay(truth, unfolded[0], inputs, half=half)
@@ -153,18 +137,18 @@ def _draft(
                     return report, ()
                 record = Sketch.record(yardstick)
         with clock.stage("save", f"writing {place.name}"):
-            graph.model.metadata_props[MANIFEST_KEY] = _manifest(planned, graph, report, place, record)
-            if graph.model is graph.source.graph and not wanted.external:
+            graph.model.metadata_props[KEY] = _manifest(planned, graph, report, place, record).dumps()
+            if graph.model is graph.source.graph and not options.external_data:
                 files = save_unchanged(graph.source.path, graph.model, draft, name=place)
             else:
-                files = save(graph.model, draft, external=wanted.external, name=place)
-        if wanted.verify:
+                files = save(graph.model, draft, external=options.external_data, name=place)
+        if options.verify:
             with clock.stage("verify", "verifying against float64"):
                 report = replace(report, edges=(*report.edges, *yardstick.compare(draft)))
             if yardstick.path != unfolded[0]:
                 # The yardstick's own graph: of the type that the output has.
                 unfolded = (yardstick.path, *data_of(yardstick.path))
-        measured = wanted.verify or (graph.source.format == "onnx" and planned.report.dtype is None)
+        measured = options.verify or (graph.source.graph is not None and not options.half)
         output = OutputInfo(
             str(place),
             _size(files),
@@ -182,19 +166,28 @@ def _cases(specs: Sequence[InputSpec], *, half: bool, parameters: int) -> tuple[
     return tuple(case.typed(specs) for case in draw_cases(half_specs(specs), parameters=parameters))
 
 
-def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path, record: Sketch | None) -> str:
-    path, load = graph.source.path.resolve(), planned.load
+def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path, sketch: Sketch | None) -> Manifest:
+    path, info = graph.source.path.resolve(), planned.report.source
     try:
         relative = Path(os.path.relpath(path, place.parent.resolve())).as_posix()
     except ValueError:  # on another drive
         relative = None
-    return manifest(
-        planned.report,
-        report,
+    return Manifest(
+        version=planned.report.normfold,
+        name=info.path.replace("\\", "/").rsplit("/", 1)[-1],
         path=relative,
+        sha256=info.sha256,
+        arch=info.arch,
+        arch_args=info.arch_args,
+        inputs=report.inputs,
+        ema=planned.load.ema,
+        allow_unfinished=planned.load.allow_unfinished,
+        task=planned.report.task,
+        graph=report.name,
         dtype=planned.report.dtype,
-        load={"ema": load.ema, "allow_unfinished": load.allow_unfinished},
-        outputs=None if record is None else record.to_json(),
+        center=planned.report.center,
+        norms=tuple(FoldedNorm(site.name, site.kind, site.status, site.into) for site in report.sites),
+        sketch=sketch,
     )
 
 

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normfold import __version__
+from normfold._version import __version__
 from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.load import load
+from normfold.checkpoint.options import LoadOptions
+from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, GraphError, NormfoldError, OutputError, UsageError, VerificationError
+from normfold.export.opset import opset_for
 from normfold.export.parts import split
-from normfold.export.tasks import Task, check_task, places
+from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, check_dtype, to_half
-from normfold.graph.view import op_counts, prepare
+from normfold.graph.float16 import HALF, to_half
+from normfold.graph.operators import op_counts
+from normfold.graph.operators import opset as opset_of
+from normfold.graph.prepare import prepare
 from normfold.inputs.cases import BY_VALUES
-from normfold.pipeline.outputs import Folded, Planned, Wanted, check_places, write
+from normfold.pipeline.options import FoldOptions
+from normfold.pipeline.outputs import Folded, Planned, check_places, write
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.rewrite.centre import Centring, centre, plan_centring
 from normfold.rewrite.graph import rewrite
@@ -31,7 +37,6 @@ from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
-from normfold.verify.source import Load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,6 +73,7 @@ def fold(
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
+    target: str | None = None,
     dtype: str | None = None,
     dry_run: bool = False,
     strict: bool = False,
@@ -86,45 +92,51 @@ def fold(
 ) -> Report:
     """Fold the norms of the checkpoint `source` into its weights and write the result to `output` as ONNX.
 
-    arch, model, model_args, inputs, ema, trust, allow_unfinished: see `load_checkpoint`. task: what to export: the
-    model's forward, a decoder with its key-value cache, or an encoder-decoder as two files named after `output`
-    (OUT.onnx: OUT.encoder.onnx, OUT.decoder.onnx); see `parts.py`. opset: default the newest that the installed
-    onnxruntime accepts. dtype: float16 converts the folded graph at the end, inputs and outputs too (half.py); the
-    default keeps the types of the source. dry_run: plan only, write nothing. strict: write nothing, and raise
-    NotFoldedError, unless every norm with stored statistics folds. verify: compare the result with the source, and
-    raise DifferenceError instead of leaving one that differs. report: where to write R.json (also when `strict` or
-    the verification fails). emit_torch: where to write the folded torch module (`Report.to_torch`), pickled, beside the
-    output. norm_affine: fold the weight and bias of LayerNorm and RMSNorm too. center: that, and make RMSNorm out of
-    LayerNorm wherever its stream can do without the mean (centre.py). only: names of the norms to fold
-    (Report.sites), by default all. keep_tied: fold nothing that would need a second copy of a weight that several
-    operators read, such as a tied embedding. external_data: write the weights to a file beside `output` even where they
-    fit into it (files.py). force: replace files that exist. progress: called with a sentence at the start of every
-    stage.
+    arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
+    options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
 
-    Raises a NormfoldError for every kind of bad input; then nothing has been written.
+    Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
+    for every kind of bad input; then nothing has been written.
     """
-    check_task(task)
-    dtype = check_dtype(dtype)
-    if dtype is not None and emit_torch is not None:
-        raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {dtype}")
-    outputs, report_place = places(Path(output), task), None if report is None else Path(report)
-    torch_place = None if emit_torch is None else Path(emit_torch)
-    check_places(Path(source), (*outputs, *filter(None, [torch_place])), report_place, force=force)
+    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    options = FoldOptions(
+        task=task,
+        opset=opset,
+        target=target,
+        dtype=dtype,
+        norm_affine=norm_affine,
+        center=center,
+        only=tuple(only or ()),
+        keep_tied=keep_tied,
+        dry_run=dry_run,
+        strict=strict,
+        verify=verify,
+        report=None if report is None else Path(report),
+        emit_torch=None if emit_torch is None else Path(emit_torch),
+        external_data=external_data,
+        force=force,
+    )
+    return run(Path(source), Path(output), load_options, options, progress)
+
+
+def run(
+    source: Path, output: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
+) -> Report:
+    """`fold`, its options as two values."""
+    outputs = places(output, options.task)
+    check_places(source, (*outputs, *filter(None, [options.emit_torch])), options.report, force=options.force)
     clock = Clock(progress or (lambda _: None))
-    load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    asked = _Asked(opset, norm_affine or center, keep_tied, center, dtype == HALF, only)
-    planned = _plan(Path(source), load, task, asked, clock)
+    planned = plan(source, load_options, options, clock)
     result = planned.report
-    refused = strict and bool(result.unfolded)
-    if not dry_run and not refused:
+    refused = options.strict and bool(result.unfolded)
+    if not options.dry_run and not refused:
         # Refused now, the module leaves no output without it.
-        module = None if torch_place is None else (result.to_torch(), torch_place)
-        wanted = Wanted(outputs, report_place, module, verify=verify, external=external_data, force=force)
-        result = write(planned, wanted, clock)
+        module = None if options.emit_torch is None else result.to_torch()
+        result = write(planned, outputs, options, module, clock)
         if not result.failed:
             return result
     result = replace(result, seconds=dict(clock.seconds))
-    unwritten = _write_report(result, report_place)
+    unwritten = _write_report(result, options.report)
     if refused:
         raise NotFoldedError(_not_folded(result) + unwritten, result)
     if result.failed:
@@ -144,6 +156,7 @@ def inspect(
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
+    target: str | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
     norm_affine: bool = False,
@@ -151,61 +164,57 @@ def inspect(
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    check_task(task)
+    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
+    return look(Path(source), load_options, options, progress)
+
+
+def look(source: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None) -> Report:
+    """`inspect`, its options as two values."""
     clock = Clock(progress or (lambda _: None))
-    load = Load(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
-    planned = _plan(Path(source), load, task, _Asked(opset, norm_affine, keep_tied), clock)
+    planned = plan(source, load_options, options, clock)
     return replace(planned.report, seconds=dict(clock.seconds))
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is to become of the source: `fold`'s options of these names. half: dtype is float16."""
-
-    opset: int | None
-    norm_affine: bool
-    keep_tied: bool = False
-    center: bool = False
-    half: bool = False
-    only: Collection[str] | None = None
-
-
-def _plan(path: Path, load: Load, task: Task, asked: _Asked, clock: Clock) -> Planned:
+def plan(path: Path, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
+    """Every graph of the task, folded and not yet written."""
     with clock.stage("load", f"reading {path.name}"):
-        source = load(path)
-        parts = split(source, task)
-    if asked.opset is not None and source.format == "onnx":
-        raise UsageError(f"{path} is an ONNX file and keeps its opset; --opset is for checkpoints that are exported")
-    graphs = tuple(_fold(name, part, asked, clock) for name, part in parts.items())
+        source = load(path, load_options)
+        parts = split(source, options.task)
+    if (options.opset is not None or options.target is not None) and source.graph is not None:
+        asked = "--target" if options.opset is None else "--opset"
+        raise UsageError(f"{path} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
+    graphs = tuple(_fold(name, part, options, clock) for name, part in parts.items())
     report = Report(
         normfold=__version__,
         source=_source_info(source, path),
         graphs=tuple(graph.report for graph in graphs),
-        task=task,
-        dtype=HALF if asked.half else None,
-        center=asked.center,
+        task=options.task,
+        dtype=HALF if options.half else None,
+        center=options.center,
         warnings=(*source.warnings, *(warning for graph in graphs for warning in graph.warnings)),
     )
-    unknown = set(asked.only or ()) - {site.name for site in report.sites}
+    unknown = set(options.only) - {site.name for site in report.sites}
     if unknown:
         raise UsageError(
             f"--only: {path} has no norm {', '.join(sorted(unknown))}; `normfold inspect` lists those it has"
         )
-    return Planned(load, graphs, report)
+    return Planned(load_options, graphs, report)
 
 
-def _fold(name: str, source: Source, asked: _Asked, clock: Clock) -> Folded:
+def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Folded:
     """One graph of the task, folded and not yet written."""
     of_graph = f" of the {name}" if name else ""
     with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
-        original = export(source, opset=asked.opset)
+        wanted, why = opset_for(options.target, options.opset)
+        original = export(source, opset=wanted, exactly=options.opset is not None)
     with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
         graph = prepare(original)
-        plan, warnings = _analyse(graph, source, asked)
+        plan, warnings = _analyse(graph, source, options)
     with clock.stage("rewrite", "folding"):
         # With nothing to fold the graph is left exactly as it is.
         folded = original if plan.is_empty else rewrite(graph, plan)
-        written, centring = _finished(folded, graph if plan.is_empty else folded, asked)
+        written, centring = _finished(folded, graph if plan.is_empty else folded, options)
         before = op_counts(graph)
         after = before if written is original else op_counts(written)
     report = GraphReport(
@@ -214,6 +223,8 @@ def _fold(name: str, source: Source, asked: _Asked, clock: Clock) -> Folded:
         plan.sites,
         before,
         after,
+        opset=opset_of(original),
+        opset_reason="as its source has it" if source.graph is not None else why,
         untied=plan.untied,
         merged=plan.merges,
         centred=tuple(norm for _, norm in centring.norms),
@@ -223,30 +234,30 @@ def _fold(name: str, source: Source, asked: _Asked, clock: Clock) -> Folded:
     return Folded(source, original, written, report, (*warnings, *stay))
 
 
-def _finished(folded: ir.Model, shaped: ir.Model, asked: _Asked) -> tuple[ir.Model, Centring]:
+def _finished(folded: ir.Model, shaped: ir.Model, options: FoldOptions) -> tuple[ir.Model, Centring]:
     """The folded graph with what was asked for on top. shaped: the same with the shapes of its tensors."""
-    centring = plan_centring(shaped) if asked.center else Centring()
+    centring = plan_centring(shaped) if options.center else Centring()
     folded = centre(shaped, centring) if centring.norms else folded
-    return to_half(folded) if asked.half else folded, centring
+    return to_half(folded) if options.half else folded, centring
 
 
-def _analyse(graph: ir.Model, source: Source, asked: _Asked) -> tuple[Plan, tuple[str, ...]]:
+def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Plan, tuple[str, ...]]:
     """The plan, and what there is to say of it. What float16 is to hold is looked at on inputs first."""
     plan_with = partial(
         analyse,
         graph,
         norms=source.norms,
-        norm_affine=asked.norm_affine,
-        only=asked.only,
-        keep_tied=asked.keep_tied,
+        norm_affine=options.affine,
+        only=options.only or None,
+        keep_tied=options.keep_tied,
     )
-    if not (asked.half or holds_half(graph)):
+    if not (options.half or holds_half(graph)):
         return plan_with(), ()
-    plan = plan_with(ranges=Ranges({}, asked.half))
+    plan = plan_with(ranges=Ranges({}, options.half))
     if all(site.status == "kept" and site.code != "scale-range" for site in plan.sites):
         return plan, ()
     try:
-        ranges = calibrate(graph, source.inputs, half=asked.half)
+        ranges = calibrate(graph, source.inputs, half=options.half)
     except (GraphError, CannotJudgeError) as error:
         return plan, (f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}",)
     return plan_with(ranges=ranges), ()

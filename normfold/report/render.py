@@ -34,7 +34,9 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _norms(report)
         yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield from _besides(report)
-    yield from (_nodes(graph) for graph in report.graphs)
+    for graph in report.graphs:
+        yield _nodes(graph)
+        yield from _model(graph)
     if report.edges:
         yield _verification(report)
     yield from _files(report)
@@ -109,6 +111,13 @@ def _nodes(graph: GraphReport) -> Table:
             add_row(table, op, *_change(before.get(op, 0), after.get(op, 0)))
     add_row(table, "all", *_change(sum(before.values()), sum(after.values())), style="bold")
     return table
+
+
+def _model(graph: GraphReport) -> Iterator[Text]:
+    """What the graph takes, and the opset that it is written in."""
+    yield line(f"Inputs{f' of the {graph.name}' if graph.name else ''}: {', '.join(graph.inputs)}")
+    if graph.opset:
+        yield line(f"Opset {graph.opset}{f', {graph.opset_reason}' if graph.opset_reason else ''}")
 
 
 def _change(before: int, after: int) -> tuple[str, str, str]:

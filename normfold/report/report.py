@@ -5,14 +5,14 @@ Deterministic but for `seconds`: no time stamps, no host names.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normfold.errors import NotExpressibleError
+from normfold.export.tasks import Task
+from normfold.system.numbers import finite
 from normfold.system.text import json_text
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from normfold.verify.judge import Edge
 
 SCHEMA = 1
-
-# Their statistics are of the token, not stored: the norm stays whatever is done with its weight and bias.
-TOKEN_STATISTICS = ("LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,7 @@ class OutputInfo:
 class GraphReport:
     """One graph of a run. name: which of its task's graphs, empty where the task has one. inputs: what it takes.
 
+    opset: of the standard operators. opset_reason: why this one.
     nodes_before, nodes_after: number of nodes per operator in the main graph.
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
@@ -71,6 +69,8 @@ class GraphReport:
     sites: tuple[Site, ...]
     nodes_before: Mapping[str, int]
     nodes_after: Mapping[str, int]
+    opset: int = 0
+    opset_reason: str = ""
     output: OutputInfo | None = None
     edges: tuple[Edge, ...] = ()
     untied: tuple[Untied, ...] = ()
@@ -97,7 +97,7 @@ class Report:
     normfold: str
     source: SourceInfo
     graphs: tuple[GraphReport, ...]
-    task: str = "forward"
+    task: Task = "forward"
     dtype: str | None = None
     center: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Report:
     @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
-        return tuple(s for s in self.norms if s.status != "folded" and s.kind not in TOKEN_STATISTICS)
+        return tuple(s for s in self.norms if s.status != "folded" and not s.per_token)
 
     def to_torch(self) -> nn.Module:
         """The original module, its norms replaced by `nn.Identity`, with the folded weights and biases, in eval mode.
@@ -203,41 +203,6 @@ def site_entry(site: Site, graph: GraphReport) -> dict[str, Any]:
     }
 
 
-def manifest(
-    report: Report,
-    graph: GraphReport,
-    *,
-    path: str | None = None,
-    dtype: str | None = None,
-    load: Mapping[str, Any] | None = None,
-    outputs: Mapping[str, Any] | None = None,
-) -> str:
-    """What one graph says about its own making, under `normfold` in its metadata: JSON on one line, keys sorted.
-
-    path: the source relative to the graph's folder; never from the root, for a model that is handed on says nothing of
-    the disk it comes from. dtype: what it was converted to. load: how the source was loaded. outputs:
-    `Sketch.to_json`, None without verification.
-    """
-    source = report.source
-    place = {} if path is None else {"path": path}
-    content = {
-        "schema": SCHEMA,
-        "version": report.normfold,
-        "source": {"name": source.path.replace("\\", "/").rsplit("/", 1)[-1], "sha256": source.sha256, **place},
-        "arch": source.arch,
-        "arch_args": dict(source.arch_args),
-        "task": report.task,
-        "graph": graph.name or None,
-        "inputs": list(graph.inputs),
-        "sites": [{"name": s.name, "kind": s.kind, "status": s.status, "into": list(s.into)} for s in graph.sites],
-        "dtype": dtype,
-        "center": report.center,
-        "load": dict(load or {}),
-        "outputs": outputs,
-    }
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
-
-
 def _source(source: SourceInfo) -> dict[str, Any]:
     return {
         "path": source.path,
@@ -266,6 +231,8 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
     return {
         "name": graph.name or None,
         "inputs": list(graph.inputs),
+        "opset": graph.opset,
+        "opset_reason": graph.opset_reason,
         "output": _output(graph.output),
         "centred": list(graph.centred),
         "nodes": _nodes(graph),
@@ -284,16 +251,12 @@ def _edge(edge: Edge, graph: GraphReport) -> dict[str, Any]:
     return {
         "graph": graph.name or None,
         "name": edge.name,
-        "max_abs": _finite(edge.max_abs),
-        "relative": _finite(edge.relative),
-        "bound": _finite(edge.bound),
+        "max_abs": finite(edge.max_abs),
+        "relative": finite(edge.relative),
+        "bound": finite(edge.bound),
         "passed": edge.passed,
         "detail": edge.detail,
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _nodes(counted: GraphReport | Report) -> dict[str, dict[str, int]]:

@@ -22,13 +22,16 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import name_of
 from normfold.analysis.rules.layout import CarryRule
 from normfold.analysis.rules.normalize import parameters
-from normfold.graph.affine import Array, Refuse
-from normfold.graph.view import Graph, Model, Op, Value, operators, opset
-from normfold.system.files import EXACT
+from normfold.graph.affine import Array
+from normfold.graph.operators import operators, opset
+from normfold.graph.types import Model, Op, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import EXACT
 
 # The first with RMSNormalization.
 LOWEST_OPSET = 23

@@ -18,14 +18,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
 from normfold.analysis.plan import Branch, Map, Merge, Plan
-from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
 from normfold.errors import InternalError
 from normfold.graph.affine import Array
 from normfold.graph.constants import Rows
-from normfold.graph.view import Graph, Model, Node, Value, bodies, live, operators, scopes
-from normfold.system.clock import uncollected
-from normfold.system.files import EXACT
+from normfold.graph.operators import bodies, live, operators
+from normfold.graph.scopes import scopes
+from normfold.graph.types import Model, Node, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import EXACT
+from normfold.system.collector import uncollected
 
 # Smaller constants are computed once and kept; larger ones every time they are written.
 _KEPT_BYTES = 1 << 20

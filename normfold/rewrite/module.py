@@ -18,16 +18,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
 from normfold.analysis.plan import Map, Plan
 from normfold.analysis.recognition.affine_maps import LAYOUT
-from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
-from normfold.checkpoint.load import Source
+from normfold.analysis.refusal import Refuse
+from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
-from normfold.graph.affine import Array, Refuse
-from normfold.graph.view import Graph, Model, Node, Value, operators, scopes
+from normfold.graph.affine import Array
+from normfold.graph.operators import operators
+from normfold.graph.scopes import scopes
+from normfold.graph.types import Model, Node, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import save
 from normfold.inputs.spec import call_arguments, draw, traced_sizes
-from normfold.system.files import save, scratch, writing
-from normfold.system.text import one_line
+from normfold.system.failures import one_line
+from normfold.system.files import scratch, writing
 from normfold.verify.runtime import Runtime, open_session
 
 # The module's weights are those of the graph: beside float64 truth, both err by the rounding of float32.
@@ -62,7 +67,7 @@ def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn
     would differ between positions becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added. Raises
     NotExpressibleError where the parameters of the module cannot say what the graph says.
     """
-    if source.module is None or source.format == "pt2":
+    if source.module is None or source.program is not None:
         raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
     draft = _Draft(source, graph)
     for edit in plan.edits:

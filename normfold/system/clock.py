@@ -1,8 +1,7 @@
-"""The stages of a run: said when they start, timed when they end, and not slowed by a collector with nothing to do."""
+"""The stages of a run: said when they start, timed when they end."""
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,18 +32,3 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without garbage collection, which walks every object of a large graph again and again and finds none to free.
-
-    What runs inside leaves its garbage to reference counts, and cycles to the next collection.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

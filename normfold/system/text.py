@@ -14,7 +14,6 @@ from typing import Any
 
 # Beyond this a message is a flood.
 _LONGEST = 20_000
-_SUMMARY = 300
 
 # Control and format characters, separators of lines, halves of surrogate pairs (Unicode: Cc, Cf, Zl, Zp, Cs).
 _HIDDEN = (
@@ -52,17 +51,6 @@ def json_text(content: Any, *, indent: int | None = 2, default: Callable[[Any], 
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=default)
     # The newlines are those between the entries: inside strings JSON has escaped them.
     return _UNSAFE_IN_JSON.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), text) + "\n"
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:_SUMMARY] or "no reason given"
-
-
-def raised(error: BaseException) -> str:
-    """What code of the user's raised, so that it is found there: the class and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:_SUMMARY].rstrip('.')}" if lines else type(error).__name__
 
 
 def listed(text: str | None) -> tuple[str, ...]:

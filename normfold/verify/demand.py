@@ -29,8 +29,8 @@ def check_fits(model: ir.Model, cases: Sequence[Case], path: Path) -> None:
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
-    largest = max(cases, key=lambda case: sum(array.size for array in case.feeds.values()))
-    elements = sum(array.size for array in largest.feeds.values())
+    largest = max(cases, key=lambda case: case.elements)
+    elements = largest.elements
     if _COPIES * weights + _WIDE * elements * len(model.graph) < free * _SMALL_SHARE:
         return
     live = _WIDE * live_elements(model, {name: array.shape for name, array in largest.feeds.items()})

@@ -68,10 +68,14 @@ class Exercise:
             return
         turned = node.attributes.get("transA")
         axis = 0 if turned is not None and turned.as_int() else axis
-        alive = (x != 0).any(dim=[other for other in range(x.dim()) if other != axis])
         before = self._channels.get(node.inputs[0])
-        if before is None or before.shape == alive.shape:
-            self._channels[node.inputs[0]] = alive if before is None else before | alive
+        if before is not None and (before.numel() != x.shape[axis] or bool(before.all())):
+            return
+        silent = torch.arange(x.shape[axis]) if before is None else torch.nonzero(~before)[:, 0]
+        chosen = x if before is None else x.index_select(axis, silent)
+        alive = torch.zeros(x.shape[axis], dtype=torch.bool) if before is None else before
+        alive[silent] = (chosen != 0).any(dim=[other for other in range(x.dim()) if other != axis])
+        self._channels[node.inputs[0]] = alive
 
     def missed(self) -> tuple[str, ...]:
         """What no run has reached: a line for every kind."""

@@ -20,10 +20,11 @@ from normfold.errors import CannotJudgeError, GraphError
 from normfold.inputs.cases import Array, Case, draw_case
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
-from normfold.system.text import one_line
+from normfold.system.failures import check_memory, one_line
+from normfold.system.numbers import MASK
 from normfold.verify.judge import PLAIN, Edge, Judged, judge
-from normfold.verify.metrics import FAILED, MASK, Figures, blocks
-from normfold.verify.runtime import Runtime, check_memory, open_session, run_session
+from normfold.verify.metrics import FAILED, Figures, blocks
+from normfold.verify.runtime import Runtime, open_session, run_session
 from normfold.verify.yardstick import Yardstick
 
 RECORD_EDGE = "recorded -> model"

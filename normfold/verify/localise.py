@@ -24,8 +24,9 @@ import onnx.numpy_helper
 from normfold.errors import NormfoldError
 from normfold.graph.float64 import graph_tensors, read_graph
 from normfold.inputs.cases import Array, Case
+from normfold.system.failures import one_line
 from normfold.system.subprocess_copy import fresh
-from normfold.system.text import listed, one_line
+from normfold.system.text import listed
 from normfold.verify.judge import FLOOR_ULPS, FOLD_FACTOR, Edge
 from normfold.verify.metrics import difference
 from normfold.verify.tensors import rms, runtime_tensors, written_names

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -15,14 +16,16 @@ from normfold.errors import GraphError
 from normfold.graph.float64 import flat, flat_names
 from normfold.inputs.cases import Array
 from normfold.system.clock import Tick, nothing
-from normfold.system.text import one_line
+from normfold.system.failures import check_memory, one_line
 from normfold.verify.metrics import FAILED, Figures, figures, settled
-from normfold.verify.runtime import Runtime, check_memory, open_session, ort_values, run_session
+from normfold.verify.runtime import Runtime, open_session, ort_values, run_session
 from normfold.verify.truth import Truth
+
+T = TypeVar("T")
 
 # Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
 NEIGHBOURS = 5
-# With many samples their number does the same: this many runs are enough.
+# With many samples their number does the same: so many runs of the original are enough, those of the module included.
 THROWS = 56
 
 
@@ -74,11 +77,25 @@ class Measured:
     own: Own
     failures: dict[int, str]
 
+    def only(self, pieces: Sequence[int]) -> Measured:
+        """The errors of these pieces alone."""
 
-def moved_runs(truth: Truth) -> int:
-    """How many runs on neighbouring inputs each case needs, next to its own and to that of the module, if any."""
-    others = 1 if truth.narrow is None else 2
-    return max(0, min(NEIGHBOURS, math.ceil(THROWS / len(truth.cases)) - others))
+        def chosen(row: Sequence[T]) -> tuple[T, ...]:
+            return tuple(row[piece] for piece in pieces)
+
+        own = Own(chosen(self.own.worst), tuple(map(chosen, self.own.samples)))
+        return Measured(chosen(self.names), chosen(self.ulps), tuple(map(chosen, self.samples)), own, self.failures)
+
+
+def moved_runs(truth: Truth) -> tuple[int, ...]:
+    """How many runs on neighbouring inputs each case needs, next to its own and to that of the module, if any.
+
+    What does not go round is left to the smallest cases.
+    """
+    count, others = len(truth.cases), 1 if truth.narrow is None else 2
+    each, left = divmod(min(NEIGHBOURS * count, max(THROWS - others * count, 0)), count)
+    smallest = sorted(range(count), key=lambda number: truth.cases[number].elements)
+    return tuple(each + (number in smallest[:left]) for number in range(count))
 
 
 class RenamedError(GraphError):
@@ -91,17 +108,17 @@ def measure(
     runtime: Runtime,
     *,
     outputs: Sequence[str] | None = None,
-    moved: int = 0,
+    moved: Sequence[int] = (),
     eps: float = 0.0,
     rtol: float = 0.0,
     tick: Tick = nothing,
 ) -> Measured:
     """Run the graph at `path` in onnxruntime on the truth's cases and take its errors.
 
-    outputs: the names of those to compare, in the order of the truth; by default all, as they come. moved: how many
-    more runs to make per case, on inputs moved by one ULP. eps: of the type that the graph computes in, where that is
-    coarser than its inputs. rtol: see `Figures.beyond`. Raises GraphError when onnxruntime does not accept the graph,
-    RenamedError when it lacks an output; a run that fails counts as an infinite error.
+    outputs: the names of those to compare, in the order of the truth; by default all, as they come. moved: case by
+    case, how many more runs to make on inputs moved by one ULP; none by default. eps: of the type that the graph
+    computes in, where that is coarser than its inputs. rtol: see `Figures.beyond`. Raises GraphError when onnxruntime
+    does not accept the graph, RenamedError when it lacks an output; a run that fails counts as an infinite error.
     """
     session = open_session(path, runtime)
     own = [output.name for output in session.get_outputs()]
@@ -117,7 +134,7 @@ def measure(
     feed_names = [feed.name for feed in session.get_inputs()]
     for number, case in enumerate(truth.cases):
         rows = []
-        for run in range(moved + 1):
+        for run in range(1 + (moved[number] if moved else 0)):
             try:
                 values = run_session(session, wanted, case.moved(run, eps=eps).fed_to(feed_names))
             except Exception as error:  # onnxruntime's own classes share no base but this
@@ -131,17 +148,21 @@ def measure(
             if len(arrays) != len(truth.outputs[0]):
                 raise GraphError(f"{path}: its outputs are not of the kinds that its source has")
             names = truth.names(flat_names(wanted, values))
-            rows.append(_row(truth, number, arrays, rtol=rtol))
+            rows.append(_row(truth, number, arrays, rtol=rtol, errors_alone=run > 0))
             ulps = [_ulp(value, eps) for value in truth.pieces(arrays)]
         samples.append(rows[0])
         runs.append(rows)
     return Measured(names, tuple(ulps), tuple(samples), _largest(runs, count), failures)
 
 
-def _row(truth: Truth, number: int, arrays: Sequence[Array], *, rtol: float = 0.0) -> tuple[Figures, ...]:
-    """The figures of every piece of one case."""
+def _row(
+    truth: Truth, number: int, arrays: Sequence[Array], *, rtol: float = 0.0, errors_alone: bool = False
+) -> tuple[Figures, ...]:
+    """The figures of every piece of one case; errors_alone: see `figures`."""
     pieces = zip(truth.pieces(arrays), truth.pieces(truth.outputs[number]), truth.masks(number), strict=True)
-    return tuple(figures(settled(value, true, mask), true, rtol=rtol) for value, true, mask in pieces)
+    return tuple(
+        figures(settled(value, true, mask), true, rtol=rtol, errors_alone=errors_alone) for value, true, mask in pieces
+    )
 
 
 def thrown(
@@ -167,7 +188,7 @@ def thrown(
         feed_names = [feed.name for feed in session.get_inputs()]
         for at, (kept, case) in enumerate(zip(rows, truth.cases, strict=True)):
             values = run_session(session, outputs, case.moved(number, eps=eps).fed_to(feed_names))
-            row = _row(truth, at, flat(values))
+            row = _row(truth, at, flat(values), errors_alone=True)
             if all(math.isfinite(found.max_abs) for found in row):  # no bound is to be infinite
                 kept.append(row)
             tick()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from normfold.system.numbers import MASK
+
 Array = npt.NDArray[Any]
 
-# Beyond this a number is a mask (float32's lowest, -1e30), not a result: it must not set the scale of errors.
-MASK = 1e30
 
 # Entries that are looked at at once.
 BLOCK = 1 << 18
@@ -51,8 +51,11 @@ def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
         yield tuple(array[start : start + BLOCK] for array in flat)
 
 
-def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
-    """The figures of one output. `true`: float64, or integers and booleans as they are."""
+def figures(value: Array, true: Array, *, rtol: float = 0.0, errors_alone: bool = False) -> Figures:
+    """The figures of one output. `true`: float64, or integers and booleans as they are.
+
+    errors_alone: without those that decide nothing.
+    """
     value = np.asarray(value)
     max_abs = difference(value, true)
     if not np.isfinite(max_abs):
@@ -60,6 +63,8 @@ def figures(value: Array, true: Array, *, rtol: float = 0.0) -> Figures:
     if true.dtype.kind != "f":
         return Figures(max_abs, max_abs, max_abs)
     rms, beyond = rms_error(value, true), _beyond(value, true, rtol) if rtol else max_abs
+    if errors_alone:
+        return Figures(max_abs, rms, beyond)
     if true.ndim < 2 or true.shape[-1] < FEWEST_CLASSES or true.size == 0:
         return Figures(max_abs, rms, beyond, _cosine(value, true))
     agree, top5 = _classes(value, true)

@@ -19,13 +19,13 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normfold.errors import InputSpecError
+from normfold.graph.evaluator.limits import free_processors
 from normfold.graph.float64 import Outputs
 from normfold.inputs.cases import Array, Case
 from normfold.inputs.spec import call_arguments
 from normfold.system.clock import Tick, nothing
+from normfold.system.failures import check_memory, raised
 from normfold.system.spill import Rows
-from normfold.system.text import raised
-from normfold.verify.runtime import check_memory
 
 
 def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing) -> Rows:
@@ -48,7 +48,7 @@ def run_module(module: nn.Module, cases: Sequence[Case], *, tick: Tick = nothing
 def run_double(module: nn.Module, cases: Sequence[Case], *, tick: Tick) -> Rows:
     """The module's outputs in float64. Raises whatever a module does that cannot be run so."""
     double, found = _double(module), Rows()
-    with _float64_only():
+    with _float64_only(), free_processors():
         for case in cases:
             found.append(
                 _call(

@@ -11,23 +11,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from normfold import __version__
-from normfold.checkpoint.archive import format_of
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold._version import __version__
+from normfold.checkpoint.formats import format_of
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.options import LoadOptions
+from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, UsageError
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, half_specs, single_specs
+from normfold.graph.float16 import HALF
 from normfold.graph.float64 import check_bounded, parameter_count
+from normfold.graph.write import save
 from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
+from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec, axis_sizes
 from normfold.system.clock import Clock
-from normfold.system.files import save, scratch
+from normfold.system.files import scratch
 from normfold.verify.judge import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
 from normfold.verify.localise import localise
+from normfold.verify.manifest import Manifest, read_manifest
 from normfold.verify.measure import moved_runs
 from normfold.verify.runtime import UNOPTIMISED, Runtime, levels, open_session, version
 from normfold.verify.sizes import fitting
-from normfold.verify.source import Load, Manifest, common_inputs, find_source, load_source, read_manifest
+from normfold.verify.source import common_inputs, find_source, load_source
 from normfold.verify.truth import establish
 from normfold.verify.verdict import Verdict
 from normfold.verify.yardstick import Yardstick
@@ -45,7 +50,7 @@ def judge(
     model: Path,
     *,
     against: Path | None = None,
-    load: Load | None = None,
+    load: LoadOptions | None = None,
     inputs: Sequence[Path] = (),
     samples: int = SAMPLES,
     seed: int = 0,
@@ -63,7 +68,7 @@ def judge(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
-    if format_of(model) != "onnx":
+    if not format_of(model).is_graph:
         raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
     meter = _Meter(progress or (lambda *_: None))
     with meter.stage("load", f"reading {model.name}"):
@@ -78,7 +83,7 @@ def judge(
     if place is None:
         assert manifest is not None, "without a manifest there is no verdict"
         return _against_record(model, candidate, manifest, asked, meter)
-    return _against_source(model, candidate, outputs, manifest, place, load or Load(), asked, meter)
+    return _against_source(model, candidate, outputs, manifest, place, load or LoadOptions(), asked, meter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,7 @@ def _against_source(
     outputs: Mapping[str, str],
     manifest: Manifest | None,
     place: Path,
-    load: Load,
+    load: LoadOptions,
     asked: _Asked,
     meter: _Meter,
 ) -> Verdict:
@@ -189,7 +194,7 @@ def _against_source(
                 save(export(source), original)
         with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
             truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
-        runs = len(cases) * (2 + moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
+        runs = 2 * len(cases) + sum(moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
         with meter.stage("verify", "comparing", runs):
             converted = folder / "original.float16.onnx" if half else None
             yardstick, edges = lay(truth, original, specs, half=converted, tolerance=asked.tolerance, tick=meter.tick)
@@ -201,7 +206,7 @@ def _against_source(
         wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and edge.outputs and _is_wrong(edge)), None)
         if wrong is not None:
             with meter.stage("localise", "looking for the fault"):
-                sites, center = ((), False) if manifest is None else (manifest.sites, manifest.center)
+                sites, center = ((), False) if manifest is None else (manifest.folded, manifest.center)
                 options = [*(["--dtype", HALF] if half else []), *(["--center"] if center else [])]
                 fault = localise(yardstick, model, wrong, sites, folder, original, options)
     return Verdict(

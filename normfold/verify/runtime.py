@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from normfold.errors import CannotJudgeError, GraphError, UsageError
-from normfold.system.text import one_line
+from normfold.system.failures import check_memory, one_line
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,6 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
 _THREADS = 4
 # Seconds that one run may take: what does not end by then is a loop without one.
 LONGEST_RUN = 900.0
-_MEMORY = ("bad_alloc", "out of memory", "allocate memory", "bfcarena")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +135,3 @@ def run_session(session: Any, outputs: Sequence[str] | None, feeds: Mapping[str,
     finally:
         timer.cancel()
     return found
-
-
-def check_memory(error: Exception, doing: str) -> None:
-    """Raise CannotJudgeError if `error` says that memory or time ran out: that is no verdict on the model."""
-    if isinstance(error, CannotJudgeError):
-        raise error
-    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY):
-        raise CannotJudgeError(
-            f"memory ran out while running {doing}: {one_line(error)}. Try smaller inputs (--input with smaller sizes "
-            "or limits) or fewer --samples"
-        ) from error

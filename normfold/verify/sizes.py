@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import InputSpecError
-from normfold.graph.evaluator import Evaluator, NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.float64 import SizeError, evaluator_of, read_graph, run_evaluator
 from normfold.inputs.cases import Case, draw_case
 from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
-from normfold.system.text import one_line
-from normfold.verify.runtime import Runtime, check_memory, open_session, run_session
+from normfold.system.failures import check_memory, one_line
+from normfold.verify.runtime import Runtime, open_session, run_session
 
 Sizes = Mapping[str, int]
 
 # What networks are made for, tried on all axes but the batch at once; and the steps between sizes that may work.
-_COMMON = (2, 3, 4, 5, 8, 16, 32, 64, 96, 128, 160, 224, 256, 320, 384, 512, 640, 1024, 2048, 4096, 16000)
+# 64 and 96 first: a network that halves its maps five times may run on two pixels too, and on nothing between.
+_COMMON = (64, 96, 2, 3, 4, 5, 8, 16, 32, 128, 160, 224, 256, 320, 384, 512, 640, 1024, 2048, 4096, 16000)
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
 # An axis that goes this far has no limit that a verification would meet.
 _FAR = 513
@@ -70,6 +72,7 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
         return tuple(specs)
     base = probe.base()
     found = {letter: probe.around(base, letter) for letter in base}
+    base = probe.smaller(base, found)
     stuck = [letter for letter, axis in found.items() if axis is None or axis.high == base[letter]]
     same = probe.equal_axes(base, stuck)
     if same:
@@ -184,6 +187,16 @@ class _Probe:
         return replace(
             allowed, low=max(low, allowed.low), high=limit if allowed.high is None else allowed.high, step=step
         )
+
+    def smaller(self, base: dict[str, int], found: Mapping[str, Axis | None]) -> dict[str, int]:
+        """The least sizes that axes of these ranges have together, where they are found to work; 2 at least."""
+        least = {
+            letter: base[letter] if axis is None else min(base[letter], axis.nearest(max(axis.smallest, 2)))
+            for letter, axis in found.items()
+        }
+        letters = [letter for letter in base if base[letter] in _COMMON[:2]]
+        sizes = {**base, **{letter: least[letter] for letter in letters}}
+        return sizes if self.runs(sizes) else base
 
     def equal_axes(self, base: Sizes, alone: Sequence[str]) -> dict[str, str]:
         """Axes that cannot change alone and can together: each but the first, with the first."""

@@ -12,7 +12,8 @@ from normfold.errors import GraphError, NormfoldError
 from normfold.graph.float64 import graph_tensors, read_graph
 from normfold.inputs.cases import Array, Case
 from normfold.system.files import scratch
-from normfold.verify.metrics import MASK, difference
+from normfold.system.numbers import MASK
+from normfold.verify.metrics import difference
 from normfold.verify.runtime import Runtime, open_session, run_session
 
 # Beyond this a message cannot hold a graph with its tensors.

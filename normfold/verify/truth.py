@@ -18,23 +18,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError
-from normfold.graph.float64 import Outputs, evaluator_of, read_graph, run_evaluator
+from normfold.graph.float64 import Outputs, body_of, evaluator_of, read_graph, run_evaluator
 from normfold.inputs.cases import Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
+from normfold.system.failures import check_memory, raised
+from normfold.system.numbers import MASK
 from normfold.system.spill import Rows
-from normfold.system.text import raised
 from normfold.verify.demand import check_fits
 from normfold.verify.exercise import Exercise
-from normfold.verify.metrics import MASK, blocks
+from normfold.verify.metrics import blocks
 from normfold.verify.module import run_double, run_module
-from normfold.verify.runtime import check_memory
 
 if TYPE_CHECKING:
     from torch import nn
 
-# An entry that moves by more than this share of its output's RMS when nothing moved beyond rounding has jumped.
-JUMP = 1e-2
 # Beyond this share of undecided entries nothing is judged, of floats and of anything else.
 MOST_UNDECIDED = {True: 0.1, False: 0.5}
 # What rounding to float32 may move: a unit in its last place.
@@ -206,8 +204,9 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
     if exercise.jumps or any(value.dtype.kind != "f" for value in found[0]):
         # Moved one way and the other: a tie goes to another side in one of the two.
         sides = [(evaluator_of(model, path, move=move), move < 0) for move in (SINGLE, -SINGLE)]
+        jump = body_of(read_graph(path)).rms_ceiling
         undecided = tuple(
-            _undecided(outputs, [run_evaluator(e, case.moved(1, mirrored=back), path) for e, back in sides])
+            _undecided(outputs, [run_evaluator(e, case.moved(1, mirrored=back), path) for e, back in sides], jump)
             for outputs, case in zip(found, cases, strict=True)
         )
     return Truth(tuple(cases), found, method, from_module=False, undecided=undecided, unexercised=exercise.missed())
@@ -218,15 +217,19 @@ def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> Row
     return _of_graph(path, cases, "", tick=tick).outputs
 
 
-def _undecided(outputs: Outputs, moved: Sequence[Outputs]) -> tuple[Array | None, ...]:
-    """Per output the entries that are something else in one of the moved runs; None where there are none."""
+def _undecided(outputs: Outputs, moved: Sequence[Outputs], jump: float) -> tuple[Array | None, ...]:
+    """Per output the entries that are something else in one of the moved runs; None where there are none.
+
+    jump: what a float moves by, relative to the RMS of its output, if it moves by more than rounding explains.
+    """
     masks = (
-        np.logical_or.reduce([_changed(value, other[index]) for other in moved]) for index, value in enumerate(outputs)
+        np.logical_or.reduce([_changed(value, other[index], jump) for other in moved])
+        for index, value in enumerate(outputs)
     )
     return tuple(mask if mask.any() else None for mask in masks)
 
 
-def _changed(value: Array, moved: Array) -> Array:
+def _changed(value: Array, moved: Array, jump: float) -> Array:
     """The entries that are something else when inputs and weights move within rounding."""
     if value.shape != moved.shape:
         return np.ones(value.shape, dtype=bool)
@@ -235,7 +238,7 @@ def _changed(value: Array, moved: Array) -> Array:
     finite = np.abs(value) < MASK
     scale = float(np.sqrt(np.mean(np.square(value[finite])))) if finite.any() else 0.0
     with np.errstate(invalid="ignore"):
-        return np.asarray(finite & ~(np.abs(value - moved) <= JUMP * scale))
+        return np.asarray(finite & ~(np.abs(value - moved) <= jump * scale))
 
 
 def _finished(truth: Truth) -> Truth:
@@ -290,8 +293,12 @@ def _parts(outputs: Rows) -> tuple[Part, ...]:
 
 def _squares_along(value: Array, axis: int) -> Array:
     """For every place on an axis, the sum of the squares of the entries that are no masks."""
-    turned = np.moveaxis(value, axis, 0)
-    return np.array([_squares(channel)[0] for channel in turned])
+    sums = np.zeros(value.shape[axis])
+    for sample in np.moveaxis(value, axis, -1):
+        rows = sample.reshape(-1, sums.size)
+        rows = np.where(np.abs(rows) < MASK, rows, 0.0)
+        sums += np.einsum("ij,ij->j", rows, rows)
+    return sums
 
 
 def _by_magnitude(index: int, axis: int, squares: Array, count: int) -> list[Part]:

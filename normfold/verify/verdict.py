@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from normfold import __version__
+from normfold._version import __version__
+from normfold.system.numbers import finite
 from normfold.system.text import json_text
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE, Edge, Judged
 
@@ -180,8 +180,3 @@ def _fault(fault: Fault) -> dict[str, Any]:
         "site": fault.site,
         "note": fault.note,
     }
-
-
-def finite(value: float | None) -> float | None:
-    """The number, or None where JSON has none for it."""
-    return float(value) if value is not None and math.isfinite(value) else None

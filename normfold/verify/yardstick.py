@@ -21,6 +21,7 @@ from normfold.verify.judge import (
     FLOOR_ULPS,
     FOLD_EDGE,
     FOLD_FACTOR,
+    LOST,
     NEAR,
     OPTIMISED,
     PEAK_ULPS,
@@ -85,7 +86,7 @@ class Yardstick:
             raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
         body = body_of(read_graph(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
-        yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)
+        yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)._told_apart()
         squashed = yardstick._check_conditioned() if ceiling else ()
         return replace(yardstick, before=Before.lay(truth, path, squashed, tick=tick)) if squashed else yardstick
 
@@ -94,14 +95,27 @@ class Yardstick:
         """Root mean squares of the pieces of the truth."""
         return self.magnitudes.scales
 
+    def _told_apart(self) -> Yardstick:
+        """Without the parts that the source itself loses in its rounding: those are judged with the whole alone."""
+        own, outputs = self._of_source(), len(self.truth.outputs[0])
+        kept = [n for n, scale in enumerate(self.scales) if n < outputs or own.worst[n] <= LOST * scale]
+        if len(kept) == len(self.scales):
+            return self
+        truth = replace(self.truth, parts=tuple(self.truth.parts[n - outputs] for n in kept[outputs:]))
+        return replace(self, truth=truth, original=self.original.only(kept), magnitudes=truth.magnitudes())
+
+    def _of_source(self) -> Own:
+        """The source's own error: of a module that of its own float32 run, for its export may be wrong."""
+        module = self._own_of_module() if self.truth.from_module else None
+        return self.original.own if module is None else module
+
     def _check_conditioned(self) -> tuple[str, ...]:
         """Raise CannotJudgeError where rounding does not explain how far the source is from its own float64 value.
 
-        The exported graph of a module is judged by the module, whose own float32 run is looked at here. Returned are
-        the outputs that a Sigmoid has pressed against 0, where float32 has steps of a unit: right, and no measure.
+        Returned are the outputs that a Sigmoid has pressed against 0, where float32 has steps of a unit: right, and no
+        measure.
         """
-        module = self._own_of_module() if self.truth.from_module else None
-        own = self.original.own if module is None else module
+        own = self._of_source()
         sizes = [[value.size for value in row] for row in self.truth.outputs]
         squashed = []
         for index, value in enumerate(self.truth.outputs[0]):
@@ -112,7 +126,7 @@ class Yardstick:
             if math.isfinite(error) and (error > self.body.ceiling or rms > self.body.rms_ceiling):
                 name = self.original.names[index]
                 steps = own.worst[index] / (self.original.ulps[index] or 1.0)
-                if module is not None or steps > SQUASHED_ULPS or writers(self.path).get(name) != "Sigmoid":
+                if self.truth.from_module or steps > SQUASHED_ULPS or writers(self.path).get(name) != "Sigmoid":
                     raise CannotJudgeError(self._apart(index, error, own))
                 squashed.append(name)
         return tuple(squashed)

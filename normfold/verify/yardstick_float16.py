@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from normfold.graph.float16 import half_specs, to_half
+from normfold.graph.float16 import to_half
 from normfold.graph.float64 import COARSE_CEILINGS
+from normfold.graph.write import save
+from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
-from normfold.system.files import save
 from normfold.verify.judge import HALF_EDGE, Edge, Judged, Tolerance, judge
 from normfold.verify.truth import Truth
 from normfold.verify.yardstick import Yardstick

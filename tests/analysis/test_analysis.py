@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from normfold.analysis.analyse import analyse
 from normfold.errors import GraphError
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from tests.support.graphs import (
     FOLDED,
     as_float32,

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from normfold.checkpoint.archive import read_graph
 from normfold.errors import GraphError
+from normfold.graph.read import read_graph
 from normfold.pipeline import run as pipeline
 from normfold.report.render import render
 from normfold.report.report import Report

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from normfold.bench import decode
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.export.parts import split
 from normfold.export.to_onnx import export
+from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, draw
 from normfold.models import create
-from normfold.system.files import save
 
 
 def test_a_prompt_is_long_and_its_cache_empty() -> None:

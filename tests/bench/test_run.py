@@ -22,10 +22,10 @@ from normfold.bench.job import Failure, Job, Memory, Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.run import axis_sizes, bench
 from normfold.bench.table import render_bench, seconds
+from normfold.checkpoint.options import LoadOptions
 from normfold.cli.app import app
 from normfold.errors import CannotJudgeError, InputSpecError, OutputError, UsageError
 from normfold.inputs.spec import InputSpec
-from normfold.verify.source import Load
 from tests.support.graphs import parse
 
 FAST = {"rounds": 2, "launches": 2, "threads": 1}
@@ -236,7 +236,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_a_graph_has_no_architecture_to_choose(model: Path) -> None:
     with pytest.raises(UsageError):
-        bench(model, load=Load(arch="vit"), **FAST)
+        bench(model, load=LoadOptions(arch="vit"), **FAST)
 
 
 def test_tensorrt_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

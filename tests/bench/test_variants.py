@@ -16,13 +16,14 @@ from normfold.bench.baseline import layer_norm_twin
 from normfold.bench.job import Job
 from normfold.bench.variants import FOLDED, LAYERNORM, UNFOLDED, Variants, collect, twin_module
 from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.options import LoadOptions
 from normfold.errors import CannotJudgeError, GraphError, UsageError
 from normfold.export.to_onnx import export
+from normfold.graph.write import save
 from normfold.inputs.spec import draw
 from normfold.norms.detect import find_norms
+from normfold.norms.kinds import token_norm
 from normfold.pipeline.run import fold
-from normfold.system.files import save
-from normfold.verify.source import Load
 from tests.paths import FIXTURES
 from tests.support.graphs import parse, run_float32
 
@@ -34,7 +35,7 @@ def operators(path: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Variants:
     """The variants of a checkpoint, with an axis renamed."""
-    load = Load(inputs=("x:float32[N,1,8,8]",))
+    load = LoadOptions(inputs=("x:float32[N,1,8,8]",))
     return collect(FIXTURES / "vit_un.pt", tmp_path_factory.mktemp("variants"), load=load)
 
 
@@ -69,7 +70,7 @@ def test_made_baselines_of_the_other_fixtures(name: str, rms: bool, tmp_path: Pa
     twin = twin_module(source)
     assert twin is not None
     save(export(replace(source, module=twin[1], norms=find_norms(twin[1]))), tmp_path / "twin.onnx")
-    save(layer_norm_twin(export(source), rms=rms), tmp_path / "made.onnx")
+    save(layer_norm_twin(export(source), kind=token_norm(centred=not rms)), tmp_path / "made.onnx")
     assert operators(tmp_path / "made.onnx") == operators(tmp_path / "twin.onnx")
 
 

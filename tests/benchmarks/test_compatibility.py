@@ -18,7 +18,7 @@ from benchmarks.compatibility import (
     shortcomings,
 )
 from benchmarks.optimizers import TOOLS
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from tests.paths import DOCS
 from tests.support.graphs import build
 

@@ -21,14 +21,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from normfold.checkpoint.load import load_checkpoint, save_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.save import save_checkpoint
 from normfold.cli.terminal import json_object
 from normfold.errors import ArchitectureError, CheckpointError, GraphError, InputSpecError, NormfoldError, UsageError
 from normfold.inputs.cases import read_cases
 from normfold.inputs.spec import parse_specs
 from normfold.models import create
 from normfold.system.plain import parse_json
-from normfold.verify.source import find_source, read_manifest
+from normfold.verify.manifest import read_manifest
+from normfold.verify.source import find_source
 from tests.checkpoint.test_authors_files import state_of
 
 SPECS = parse_specs(["x:float32[B,3]"])

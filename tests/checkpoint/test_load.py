@@ -19,7 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from normfold import models
-from normfold.checkpoint.load import Source, load_checkpoint, save_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.save import save_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.errors import (
     ArchitectureError,
     CheckpointError,

@@ -13,8 +13,9 @@ import torch
 
 from normfold import models
 from normfold.checkpoint import recognise
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.recognise import ContradictionError, defaults, options_of
+from normfold.checkpoint.source import Source
 from normfold.checkpoint.stated import Said, Statement, known, of_configuration, read
 from normfold.errors import ArchitectureError
 from tests.checkpoint.test_authors_files import CfgNode, DictConfig, packages, state_of

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from typer.testing import CliRunner
 
 import normfold
 from normfold.analysis.plan import Site
+from normfold.checkpoint.options import LoadOptions
 from normfold.cli.app import app
 from normfold.errors import CheckpointError
 from normfold.pipeline import run as pipeline
+from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
 from normfold.verify.judge import Edge
 
@@ -77,6 +80,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert run_python(code).stdout.splitlines()[-1] == "0 []"
 
 
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    returning(monkeypatch, "fold", REPORT)
+    for said, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+        if said is None:
+            del os.environ["OMP_WAIT_POLICY"]
+        assert RUN.invoke(app, ["fold", "a.pt", "-o", "b.onnx"]).exit_code == 0
+        assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
 def test_the_public_names() -> None:
     assert normfold.__all__ == ["__version__", "errors", "fold", "inspect", "load_checkpoint", "save_checkpoint"]
     for name in normfold.__all__:
@@ -93,46 +106,56 @@ def test_version() -> None:
 
 
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = returning(monkeypatch, "fold", REPORT)
+    called = returning(monkeypatch, "run", REPORT)
     words = (
         'fold a.pt -o b.onnx --model pkg.mod:make --model-args {"depth":2} --input x:float32[B,8] --input y:int64[B]<9'
     )
     words += " --ema --opset 20 --dry-run --strict --no-verify --report r.json --trust-checkpoint --allow-unfinished"
-    words += " --emit-torch f.pt --dtype float16 --center --external-data"
+    words += " --emit-torch f.pt --dtype float32 --center --external-data"
     result = RUN.invoke(
         app,
         [*words.split(), "--task", "decoder-with-cache", "--norm-affine", "--keep-tied", "--only", "a.norm", "--force"],
     )
     assert result.exit_code == 0, result.output
-    del called["progress"]
-    assert called == {
-        "args": (Path("a.pt"), Path("b.onnx")),
-        "arch": None,
-        "model": "pkg.mod:make",
-        "model_args": {"depth": 2},
-        "inputs": ["x:float32[B,8]", "y:int64[B]<9"],
-        "task": "decoder-with-cache",
-        "ema": True,
-        "opset": 20,
-        "dtype": "float16",
-        "dry_run": True,
-        "strict": True,
-        "verify": False,
-        "report": Path("r.json"),
-        "trust": True,
-        "allow_unfinished": True,
-        "norm_affine": True,
-        "keep_tied": True,
-        "center": True,
-        "only": ["a.norm"],
-        "emit_torch": Path("f.pt"),
-        "external_data": True,
-        "force": True,
-    }
+    source, output, load, options, _ = called["args"]
+    assert (source, output) == (Path("a.pt"), Path("b.onnx"))
+    assert load == LoadOptions(
+        model="pkg.mod:make",
+        model_args={"depth": 2},
+        inputs=("x:float32[B,8]", "y:int64[B]<9"),
+        ema=True,
+        trust=True,
+        allow_unfinished=True,
+    )
+    assert options == FoldOptions(
+        task="decoder-with-cache",
+        opset=20,
+        dtype="float32",
+        norm_affine=True,
+        center=True,
+        only=("a.norm",),
+        keep_tied=True,
+        dry_run=True,
+        strict=True,
+        verify=False,
+        report=Path("r.json"),
+        emit_torch=Path("f.pt"),
+        external_data=True,
+        force=True,
+    )
+
+
+def test_the_options_of_python_are_those_of_the_command_line() -> None:
+    """`fold` and `inspect` take every option of the two values that they make, and nothing else."""
+    taken = {field.name for kind in (LoadOptions, FoldOptions) for field in fields(kind)}
+    for function, parts in ((pipeline.fold, taken), (pipeline.inspect, taken)):
+        named = set(signature(function).parameters) - {"source", "output", "progress"}
+        assert named <= parts
+    assert set(signature(pipeline.fold).parameters) - {"source", "output", "progress"} == taken
 
 
 def test_the_report_is_readable_in_a_pipe_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    returning(monkeypatch, "fold", REPORT)
+    returning(monkeypatch, "run", REPORT)
     result = RUN.invoke(app, ["fold", "a.pt", "-o", "b.onnx"])
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -151,7 +174,7 @@ def test_the_report_is_readable_in_a_pipe_of_80_columns(monkeypatch: pytest.Monk
 def test_two_graphs_are_printed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     second = replace(GRAPH, name="decoder", output=OutputInfo("out.decoder.onnx", 2_000_000, "ef" * 32, None))
     graphs = (replace(GRAPH, name="encoder"), second)
-    returning(monkeypatch, "fold", replace(REPORT, graphs=graphs, task="encoder-decoder"))
+    returning(monkeypatch, "run", replace(REPORT, graphs=graphs, task="encoder-decoder"))
     result = RUN.invoke(app, ["fold", "a.pt", "-o", "out.onnx", "--task", "encoder-decoder"])
     assert result.exit_code == 0
     assert result.stdout.startswith("4 norms: 2 folded, 2 kept.")
@@ -168,14 +191,14 @@ def test_two_graphs_are_printed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_fold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Site("norm", "LayerNorm", 8, "kept", "token-statistics", "its statistics are not stored")
     nodes = {"Add": 1}
-    returning(monkeypatch, "inspect", Report("0", SOURCE, (GraphReport("", (), (kept,), nodes, nodes),)))
+    returning(monkeypatch, "look", Report("0", SOURCE, (GraphReport("", (), (kept,), nodes, nodes),)))
     assert "Nothing to fold: the graph stays as it is." in RUN.invoke(app, ["inspect", "a.pt"]).stdout
-    returning(monkeypatch, "inspect", Report("0", SOURCE, (GraphReport("", (), (), nodes, nodes),)))
+    returning(monkeypatch, "look", Report("0", SOURCE, (GraphReport("", (), (), nodes, nodes),)))
     assert "No norms found: nothing to fold." in RUN.invoke(app, ["inspect", "a.pt"]).stdout
 
 
 def test_inspect_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    returning(monkeypatch, "inspect", REPORT)
+    returning(monkeypatch, "look", REPORT)
     result = RUN.invoke(app, ["inspect", "a.pt", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout) == REPORT.to_json()
@@ -234,7 +257,7 @@ def test_listing_models_imports_nothing_heavy() -> None:
     ],
 )
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
-    returning(monkeypatch, "fold", error)
+    returning(monkeypatch, "run", error)
     result = RUN.invoke(app, ["fold", "a.pt", "-o", "b.onnx"])
     assert result.exit_code == code
     assert "Traceback" not in result.output
@@ -280,12 +303,12 @@ from normfold.pipeline import run as pipeline
 # A job in the background inherits SIGINT as ignored, and Python leaves that as it is.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-def fold(source, output, **options):
+def fold(source, output, *options):
     with tempfile.TemporaryDirectory(prefix=".normfold-", dir=output.parent) as beside:
         (Path(beside) / "b.onnx").write_text("half")
         print("ready", flush=True)
         time.sleep(60)
-pipeline.fold = fold
+pipeline.run = fold
 sys.argv = ["normfold", "fold", {str(graph)!r}, "-o", {str(tmp_path / "b.onnx")!r}]
 cli.main()
 """

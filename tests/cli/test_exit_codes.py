@@ -26,7 +26,6 @@ from normfold.pipeline import outputs
 from normfold.pipeline import run as pipeline
 from normfold.report import render, render_verdict, report
 from normfold.verify import run as judgement
-from normfold.verify import source as origin
 from normfold.verify.yardstick import Yardstick
 from tests.paths import ROOT
 from tests.pipeline.test_run import foldable, names
@@ -36,7 +35,7 @@ RUN = CliRunner()
 
 
 FOLD: dict[str, tuple[Any, str]] = {
-    "load": (origin, "load_checkpoint"),
+    "load": (pipeline, "load"),
     "split": (pipeline, "split"),
     "export": (pipeline, "export"),
     "prepare": (pipeline, "prepare"),
@@ -45,7 +44,7 @@ FOLD: dict[str, tuple[Any, str]] = {
     "truth": (outputs, "establish"),
     "yardstick": (outputs, "lay"),
     "save": (outputs, "save"),
-    "manifest": (outputs, "manifest"),
+    "manifest": (outputs, "_manifest"),
     "compare": (Yardstick, "compare"),
     "sketch": (outputs.Sketch, "record"),
     "move": (outputs, "_move"),
@@ -185,7 +184,7 @@ def test_code_of_the_user_that_exits_is_no_success(tmp_path: Path, monkeypatch: 
         raise SystemExit(0)
 
     foldable(tmp_path)
-    monkeypatch.setattr(origin, "load_checkpoint", leaves)
+    monkeypatch.setattr(pipeline, "load", leaves)
     result = RUN.invoke(app, words("fold", tmp_path))
     assert result.exit_code == 2
     assert "ended the process" in result.stderr

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.export.tidy import simplify
 from normfold.export.to_onnx import export
-from normfold.graph.view import op_counts
+from normfold.graph.operators import op_counts
 from normfold.inputs.cases import Case, draw_cases, told_by_values
 from normfold.inputs.spec import parse_specs
 from normfold.models.t2t import TokenPerformer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold.checkpoint.load import Source
+from normfold.checkpoint.source import Source
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, check_task, places

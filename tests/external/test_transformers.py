@@ -11,7 +11,7 @@ import pytest
 from normfold.analysis.analyse import analyse
 from normfold.checkpoint.load import load_checkpoint
 from normfold.export.to_onnx import export
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.report.report import Report
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE

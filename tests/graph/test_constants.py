@@ -13,7 +13,9 @@ from onnx import helper, numpy_helper
 from normfold.errors import GraphError
 from normfold.graph import constants
 from normfold.graph.constants import LARGEST_COMPUTED
-from normfold.graph.view import Graph, operators, prepare
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
 from tests.support.graphs import FOLDED, build, check, draw, fold, outcomes, parse, same_function
 
 

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from normfold.checkpoint.archive import read_graph
 from normfold.errors import GraphError
+from normfold.graph.read import read_graph
 from tests.support.hostile import seeds
 
 

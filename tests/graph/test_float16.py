@@ -21,15 +21,16 @@ from normfold.analysis.analyse import analyse
 from normfold.bench.variants import FOLDED, collect
 from normfold.cli.app import app
 from normfold.graph.float16 import check_dtype, to_half
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, HALF_EDGE, RUNTIME_EDGE
-from normfold.verify.source import MANIFEST_KEY
+from normfold.verify.manifest import KEY as MANIFEST_KEY
 from tests.analysis.placement.test_float16_range import BLOCKS, post_norm
-from tests.pipeline.test_fixtures_fold import FIXTURES, folded, held_out, right
+from tests.paths import FIXTURES
+from tests.pipeline.test_fixtures_fold import folded, held_out, right
 from tests.support.graphs import as_float32, build, draw, session
-from tests.verify.test_run import change, graph
+from tests.verify.command import change, graph
 
 RUN = CliRunner()
 

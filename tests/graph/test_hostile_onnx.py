@@ -18,9 +18,9 @@ import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from normfold.checkpoint.archive import read_graph
 from normfold.errors import GraphError
 from normfold.graph.constants import LARGEST_COMPUTED
+from normfold.graph.read import read_graph
 from tests.paths import ROOT
 from tests.support.hostile import MEMORY_BYTES, SECONDS, seeds
 

@@ -124,9 +124,10 @@ def test_one_size_of_an_axis_is_large_where_that_is_cheap() -> None:
     assert largest("ids:int64[B,L]<256") == 513
     assert largest("ids:int64[4,L<=128]<256") == 128
     assert largest("x:float32[1,3,H=32*h,W=32*w]") == 256
-    # 64 images of this size are not cheap, nor is a model of a hundred million parameters.
+    # 64 images of this size are not cheap, nor is a model of a hundred million parameters, nor 64 rows of 64 tokens.
     assert largest("x:float32[B,3,224,224]") < 64
     assert largest("ids:int64[B,L]<256", parameters=100_000_000) < 64
+    assert largest("ids:int64[B,64]<256", parameters=100_000_000) < 64 < largest("ids:int64[B,64]<256", 1000)
 
 
 def test_sizes_keep_their_least_and_their_multiple() -> None:

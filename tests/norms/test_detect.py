@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from normfold.errors import NormStateError
-from normfold.nn import PowerNorm, PRepBN, RepBN, UN1d
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import PRepBN, RepBN
+from normfold.nn.un import UN1d
 from normfold.norms.detect import check_norms, find_norms
 
 
 def prepbn(channels: int) -> PRepBN:
-    return PRepBN(nn.LayerNorm(channels), RepBN(channels), steps=10)
+    return PRepBN(channels, nn.LayerNorm, RepBN, step=10)
 
 
 class LinearNorm(nn.Module):
@@ -61,6 +64,7 @@ def finished(norm: nn.Module) -> nn.Module:
         (RepBN(6), "RepBN", 6),
         (prepbn(6), "PRepBN", 6),
         (PowerNorm(6), "PowerNorm", 6),
+        (MABN2d(6), "MABN", 6),
         (LinearNorm(6), "PRepBN", 6),
         (Rep(6), "RepBN", 6),
         (FrozenBatchNorm(6), "BatchNorm", 6),
@@ -77,7 +81,7 @@ def finished(norm: nn.Module) -> nn.Module:
 def test_norms_are_known_by_the_names_inside(norm: nn.Module, kind: str, channels: int) -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(3, 3), norm])})
     (found,) = find_norms(model)
-    assert (found.name, found.kind, found.channels, found.group_scaling) == ("blocks.1", kind, channels, False)
+    assert (found.name, found.kind, found.channels, found.keeps_statistic) == ("blocks.1", kind, channels, False)
     (alone,) = find_norms(norm)
     assert alone.name == ""
 
@@ -87,7 +91,7 @@ def test_layers_that_only_look_alike_are_not_norms() -> None:
 
 
 def test_group_scaling_is_noticed() -> None:
-    assert [norm.group_scaling for norm in find_norms(nn.Sequential(PowerNorm(6, group_scaling=2), PowerNorm(6)))] == [
+    assert [norm.keeps_statistic for norm in find_norms(nn.Sequential(MaskPowerNorm(6), PowerNorm(6)))] == [
         True,
         False,
     ]
@@ -102,6 +106,7 @@ def test_group_scaling_is_noticed() -> None:
         (prepbn(6), "norm2.bn.running_var"),
         (nn.BatchNorm1d(6), "running_var"),
         (PowerNorm(6), "running_phi"),
+        (MABN2d(6), "running_var"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )

@@ -13,9 +13,12 @@ import torch
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.view import Model, op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
 from normfold.models import create
 from normfold.rewrite.graph import rewrite
 from tests.paths import FIXTURES

@@ -27,7 +27,8 @@ from onnx.backend.test.runner import Runner
 
 from normfold.analysis.analyse import analyse
 from normfold.errors import NormfoldError
-from normfold.graph.view import OLDEST_OPSET, prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.types import OLDEST_OPSET
 from normfold.rewrite.graph import rewrite
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.inputs.cases import Case
 from normfold.rewrite.graph import rewrite
 from tests.random.random_graphs import Network, network

@@ -15,7 +15,7 @@ from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.graph.float16 import to_half
 from normfold.graph.float64 import COARSE_CEILINGS
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.inputs.cases import Case
 from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import FLOOR_ULPS, FOLD_FACTOR

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from normfold.graph.view import inner_operators, operators, prepare
+from normfold.graph.operators import inner_operators, operators
+from normfold.graph.prepare import prepare
 from tests.random.random_opsets import drawing
 from tests.random.random_steps import STEPS
 from tests.support.graphs import fold, session

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from normfold.analysis.plan import Merge, Site, Untied
-from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo, manifest
+from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
 from normfold.verify.judge import Edge
 from tests.paths import DOCS
 
@@ -123,19 +123,3 @@ def test_two_graphs_are_told_apart_and_summed() -> None:
     assert [edge["graph"] for edge in data["verification"]["edges"]] == ["encoder", "decoder"]
     assert data["nodes"] == {"before": {"Add": 4, "MatMul": 5}, "after": {"MatMul": 4}}
     assert report.failed == (edge,)
-
-
-def test_the_manifest_is_deterministic_and_names_no_folder() -> None:
-    text = manifest(FULL, GRAPH)
-    assert text == manifest(FULL, GRAPH)
-    assert "\n" not in text
-    assert "some" not in text
-    data = json.loads(text)
-    assert data["source"] == {"name": "vit.pt", "sha256": "ab" * 32}
-    assert data["arch_args"] == {"depth": 2}
-    assert data["sites"][0] == {
-        "name": "blocks.0.norm1",
-        "kind": "UN",
-        "status": "folded",
-        "into": ["blocks.0.attn.qkv"],
-    }

@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.centre import Centring, centre, plan_centring
-from tests.pipeline.test_fixtures_fold import FIXTURES
+from tests.paths import FIXTURES
 from tests.support.graphs import EXACT, as_float32, build, draw, feeds_for, run
 
 HEAD = '<ir_version: 10, opset_import: ["" : {opset}]>\n'

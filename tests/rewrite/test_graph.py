@@ -12,9 +12,10 @@ import pytest
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
 from normfold.errors import GraphError
-from normfold.graph.view import Model, prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
+from normfold.graph.write import save
 from normfold.rewrite.graph import rewrite
-from normfold.system.files import save
 from tests.random.random_graphs import network
 from tests.support.graphs import (
     FOLDED,

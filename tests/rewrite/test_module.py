@@ -13,17 +13,19 @@ import torch
 from torch import nn
 
 from normfold.analysis.analyse import analyse
-from normfold.checkpoint.load import Source, load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
 from normfold.export.to_onnx import export
-from normfold.graph.view import Model, prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
+from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, draw
 from normfold.norms.detect import find_norms
 from normfold.pipeline.run import fold
 from normfold.rewrite import module as modules
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import ChannelMap, folded_module
-from normfold.system.files import save
 from tests.paths import FIXTURES
 
 FOLDING = [

@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.rewrite.graph import rewrite
 
 

@@ -25,9 +25,10 @@ from normfold.cli.terminal import print_rich
 from normfold.report.render import render
 from normfold.report.render_verdict import render_verdict
 from normfold.report.verdict_files import junit, junit_error, summary, summary_error
-from normfold.system.text import json_text, listed, one_line, printable
+from normfold.system.failures import one_line
+from normfold.system.text import json_text, listed, printable
 from normfold.verify.judge import Edge, Judged
-from normfold.verify.measure import Figures
+from normfold.verify.metrics import Figures
 from normfold.verify.verdict import Fault, Verdict
 from tests.cli.test_app import GRAPH, REPORT, SITES
 from tests.support.hostile import seeds

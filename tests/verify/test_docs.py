@@ -18,8 +18,8 @@ from benchmarks import mutation_study
 from normfold.pipeline import run as pipeline
 from normfold.verify.verdict import Fault, Verdict
 from tests.paths import DOCS
+from tests.verify.command import CHANNELS, graph
 from tests.verify.opset_graphs import OPSETS
-from tests.verify.test_run import CHANNELS, graph
 
 CI = (DOCS / "ci.md").read_text(encoding="utf-8")
 # Not run here: they install packages.

@@ -16,7 +16,7 @@ from normfold.verify.judge import PLAIN
 from normfold.verify.measure import measure
 from normfold.verify.truth import establish
 from normfold.verify.yardstick import Yardstick
-from tests.verify.test_run import CHANNELS, change, graph, spoil
+from tests.verify.command import CHANNELS, change, graph, spoil
 
 INPUTS = (f"x:float32[B,{CHANNELS}]",)
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from normfold.errors import InputSpecError
-from normfold.inputs.cases import SCALES, draw_cases, read_cases
+from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
 from normfold.inputs.spec import axis_sizes, parse_specs
+from normfold.system.spill import Rows
+from normfold.verify.measure import NEIGHBOURS, THROWS, moved_runs
+from normfold.verify.truth import Truth
 
 PICTURES = parse_specs(["x:float32[B,3,8,8]"])
 TOKENS = parse_specs(["ids:int64[B,L=8<=16]<50", "mask:bool[B,L]"])
@@ -43,6 +46,36 @@ def test_every_size_and_scale_comes_before_random_ones() -> None:
     assert len({case.sizes["L"] for case in cases}) >= 5
     assert {case.scale for case in cases[len(sizes) :]} == set(SCALES)
     assert len({tuple(case.sizes.items()) for case in cases[len(sizes) + len(SCALES) :]}) > 8
+
+
+def test_dear_samples_have_one_row() -> None:
+    """At every size that is tried, but not at random ones: 27 pictures instead of 80."""
+    for text, parameters in (("x:float32[B,3,224,224]", 0), ("ids:int64[B,L=16]<50", 10**9)):
+        specs = parse_specs([text])
+        cases = draw_cases(specs, count=32, parameters=parameters)
+        sizes = axis_sizes(specs, parameters=parameters)
+        assert [case.sizes for case in cases[: len(sizes)]] == sizes
+        assert len({case.sizes["B"] for case in cases}) >= 4
+        assert {case.scale for case in cases[len(sizes) :]} == set(SCALES)
+        assert all(case.sizes["B"] == 1 for case in cases[len(sizes) :])
+    # Only the rows: other axes vary, and so do the rows of cheap samples.
+    assert len({case.sizes["L"] for case in cases[len(sizes) + len(SCALES) :]}) > 3
+    assert len({case.sizes["B"] for case in draw_cases(PICTURES, count=64)}) > 4
+
+
+def test_moved_runs_go_round_and_the_rest_to_the_smallest() -> None:
+    def planned(count: int, module: bool = False) -> tuple[tuple[int, ...], tuple[Case, ...]]:
+        cases = draw_cases(PICTURES, count=count)
+        rows = Rows([(np.zeros(1),)] * count)
+        return moved_runs(Truth(cases, rows, "", from_module=module, narrow=rows if module else None)), cases
+
+    assert planned(4)[0] == (NEIGHBOURS,) * 4
+    assert not any(planned(100)[0]) and not any(planned(32, module=True)[0])
+    runs, cases = planned(32)
+    assert 32 + sum(runs) == THROWS
+    assert set(runs) == {0, 1}
+    moved = [case.elements for case, run in zip(cases, runs, strict=True) if run]
+    assert max(moved) <= min(case.elements for case, run in zip(cases, runs, strict=True) if not run)
 
 
 def test_the_same_seed_draws_the_same_cases() -> None:

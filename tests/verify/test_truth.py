@@ -241,3 +241,30 @@ def test_what_a_sigmoid_presses_against_zero_is_judged_before_it(tmp_path: Path)
     # Only there: what is not at its end has no need of it.
     open_end = saved(tmp_path, text, name="d", w=weight(8, 6), b=bias / 30)
     assert Yardstick.lay(establish(None, open_end, specs), open_end).before is None
+
+
+def test_channels_that_rounding_has_lost_are_not_judged_apart(tmp_path: Path) -> None:
+    """A channel that is the difference of two large ones, of a ten-millionth of them, has no digit left in float32;
+    one of a hundred-thousandth has, and doubling it is a fault.
+    """
+    text = "g (float[N,8] x) => (float[N,2] y) { h = MatMul(x, w)  y = MatMul(h, v) }"
+    first, specs = weight(8, 1), parse_specs(["x:float32[N,8]"])
+
+    def laid(apart: float) -> Yardstick:
+        both = np.concatenate([first, first * (1 + apart)], 1)
+        path = saved(tmp_path, text, name="a", w=both, v=np.array([[1.0, 1.0], [1.0, -1.0]]))
+        truth = establish(None, path, specs)
+        assert truth.parts
+        return Yardstick.lay(truth, path)
+
+    assert not laid(2e-7).truth.parts
+    kept = laid(1e-5)
+    assert kept.truth.parts and kept.original.own.worst[1] > 0.005 * kept.scales[1]
+    doubled = saved(
+        tmp_path,
+        text,
+        name="b",
+        w=np.concatenate([first, first * (1 + 1e-5)], 1),
+        v=np.array([[1.0, 2.0], [1.0, -2.0]]),
+    )
+    assert not kept.fold_edge(kept.measure(doubled)).passed

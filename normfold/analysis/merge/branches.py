@@ -23,7 +23,8 @@ from normfold.analysis.rules.base import name_of, only_along, value_at
 from normfold.analysis.rules.linear import ConvRule
 from normfold.analysis.rules.windows import Window, spatial, window
 from normfold.graph.affine import Array
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Sums of more are no parallel branches of one layer; a chain of Adds as long as a network would be walked at each.
 _MOST_BRANCHES = 32

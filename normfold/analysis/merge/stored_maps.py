@@ -8,7 +8,7 @@ from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Map
 from normfold.analysis.rules.base import name_of, value_at
 from normfold.graph.affine import Array, varying_axes
-from normfold.graph.view import Affine, Op
+from normfold.graph.types import Affine, Op
 
 
 def written_map(state: State, op: Op) -> Map | None:

@@ -15,7 +15,7 @@ from normfold.analysis.placement.float16_range import Range, Ranges
 from normfold.graph.float64 import graph_tensors
 from normfold.inputs.cases import Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
-from normfold.verify.metrics import MASK
+from normfold.system.numbers import MASK
 
 CASES = 8
 

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from normfold.analysis.edits import Edit, NewAdd, NewConstant
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.base import Edit, FrameOf, NewAdd, NewConstant, name_of
-from normfold.graph.affine import Array, Frame, Refuse, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.analysis.rules.base import FrameOf, name_of
+from normfold.graph.affine import Array, Frame, varying_axes
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A stored tensor is v / s: beyond these sizes of s it might leave the range, or the precision, of its type.
 LARGEST_SCALE = {

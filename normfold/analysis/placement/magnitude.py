@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from normfold.analysis.recognition.affine_maps import LAYOUT
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import to_rank_of
 from normfold.analysis.rules.layout import CarryRule
-from normfold.graph.affine import Array, Refuse, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.affine import Array, varying_axes
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A shift this many times larger than the tensor costs three binary digits of it.
 LARGEST_SHIFT = 8.0

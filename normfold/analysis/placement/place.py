@@ -17,11 +17,12 @@ from normfold.analysis.placement.magnitude import centres, fits
 from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, flood, short_flood
 from normfold.analysis.placement.shared_weights import Sharing
 from normfold.analysis.plan import ShiftPlace
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import to_rank_of
 from normfold.analysis.rules.linear import ConvRule
-from normfold.graph.affine import Array, Frame, Refuse, agree, agree_each, total
-from normfold.graph.view import Op, Value
+from normfold.graph.affine import Array, Frame, agree, agree_each, total
+from normfold.graph.types import Op, Value
 
 
 @dataclass(frozen=True, slots=True)

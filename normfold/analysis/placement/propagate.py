@@ -16,11 +16,13 @@ from typing import Literal
 import numpy as np
 
 from normfold.analysis.placement.float16_range import Ranges, scale_in_range
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.base import Ports, value_at
 from normfold.errors import InternalError
-from normfold.graph.affine import Array, Frame, Refuse, agree, agree_each, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Half = Literal["scale", "shift"]
 

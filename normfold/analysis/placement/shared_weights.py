@@ -11,12 +11,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from normfold.analysis.edits import NewConstant
 from normfold.analysis.placement.propagate import Half, Outcome, State
 from normfold.analysis.plan import Untied
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.base import FrameOf, NewConstant, name_of, value_at
-from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value
+from normfold.analysis.rules.base import FrameOf, name_of, value_at
+from normfold.graph.affine import Array, Frame
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Untying is free at run time: every copy is read as often as its original was. It costs bytes, on disk and in memory;
 # as many as these nobody misses (docs/decisions/0007-tied-weights.md).

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from normfold.analysis.refusal import Code, Refuse
 from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.layout import AxisMap, reshape, same, transpose
 from normfold.errors import NormStateError
-from normfold.graph.affine import Array, Frame, Refuse, to_rank, varying_axes
+from normfold.graph.affine import Array, Frame, to_rank, varying_axes
 from normfold.graph.dims import Layout, base_layout, reshape_layout, transpose_layout
-from normfold.graph.view import BATCH_NORM, Affine, Graph, Node, Op, Value, live
+from normfold.graph.operators import live
+from normfold.graph.types import BATCH_NORM, Affine, Node, Op, Value
+from normfold.graph.view import Graph
 from normfold.norms.closed_form import batchnorm
 
 LAYOUT = {
@@ -187,7 +190,7 @@ def fixed_batchnorm(graph: Graph, op: Op) -> Frame | Refuse:
     Raises NormStateError for a variance that is negative or not finite.
     """
 
-    def refuse(code: str, why: str) -> Refuse:
+    def refuse(code: Code, why: str) -> Refuse:
         return Refuse(code, f"{op.label}: {why}")
 
     if not set(op.attributes) <= _BATCHNORM_ATTRIBUTES:

@@ -11,7 +11,8 @@ from normfold.analysis.rules import TABLE
 from normfold.analysis.rules.layout import CarryRule
 from normfold.analysis.rules.normalize import ChannelNormalizeRule, NormalizeRule
 from normfold.analysis.rules.pointwise import SumRule
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 def residual_scales(graph: Graph) -> dict[Op, Op]:

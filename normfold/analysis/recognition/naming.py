@@ -13,25 +13,12 @@ from typing import Protocol
 
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
-from normfold.graph.affine import Refuse
-from normfold.graph.view import BATCH_NORM, Graph, Node, Op, classes, node_name, scopes
-
-_CLASSES = {
-    "UN1d": "UN",
-    "UN": "UN",
-    "RepBN": "RepBN",
-    "PRepBN": "PRepBN",
-    "LinearNorm": "PRepBN",
-    "BatchNorm1d": "BatchNorm",
-    "BatchNorm2d": "BatchNorm",
-    "BatchNorm3d": "BatchNorm",
-    "PowerNorm": "PowerNorm",
-    "MaskPowerNorm": "PowerNorm",
-    "LayerNorm": "LayerNorm",
-    "RMSNorm": "RMSNorm",
-}
-_STATISTICS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
-_TOKEN_NORMS = frozenset(_STATISTICS.values())
+from normfold.analysis.refusal import Code, Refuse
+from normfold.graph.scopes import classes, node_name, scopes
+from normfold.graph.types import Node, Op
+from normfold.graph.view import Graph
+from normfold.norms.base import NormKind
+from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators
 
 
 def per_token(kind: str) -> Refuse:
@@ -53,7 +40,7 @@ class NormModule(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def group_scaling(self) -> bool: ...
+    def keeps_statistic(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +68,10 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
     for outcome in outcomes:
         sites += [(outcome.op.index, site) for site in _sites(graph, outcome, norms)]
     for op in graph.ops:
-        if op in attempted or op.type not in _STATISTICS:
+        written = _kind_of_operator(op.type)
+        if op in attempted or written is None or not written.per_token:
             continue
-        name, kind = _owner(_nodes(op), modules) or (op.name, _STATISTICS[op.type])
+        name, kind = _owner(_nodes(op), modules) or (op.name, written.name)
         why = per_token(kind)
         sites.append((op.index, Site(name, kind, _width(graph, op), "kept", why.code, why.reason)))
     sites.sort(key=lambda item: item[0])
@@ -108,17 +96,25 @@ def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
     if whole is not None:
         return dict([whole])
     owners = [owner for node in nodes if (owner := _owner([node], modules)) is not None]
-    bare = [node for node in nodes if node.op_type == BATCH_NORM and _owner([node], modules) is None]
+    bare = [
+        (node_name(node), kind.name)
+        for node in nodes
+        if (kind := _kind_of_operator(node.op_type)) is not None
+        and not kind.per_token
+        and _owner([node], modules) is None
+    ]
     if len(owners) + len(bare) < 2 and not owners:
         return {}
-    return dict([*owners, *((node_name(node), "BatchNorm") for node in bare)])
+    return dict([*owners, *bare])
 
 
 def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
     """LayerNorm or RMSNorm when `op` is one or holds the weight and bias of one; else None."""
-    owner = _owner(_nodes(op), {norm.name: norm for norm in norms})
-    kind = _STATISTICS.get(op.type) or (statistic_norm(graph, op) if owner is None else owner[1])
-    return kind if kind in _TOKEN_NORMS else None
+    owner, written = _owner(_nodes(op), {norm.name: norm for norm in norms}), _kind_of_operator(op.type)
+    if written is not None and written.per_token:
+        return written.name
+    kind = statistic_norm(graph, op) if owner is None else owner[1]
+    return kind if kind is not None and is_token_norm(kind) else None
 
 
 def _sites(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Iterator[Site]:
@@ -127,11 +123,12 @@ def _sites(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Iterato
     if outcome.behind is not None:
         found = dict.fromkeys(site_names(op, norms, outcome.behind), "DeepNorm")
     for name, kind in found.items():
-        status, code, reason = outcome.status, None, None
+        status, reason = outcome.status, None
+        code: Code | None = None
         if outcome.refused is not None:
             code, reason = outcome.refused.code, outcome.refused.reason
         module = modules.get(name)
-        if status == "folded" and (kind in _TOKEN_NORMS or (module is not None and module.group_scaling)):
+        if status == "folded" and (is_token_norm(kind) or (module is not None and module.keeps_statistic)):
             status, code = "partial", "statistic"
             reason = "its weight and bias are folded; the statistic that it computes for every token stays"
         into = tuple(item for item in outcome.into if item != name)
@@ -157,20 +154,23 @@ def _owner(nodes: Sequence[Node], modules: dict[str, NormModule]) -> tuple[str, 
     if modules:
         return None
     for path, cls in zip(paths[0], classes(nodes[0]), strict=False):
-        kind = _CLASSES.get(cls.rsplit(".", 1)[-1])
+        kind = kind_of_class(cls.rsplit(".", 1)[-1])
         if path in shared and kind is not None:
-            return path, kind
+            return path, kind.name
     return None
 
 
 def _kind(op: Op, nodes: Sequence[Node]) -> str:
-    operators = {node.op_type for node in nodes}
-    if operators & set(_STATISTICS):
-        return _STATISTICS[next(iter(operators & set(_STATISTICS)))]
-    if "BatchNormalization" in operators:
-        return "RepBN" if "Add" in operators and "Mul" in operators else "BatchNorm"
+    kind = kind_of_operators({node.op_type for node in nodes})
+    if kind is not None:
+        return kind.name
     # A box decoder's strides and an averaging factor multiply; a norm centres its channels too.
     return "scale and shift" if op.affine is not None and op.affine.centres else SCALE
+
+
+def _kind_of_operator(operator: str) -> NormKind | None:
+    """The norm that is this operator alone."""
+    return kind_of_operators({operator})
 
 
 def _width(graph: Graph, op: Op) -> int:
@@ -181,7 +181,8 @@ def _width(graph: Graph, op: Op) -> int:
 def _unseen(graph: Graph, norm: NormModule) -> Site:
     """A norm module for which the analysis found no fixed map."""
     called = any(norm.name in scopes(node) for node in graph.nodes())
-    if norm.kind in _TOKEN_NORMS:
+    code: Code
+    if is_token_norm(norm.kind):
         why = per_token(norm.kind)
         code, reason = why.code, why.reason
     elif called:

@@ -7,7 +7,9 @@ weight and bias unless somebody asks, as those of a LayerNormalization do, howev
 from __future__ import annotations
 
 from normfold.graph.affine import varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
+from normfold.norms.kinds import token_norm
 
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"})
 _OF_A_STATISTIC = frozenset({"Affine", "Sqrt", "Reciprocal", "Pow", "Cast", "Max", "Clip", "Add", "Mul", "Div"})
@@ -32,7 +34,7 @@ def statistic_norm(graph: Graph, op: Op) -> str | None:
             continue
         reduced = _reduced(graph, one, axes[0])
         if reduced is not None and _made_of(graph, reduced, other):
-            return "LayerNorm" if _is_centred(graph, other) else "RMSNorm"
+            return token_norm(centred=_is_centred(graph, other)).name
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.attention import AttentionRule
 from normfold.analysis.rules.base import Rule
 from normfold.analysis.rules.contract import EinsumRule, MatMulRule
@@ -31,8 +32,8 @@ from normfold.analysis.rules.reduce import averaged, counts_padding, pooled, poo
 from normfold.analysis.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
 from normfold.analysis.rules.tie import ClipRule, TieRule
 from normfold.analysis.rules.transposed import ConvTransposeRule
-from normfold.graph.affine import Refuse
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def _between_float_types(graph: Graph, op: Op) -> Refuse | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from normfold.analysis.rules.base import OUT, Demands, Ports, Rule, to_rank_of
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 VALUES, PAST_VALUES, PRESENT_VALUES = 2, 5, 2
 

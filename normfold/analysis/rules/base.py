@@ -15,48 +15,16 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from normfold.analysis.edits import Edit, NewConstant
+from normfold.analysis.refusal import Code, Refuse
 from normfold.errors import InternalError
-from normfold.graph.affine import Array, Frame, Refuse, to_rank, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.affine import Array, Frame, to_rank, varying_axes
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 OUT = -1
 
 Demands = dict[int, Array] | Refuse
-
-
-@dataclass(frozen=True, slots=True)
-class NewConstant:
-    """Input `input` of the operator that writes `output` becomes `source * times / over + add`, in float64, cast last.
-
-    source: name of the constant it is made from; None: a new constant, `add` alone.
-    """
-
-    output: str
-    input: int
-    source: str | None
-    times: Array | None = None
-    over: Array | None = None
-    add: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewAttribute:
-    """Attribute `name` of the operator that writes `output` becomes `value`."""
-
-    output: str
-    name: str
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class NewAdd:
-    """`add` is added to tensor `output` right after it is written: the bias that a MatMul does not have."""
-
-    output: str
-    add: Array
-
-
-Edit = NewConstant | NewAttribute | NewAdd
 
 
 class Costs(Protocol):
@@ -107,7 +75,7 @@ class Ports:
     def value(self, port: int) -> Value:
         return value_at(self.op, port)
 
-    def refuse(self, code: str, why: str) -> Refuse:
+    def refuse(self, code: Code, why: str) -> Refuse:
         return Refuse(code, f"{self.op.label}: {why}")
 
 

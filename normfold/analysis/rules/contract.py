@@ -14,22 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normfold.analysis.rules.base import (
-    OUT,
-    Costs,
-    Demands,
-    Edit,
-    FrameOf,
-    NewAdd,
-    NewConstant,
-    Ports,
-    Rule,
-    name_of,
-    to_rank_of,
-    value_at,
-)
-from normfold.graph.affine import Array, Refuse, agree_each, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.analysis.edits import Edit, NewAdd, NewConstant
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, name_of, to_rank_of, value_at
+from normfold.graph.affine import Array, agree_each, compress, total
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 Axes = tuple[str, ...]
 

@@ -7,9 +7,12 @@ from itertools import accumulate
 
 import numpy as np
 
-from normfold.analysis.rules.base import OUT, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant
-from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value
+from normfold.analysis.edits import Edit
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Demands, FrameOf, Ports, Rule, rescaled_constant
+from normfold.graph.affine import Array, Frame
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # A frame is written out channel by channel when parts are joined; a file can claim any number of them.
 MOST_CHANNELS = 1 << 24

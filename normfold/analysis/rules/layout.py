@@ -13,10 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from normfold.analysis.rules.base import OUT, Costs, Demands, Edit, FrameOf, Ports, Rule, rescaled_constant, value_at
-from normfold.graph.affine import Array, Frame, Refuse, compress, varying_axes
+from normfold.analysis.edits import Edit
+from normfold.analysis.refusal import Code, Refuse
+from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, rescaled_constant, value_at
+from normfold.graph.affine import Array, Frame, compress, varying_axes
 from normfold.graph.dims import Dim, product, reshape_groups
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 class AxisMap(Protocol):
@@ -29,7 +32,7 @@ class AxisMap(Protocol):
 AxisMapOf = Callable[[Graph, Op], AxisMap | Refuse]
 
 
-def _refuse(op: Op, code: str, why: str) -> Refuse:
+def _refuse(op: Op, code: Code, why: str) -> Refuse:
     return Refuse(code, f"{op.label}: {why}")
 
 

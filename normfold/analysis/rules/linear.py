@@ -10,26 +10,14 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from normfold.analysis.rules.base import (
-    OUT,
-    Costs,
-    Demands,
-    Edit,
-    FrameOf,
-    NewAdd,
-    NewAttribute,
-    NewConstant,
-    Ports,
-    Rule,
-    along,
-    name_of,
-    only_along,
-    value_at,
-)
+from normfold.analysis.edits import Edit, NewAdd, NewAttribute, NewConstant
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, along, name_of, only_along, value_at
 from normfold.analysis.rules.windows import convolve, map_elements, spatial, window
 from normfold.errors import InternalError
-from normfold.graph.affine import Array, Refuse, compress, total
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.affine import Array, compress, total
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 class GemmRule(Rule):

@@ -7,21 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from normfold.analysis.rules.base import (
-    OUT,
-    Costs,
-    Demands,
-    Edit,
-    FrameOf,
-    NewAttribute,
-    NewConstant,
-    Ports,
-    Rule,
-    name_of,
-    only_along,
-)
-from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value, opset
+from normfold.analysis.edits import Edit, NewAttribute, NewConstant
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, name_of, only_along
+from normfold.graph.affine import Array, Frame
+from normfold.graph.operators import opset
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # Defaults of the ONNX specification.
 EPSILON = 1e-5

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
 from normfold.analysis.rules.windows import map_elements
-from normfold.graph.affine import Array, Refuse, compress, total, varying_axes
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.affine import Array, compress, total, varying_axes
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 
 class AffineRule(Rule):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import OUT, Demands, Ports, Rule, to_port
-from normfold.graph.affine import Array, Refuse, agree_each
-from normfold.graph.view import Graph, Op
+from normfold.graph.affine import Array, agree_each
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 class ProductRule(Rule):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.layout import AxisMap, Dropped, Windowed
 from normfold.analysis.rules.linear import pads_with_zeros
-from normfold.graph.affine import Refuse
-from normfold.graph.view import Graph, Op
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 def pooled(graph: Graph, op: Op) -> AxisMap | Refuse:

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.layout import AxisMap, Windowed
-from normfold.graph.affine import Array, Refuse
-from normfold.graph.view import Graph, Op, opset
+from normfold.graph.affine import Array
+from normfold.graph.operators import opset
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 # With these every resized position is a mean of positions, and an axis whose size stays is left as it is.
 _MEANS = frozenset({"half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"})

@@ -6,20 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from normfold.analysis.rules.base import (
-    OUT,
-    Demands,
-    Edit,
-    FrameOf,
-    NewConstant,
-    Ports,
-    Rule,
-    name_of,
-    rescaled_constant,
-    to_port,
-)
-from normfold.graph.affine import Array, Frame, Refuse
-from normfold.graph.view import Graph, Op, Value
+from normfold.analysis.edits import Edit, NewConstant
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Demands, FrameOf, Ports, Rule, name_of, rescaled_constant, to_port
+from normfold.graph.affine import Array, Frame
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 ONE_BOUND = "has one bound for all channels, which would need one each"
 

@@ -13,23 +13,13 @@ from itertools import product
 
 import numpy as np
 
-from normfold.analysis.rules.base import (
-    OUT,
-    Costs,
-    Demands,
-    Edit,
-    FrameOf,
-    NewConstant,
-    Ports,
-    Rule,
-    along,
-    name_of,
-    only_along,
-    value_at,
-)
+from normfold.analysis.edits import Edit, NewConstant
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, along, name_of, only_along, value_at
 from normfold.analysis.rules.normalize import parameters
-from normfold.graph.affine import Array, Refuse, agree
-from normfold.graph.view import Graph, Op
+from normfold.graph.affine import Array, agree
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 
 
 class ConvTransposeRule(Rule):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from normfold.graph.affine import Array
-from normfold.graph.view import Graph, Op, Value
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 
 # An Add of one value for each channel reads and writes its tensor; one of a whole map reads the map as well, which
 # serves every example of a batch and so mostly comes from a cache.

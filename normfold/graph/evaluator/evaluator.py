@@ -11,7 +11,7 @@ import torch
 
 from normfold.errors import GraphError
 from normfold.graph.evaluator.call import Call, NotCoveredError, label_of
-from normfold.graph.evaluator.limits import Meter
+from normfold.graph.evaluator.limits import Meter, free_processors
 from normfold.graph.evaluator.operators import lookup
 from normfold.graph.evaluator.program import Program, Scope, Watch, applied, schema_version
 from normfold.graph.evaluator.values import Value, from_numpy, to_numpy
@@ -58,7 +58,7 @@ class Evaluator:
             elif value in self.inputs:
                 raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
         # NaN and infinities are values like others, and nobody is to be warned of them.
-        with torch.no_grad(), np.errstate(all="ignore"):
+        with torch.no_grad(), np.errstate(all="ignore"), free_processors():
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)
 

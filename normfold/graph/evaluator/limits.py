@@ -1,13 +1,16 @@
-"""What running a graph may cost: memory that is there, and work that ends."""
+"""What running a graph may cost: memory that is there, processors that are free, and work that ends."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from normfold.errors import CannotJudgeError
 
@@ -65,6 +68,22 @@ class Meter:
                 f"{free / 1e9:.1f} GB of memory are free. Give smaller inputs (--input), or do without a verdict "
                 "(`fold --no-verify`)"
             )
+
+
+@contextmanager
+def free_processors() -> Iterator[None]:
+    """Let torch use as many threads as the machine has processors that nobody else is using; one at least.
+
+    The threads of its matrix products wait for each other without sleeping: where one of them has no processor of its
+    own, all of them take several times as long as one alone.
+    """
+    before = torch.get_num_threads()
+    busy = int(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    torch.set_num_threads(max(min(before, (os.cpu_count() or 1) - busy), 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def available_memory() -> int | None:

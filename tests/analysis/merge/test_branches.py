@@ -15,7 +15,7 @@ from torch import nn
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
 from normfold.export.to_onnx import export
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.rewrite.graph import rewrite
 from tests.export.test_to_onnx import source_of
 from tests.support.graphs import FOLDED, build, check, draw, fold, kept, op_types, outcomes, partial, run, same_function

@@ -15,7 +15,7 @@ from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.calibrate import calibrate, range_of
 from normfold.analysis.placement.float16_range import LARGEST_STORED, SMALLEST_STORED, Ranges
 from normfold.analysis.plan import Plan
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.inputs.spec import parse_specs
 from normfold.pipeline import run as pipeline
 from tests.support.graphs import FOLDED, Outcome, build, kept

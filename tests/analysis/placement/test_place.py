@@ -16,10 +16,12 @@ from benchmarks.large_model import write
 from normfold.analysis.analyse import analyse
 from normfold.analysis.placement.propagate import _Flood
 from normfold.analysis.plan import Plan
-from normfold.checkpoint.archive import read_graph
+from normfold.analysis.refusal import Refuse
 from normfold.export.to_onnx import export
-from normfold.graph.affine import Refuse
-from normfold.graph.view import Model, Op, op_counts, prepare
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
+from normfold.graph.read import read_graph
+from normfold.graph.types import Model, Op
 from normfold.models import create
 from normfold.rewrite.graph import rewrite
 from tests.export.test_to_onnx import source_of

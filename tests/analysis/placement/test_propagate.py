@@ -10,10 +10,13 @@ import pytest
 from normfold.analysis.placement.float16_range import LARGEST_SCALE
 from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, flood
 from normfold.analysis.recognition.affine_maps import collapse
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.graph.affine import Refuse
 from normfold.graph.constants import SIZES
-from normfold.graph.view import Graph, Op, Value, operators, prepare
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Op, Value
+from normfold.graph.view import Graph
 from tests.support.graphs import build, draw
 
 TEXT = """g (double[B,3,4] x) => (double y, double z) {

@@ -14,7 +14,7 @@ from rich.console import Console
 from normfold import fold as fold_file
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Untied
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from normfold.report.render import render
 from normfold.rewrite.graph import rewrite
 from tests.support.graphs import FOLDED, as_float32, build, check, draw, fold, kept, outcomes, same_function

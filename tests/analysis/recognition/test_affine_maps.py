@@ -7,7 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from normfold.analysis.recognition.affine_maps import collapse
-from normfold.graph.view import Graph, Op, operators, prepare
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Op
+from normfold.graph.view import Graph
 from tests.support.graphs import FOLDED, build, check, draw, fold, kept, op_types, same_function
 
 

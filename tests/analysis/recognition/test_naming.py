@@ -10,7 +10,8 @@ import pytest
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Site
-from normfold.graph.view import CLASSES, SCOPES, classes, prepare, scopes
+from normfold.graph.prepare import prepare
+from normfold.graph.scopes import CLASSES, SCOPES, classes, scopes
 from tests.support.graphs import build, draw
 
 TEXT = """g (double[B,4,3] x) => (double y) {
@@ -29,7 +30,7 @@ class Module:
     name: str
     kind: str
     channels: int = 4
-    group_scaling: bool = False
+    keeps_statistic: bool = False
 
 
 def model(paths: dict[str, list[str]], kinds: dict[str, list[str]] | None = None) -> onnx.ModelProto:
@@ -137,7 +138,7 @@ def test_norms_in_a_row_are_one_map_and_each_is_named() -> None:
 
 
 def test_group_scaling_is_a_statistic_that_stays() -> None:
-    norms = [Module("blocks.0.norm1", "PowerNorm", group_scaling=True), Module("norm", "LayerNorm", 3)]
+    norms = [Module("blocks.0.norm1", "PowerNorm", keeps_statistic=True), Module("norm", "LayerNorm", 3)]
     first, _ = sites(model(NORM), *norms)
     assert (first.status, first.code) == ("partial", "statistic")
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from normfold.errors import GraphError, NormStateError
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
 from tests.support.graphs import (
     EXACT,
     FOLDED,

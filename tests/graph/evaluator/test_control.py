@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from normfold.errors import CannotJudgeError
-from normfold.graph.evaluator import EvaluationError, Evaluator, limits
+from normfold.graph.evaluator import limits
+from normfold.graph.evaluator.call import EvaluationError
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator.single import assert_same, run_session
 
 X = np.random.default_rng(3).normal(0, 1, (4, 3)).astype(np.float32)
@@ -276,3 +279,18 @@ def test_a_value_behind_a_failing_branch_is_named() -> None:
     text = BRANCHES.replace("a = Relu(x)", "s = Constant<value_ints = [5]>()  a = Reshape(x, s)")
     with pytest.raises(EvaluationError, match="Reshape"):
         Evaluator(ir.from_proto(model_of(text))).run({"x": X, "c": np.array(True)})
+
+
+def test_as_many_threads_as_there_are_free_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    try:
+        for load, threads in ((0.2, 4), (1.5, 3), (9.0, 1)):
+            monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+            with limits.free_processors():
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from normfold.errors import CannotJudgeError
-from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError, limits
+from normfold.graph.evaluator import limits
+from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator.single import Case, check, model_of, name_of, run
 
 ML = "ai.onnx.ml"

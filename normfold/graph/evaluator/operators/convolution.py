@@ -39,6 +39,15 @@ def convolved(call: Call, x: Tensor, w: Tensor) -> Tensor:
     if x.shape[1] != w.shape[1] * groups:
         raise ValueError(f"{x.shape[1]} channels, and {groups} groups of weights for {w.shape[1]}")
     call.reserve(x.shape[0], w.shape[0], *counts)
+    columns = 0 if math.prod(w.shape[2:]) == 1 else x.shape[0] * math.prod(w.shape[1:]) * math.prod(counts)
+    if 3 <= x.dim() <= 5 and x.numel() and columns <= _COLUMNS and not (w.shape[1] == 1 and groups > 1):
+        return _DIRECT[x.dim() - 2](
+            padded(x, layout.begins, layout.ends),
+            w,
+            stride=layout.strides,
+            dilation=layout.dilations,
+            groups=groups,
+        )
     y = x.new_zeros((x.shape[0], w.shape[0], *counts))
     if y.numel():
         _convolve(padded(x, layout.begins, layout.ends), w, y, layout, groups)

@@ -120,10 +120,12 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     """min(max(X, min), max): where min > max, all is max. A float bound that is left out is the largest of float32,
     as in onnxruntime, so that no infinity passes.
     """
-    if is_float(x) and x.isinf().any():
+    if (low is None or high is None) and is_float(x) and x.isinf().any():
         wide = torch.finfo(torch.float64).max if str(call.declared(0)) == "DOUBLE" else _LARGEST
         low = torch.full((), -wide, dtype=x.dtype) if low is None else low
         high = torch.full((), wide, dtype=x.dtype) if high is None else high
+    if low is not None and high is not None and is_float(x):
+        return torch.clamp(x, low.reshape(()), high.reshape(()))
     x = x if low is None else larger(x, low.reshape(()))
     return x if high is None else smaller(x, high.reshape(()))
 

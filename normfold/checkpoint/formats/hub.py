@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from normfold.checkpoint.contents import Contents
+from normfold.checkpoint.formats.base import Format, sha256_of_file
 from normfold.checkpoint.stated import Said, of_configuration
 from normfold.errors import CheckpointError
 from normfold.system.plain import irregular, read_json
@@ -14,6 +18,33 @@ from normfold.system.plain import irregular, read_json
 CONFIG = "config.json"
 # The first that is there: its index, when it is cut into shards, comes before the whole file.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def read(path: Path, *, trust: bool, ema: bool) -> Contents:
+    """Read every shard, and what config.json says. Raises CheckpointError."""
+    state: dict[str, torch.Tensor] = {}
+    for file in weight_files(path):
+        contents = _format_of(file).read(file, trust=trust, ema=ema)
+        for name, tensor in (contents.state or {}).items():
+            if name in state and (state[name].dtype != tensor.dtype or not torch.equal(state[name], tensor)):
+                raise CheckpointError(f"{path}: {file.name} and another shard hold different values of {name}.")
+            state[name] = tensor
+    missing = [name for name in shards(path) if name not in state]
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors of its index ({', '.join(missing[:3])}).")
+    return Contents(state, said=configuration(path))
+
+
+def weights_format(path: Path) -> Format:
+    """The format of the weights in a folder, as its first file has it. Raises CheckpointError."""
+    return _format_of(weight_files(path)[0])
+
+
+def _format_of(file: Path) -> Format:
+    # Shards have formats of their own, and the table of them holds this one.
+    from normfold.checkpoint.formats import format_of
+
+    return format_of(file)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -53,13 +84,12 @@ def configuration(folder: Path) -> Said:
     return of_configuration(_object(path), CONFIG) if path.is_file() else Said()
 
 
-def sha256_of(folder: Path) -> str:
+def digest(folder: Path) -> str:
     """SHA-256 of what `sha256sum` prints for the configuration, the index and the weights, sorted by file name."""
     parts = {*weight_files(folder), folder / CONFIG, *(folder / f"{name}.index.json" for name in _WEIGHTS)}
     listing = hashlib.sha256()
     for path in sorted(part for part in parts if part.is_file()):
-        with path.open("rb") as file:
-            listing.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
+        listing.update(f"{sha256_of_file(path)}  {path.name}\n".encode())
     return listing.hexdigest()
 
 
@@ -71,3 +101,6 @@ def _object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object; fetch it again.")
     return value
+
+
+HUB = Format("hub", read, is_folder=True, digest=digest, check=weights_format, weights=weights_format)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from normfold import errors
 from normfold.bench.variants import collect
 from normfold.cli.app import app
+from normfold.graph import write
 from normfold.pipeline import run as pipeline
 from normfold.system import files
 from tests.pipeline.test_run import CHANNELS, NORM, foldable, names, save
@@ -36,7 +37,7 @@ CHANGES = ("open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every weight goes into the data file."""
-    monkeypatch.setattr(files, "_SMALL_BYTES", 16)
+    monkeypatch.setattr(write, "_SMALL_BYTES", 16)
 
 
 def another(folder: Path) -> Path:
@@ -254,7 +255,7 @@ def test_links_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_empty_data_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_SMALL_BYTES", 256)
+    monkeypatch.setattr(write, "_SMALL_BYTES", 256)
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "two"], ["y"])],
         "g",
@@ -282,10 +283,10 @@ def test_every_type_moves_inside(tmp_path: Path) -> None:
         model.graph.initializers[name] = value
     ir.save(model, tmp_path / "beside.onnx", external_data="weights", size_threshold_bytes=0)
     beside = ir.load(tmp_path / "beside.onnx")
-    assert files.stored_beside(beside) == {tmp_path / "weights"}
-    files.save(beside, tmp_path / "inside.onnx")
-    assert files.data_of(tmp_path / "inside.onnx") == ()
-    assert files.stored_beside(beside) == {tmp_path / "weights"}, "the model itself is as it was"
+    assert write.stored_beside(beside) == {tmp_path / "weights"}
+    write.save(beside, tmp_path / "inside.onnx")
+    assert write.data_of(tmp_path / "inside.onnx") == ()
+    assert write.stored_beside(beside) == {tmp_path / "weights"}, "the model itself is as it was"
     one, other = onnx.load(tmp_path / "inside.onnx"), onnx.load(tmp_path / "beside.onnx")
     found = [{t.name: numpy_helper.to_array(t) for t in each.graph.initializer} for each in (one, other)]
     assert found[0].keys() == found[1].keys() and len(found[0]) > 15
