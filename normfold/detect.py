@@ -115,7 +115,7 @@ def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False
     for norm, module in _walk(model, ""):
         name = norm.name or _ROOT
         if norm.kind == "PRepBN":
-            left = _schedule_left(module)
+            left = schedule_left(module)
             if left is not None:
                 unfinished.append(f"{name} ({left})")
         _check_statistics(norm.kind, module, source=source, name=name)
@@ -130,7 +130,7 @@ def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False
     return tuple(warnings)
 
 
-def _schedule_left(module: nn.Module) -> str | None:
+def schedule_left(module: nn.Module) -> str | None:
     """How far an unfinished schedule is, or None when it has ended."""
     steps, warm, total = (_count(module, name) for name in ("iter", "warm", "total_step"))
     if not steps and not warm:
