@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {"system"},
     "graph": {"inputs", "system"},
     "norms": {"graph"},
-    "nn": set(),
+    "nn": {"norms"},
     "models": {"nn"},
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
     "export": {"checkpoint", "inputs", "norms", "system"},

@@ -60,7 +60,7 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """unknown: options that change the function and that nobody tells. own_size: whether the weights are of the size that
+    """unknown: options that change the function and nobody tells. own_size: whether the weights are of the size that
     the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words. told:
     what was taken from the file's words. against: those that are not so of it, each with what is.
     """
