@@ -34,6 +34,7 @@ from normfold.analysis.analyse import analyse
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
+from normfold.graph.float64 import Outputs
 from normfold.graph.prepare import prepare
 from normfold.graph.types import Model
 from normfold.graph.write import save
@@ -41,7 +42,7 @@ from normfold.inputs.cases import draw_cases
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.rewrite.graph import rewrite
 from normfold.verify.metrics import difference
-from normfold.verify.truth import Outputs, establish, run_graph
+from normfold.verify.truth import establish, run_graph
 from normfold.verify.yardstick import Yardstick
 from tests.random.random_graphs import network
 from tests.support.graphs import as_float32

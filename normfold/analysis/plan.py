@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from normfold.analysis.rules.base import Edit
+from normfold.analysis.edits import Edit
+from normfold.analysis.refusal import Code
 from normfold.graph.affine import Array, Frame
 from normfold.norms.kinds import is_token_norm
 
@@ -32,7 +33,7 @@ class Site:
     kind: str
     channels: int
     status: Status
-    code: str | None = None
+    code: Code | None = None
     reason: str | None = None
     into: tuple[str, ...] = ()
     shift: ShiftPlace | None = None

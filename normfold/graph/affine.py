@@ -26,14 +26,6 @@ CANCELLED = 1e-13
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
-    """Why a fold cannot be done: a stable kebab-case code and a sentence. A value, not an error."""
-
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Frame:
     """`v = scale * stored + shift`; both float64, of the rank of `v`, each dimension 1 or that of `v`."""
 

@@ -217,7 +217,7 @@ class Constants:
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
         """Run one operator on constants, in float64; a Cast rounds to its type."""
         # Here, for it imports torch, which most graphs are analysed without.
-        from normfold.graph.evaluator import compute
+        from normfold.graph.evaluator.evaluator import compute
 
         inputs = [None if item is None else found[item] for item in node.inputs]
         given = [array for array in inputs if array is not None]

@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from normfold.errors import GraphError
-from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError, Watch
+from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
+from normfold.graph.evaluator.program import Watch
 from normfold.graph.inference import infer_shapes
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case

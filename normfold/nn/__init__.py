@@ -9,7 +9,9 @@ from __future__ import annotations
 from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.nn.mabn import CenConv2d, MABN2d
 from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.progress import finish, progress
 from normfold.nn.repbn import LinearNorm, PRepBN, RepBN
+from normfold.nn.replace import replace_layernorm
 from normfold.nn.un import UN1d
 
 __all__ = [
@@ -22,4 +24,7 @@ __all__ = [
     "RepBN",
     "TokenBatchNorm",
     "UN1d",
+    "finish",
+    "progress",
+    "replace_layernorm",
 ]

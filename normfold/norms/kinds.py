@@ -29,6 +29,11 @@ def _steps_left(module: nn.Module) -> str | None:
     return f"{steps:g} of {total:g} steps left{done}{warmup}"
 
 
+def _prepbn_options(shapes: Shapes) -> Mapping[str, Any]:
+    """Published detection code has no warm-up, and no entry for it."""
+    return {} if "warm" in endings(shapes) else {"warm": None}
+
+
 def _is_repbn(module: nn.Module) -> bool:
     inner = module._modules.get("bn")
     return "alpha" in own_names(module) and inner is not None and _is_batch_norm(inner)
@@ -86,6 +91,8 @@ KINDS: tuple[NormKind, ...] = (
         classes=("PRepBN", "LinearNorm"),
         inner="norm2",
         schedule=Schedule("norm1", "norm2", _steps_left),
+        options=_prepbn_options,
+        defaults={"warm": 0},
     ),
     NormKind(
         "RepBN",

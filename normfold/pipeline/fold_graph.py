@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from normfold.analysis.analyse import analyse
+from normfold.analysis.centre import Centring, plan_centring
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
@@ -15,7 +16,7 @@ from normfold.errors import CannotJudgeError, GraphError
 from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
 from normfold.pipeline.options import FoldOptions
-from normfold.rewrite.centre import Centring, centre, plan_centring
+from normfold.rewrite.centre import centre
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normfold.models.catalogue import Family, Size, usual_inputs
+from normfold.models.catalogue import usual_inputs
+from normfold.models.families import Family, Size
 from normfold.system.text import printable
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
 from normfold.analysis.plan import Branch, Map, Merge, Plan
-from normfold.analysis.rules.base import NewAdd, NewAttribute, NewConstant
 from normfold.errors import InternalError
 from normfold.graph.affine import Array
 from normfold.graph.constants import Rows

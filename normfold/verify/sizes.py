@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from normfold.errors import InputSpecError
-from normfold.graph.evaluator import Evaluator, NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.float64 import SizeError, evaluator_of, read_graph, run_evaluator
 from normfold.inputs.cases import Case, draw_case
 from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import pytest
+from mypy import api as mypy_api
 from numpy.typing import NDArray
 
+from normfold.analysis.refusal import Code
 from tests.paths import DOCS, PACKAGE
 from tests.support.graphs import FOLDED, as_float32, build, draw, fold, outcomes, same_function
 
@@ -253,35 +256,27 @@ def test_refused_and_its_twin_folded(code: str) -> None:
         same_function(model, fold(model)[0])
 
 
-def codes_in_source() -> set[str]:
-    """The first string handed to what makes a refusal, and what names.py says of norms that no operator stands for."""
-    found: set[str] = set()
-    # What the evaluator refuses are operators that it does not know: no folds.
-    for path in sorted(path for path in PACKAGE.rglob("*.py") if "evaluator" not in path.parts):
-        text = path.read_text()
-        for node in ast.walk(ast.parse(text)):
-            name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
-            if name in ("Refuse", "refuse", "_refuse"):
-                assert isinstance(node, ast.Call)
-                written = [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-                found.update(written[:1])
-        if path.name == "names.py":
-            found.update(re.findall(r'code(?:, reason)? = (?:"partial", )?"([a-z-]+)"', text))
-    return found
-
-
-# Norm modules of the checkpoint for which the graph holds no fixed map: tests/test_names.py.
+# Norm modules of the checkpoint for which the graph holds no fixed map: tests/analysis/recognition/test_naming.py.
 OF_MODULES = {"not-affine", "not-in-graph"}
-# What was asked for: tests/test_pipeline.py, tests/test_centre.py.
+# What was asked for: tests/pipeline/test_run.py, tests/rewrite/test_centre.py.
 OF_OPTIONS = {"not-asked", "not-centred"}
 
 
 def test_every_refusal_has_a_code_a_test_and_a_line_in_the_documentation() -> None:
-    source = codes_in_source()
-    assert len(source) > 20 and all(re.fullmatch(r"[a-z]+(-[a-z]+)*", code) for code in source)
-    assert source == set(CASES) | OF_MODULES | OF_OPTIONS
+    codes = list(get_args(Code))
+    assert len(codes) > 20 and all(re.fullmatch(r"[a-z]+(-[a-z]+)*", code) for code in codes)
+    assert set(codes) == set(CASES) | OF_MODULES | OF_OPTIONS
     documented = re.findall(r"^\| `([a-z-]+)` \|", PAGE.read_text(), re.MULTILINE)
-    assert documented == sorted(source)
+    assert codes == documented == sorted(codes)
+
+
+def test_a_typo_in_a_code_does_not_pass_mypy(tmp_path: Path) -> None:
+    module = (PACKAGE / "analysis" / "refusal.py").read_text()
+    for code, right in (("wall", True), ("wal", False)):
+        file = tmp_path / "refusal.py"
+        file.write_text(f'{module}\n\nRefuse("{code}", "here")\n')
+        found, errors, status = mypy_api.run([str(file), f"--cache-dir={tmp_path / 'cache'}", "--config-file="])
+        assert (status == 0, errors) == (right, ""), found
 
 
 def test_scales_are_bounded_by_the_type_that_holds_them() -> None:

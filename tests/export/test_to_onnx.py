@@ -23,7 +23,7 @@ from normfold.export import to_onnx as export_module
 from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset
 from normfold.export.to_onnx import export
 from normfold.inputs.spec import axis_sizes, call_arguments, draw, parse_specs
-from normfold.nn import UN1d
+from normfold.nn.un import UN1d
 from normfold.norms.detect import find_norms
 from tests.paths import ROOT
 

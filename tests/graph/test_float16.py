@@ -28,7 +28,8 @@ from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, HALF_EDGE, RUNTIME_EDGE
 from normfold.verify.manifest import KEY as MANIFEST_KEY
 from tests.analysis.placement.test_float16_range import BLOCKS, post_norm
-from tests.pipeline.test_fixtures_fold import FIXTURES, folded, held_out, right
+from tests.paths import FIXTURES
+from tests.pipeline.test_fixtures_fold import folded, held_out, right
 from tests.support.graphs import as_float32, build, draw, session
 from tests.verify.command import change, graph
 

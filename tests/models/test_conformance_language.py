@@ -38,6 +38,10 @@ NORMS = {
     "llama_350m_rms": ("RMSNorm", 37),
     "nmt_ln": ("LayerNorm", 32),
     "nmt_un": ("UN", 32),
+    "nmt_wmt_big_ln": ("LayerNorm", 32),
+    "nmt_wmt_big_un": ("UN", 32),
+    "nmt_wmt_ln": ("LayerNorm", 32),
+    "nmt_wmt_un": ("UN", 32),
 }
 
 

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from normfold.errors import NormStateError
-from normfold.nn import MABN2d, MaskPowerNorm, PowerNorm, PRepBN, RepBN, UN1d
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import PRepBN, RepBN
+from normfold.nn.un import UN1d
 from normfold.norms.detect import check_norms, find_norms
 
 

@@ -28,7 +28,7 @@ from normfold.report.verdict_files import junit, junit_error, summary, summary_e
 from normfold.system.failures import one_line
 from normfold.system.text import json_text, listed, printable
 from normfold.verify.judge import Edge, Judged
-from normfold.verify.measure import Figures
+from normfold.verify.metrics import Figures
 from normfold.verify.verdict import Fault, Verdict
 from tests.cli.test_app import GRAPH, REPORT, SITES
 from tests.support.hostile import seeds

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
-from normfold.graph.affine import Refuse
+from normfold.analysis.refusal import Code, Refuse
 from normfold.graph.scopes import classes, node_name, scopes
 from normfold.graph.types import Node, Op
 from normfold.graph.view import Graph
@@ -123,7 +123,8 @@ def _sites(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Iterato
     if outcome.behind is not None:
         found = dict.fromkeys(site_names(op, norms, outcome.behind), "DeepNorm")
     for name, kind in found.items():
-        status, code, reason = outcome.status, None, None
+        status, reason = outcome.status, None
+        code: Code | None = None
         if outcome.refused is not None:
             code, reason = outcome.refused.code, outcome.refused.reason
         module = modules.get(name)
@@ -180,6 +181,7 @@ def _width(graph: Graph, op: Op) -> int:
 def _unseen(graph: Graph, norm: NormModule) -> Site:
     """A norm module for which the analysis found no fixed map."""
     called = any(norm.name in scopes(node) for node in graph.nodes())
+    code: Code
     if is_token_norm(norm.kind):
         why = per_token(norm.kind)
         code, reason = why.code, why.reason

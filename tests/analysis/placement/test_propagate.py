@@ -10,8 +10,8 @@ import pytest
 from normfold.analysis.placement.float16_range import LARGEST_SCALE
 from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, flood
 from normfold.analysis.recognition.affine_maps import collapse
+from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import TABLE
-from normfold.graph.affine import Refuse
 from normfold.graph.constants import SIZES
 from normfold.graph.operators import operators
 from normfold.graph.prepare import prepare

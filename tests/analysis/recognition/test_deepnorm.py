@@ -20,7 +20,7 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.cli.app import app
 from normfold.errors import NotExpressibleError
 from normfold.export.to_onnx import export
-from normfold.graph.evaluator import Evaluator
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.models import create
 from normfold.pipeline import run as pipeline
 from tests.support.graphs import EXACT, Outcome, build, draw, fold, kept, op_types, same_function

@@ -30,7 +30,8 @@ import onnxruntime as ort
 from onnx import helper
 
 from normfold.errors import CannotJudgeError
-from normfold.graph.evaluator import Evaluator, NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.operators import lookup
 from tests.graph.evaluator.compare import EPSILON, UNITS, bounds, compare, compare_recorded
 from tests.graph.evaluator.departures import SINGLE, known

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from normfold.graph.evaluator import Evaluator
+from normfold.graph.evaluator.evaluator import Evaluator
 
 # onnxruntime computes in float32, with sums of at most some hundred terms here.
 RELATIVE, ABSOLUTE = 3e-5, 3e-6

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper
 
-from normfold.graph.evaluator import Evaluator
+from normfold.graph.evaluator.evaluator import Evaluator
 
 # float32 kernels against float64: a few roundings of 6e-8 each, of values around 1.
 FLOAT32 = 1e-5

@@ -19,7 +19,7 @@ import pytest
 from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from normfold.graph.evaluator import Evaluator
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.operators import TABLE
 from tests.graph.evaluator import backend, grid, random_rows, table
 from tests.graph.evaluator.agreement import Case, Outcome, judge, run_onnxruntime

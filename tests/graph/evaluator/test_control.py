@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from normfold.errors import CannotJudgeError
-from normfold.graph.evaluator import EvaluationError, Evaluator, limits
+from normfold.graph.evaluator import limits
+from normfold.graph.evaluator.call import EvaluationError
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator.single import assert_same, run_session
 
 X = np.random.default_rng(3).normal(0, 1, (4, 3)).astype(np.float32)

@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normfold.graph.evaluator import EvaluationError, Evaluator
+from normfold.graph.evaluator.call import EvaluationError
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator.one_node import agrees, evaluated, feeds_of, floats, grid, model_of
 
 FORMS = [

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from normfold.graph.evaluator import EvaluationError, Evaluator, NotCoveredError
+from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator.single import Case, check, model_of, name_of, run, run_onnxruntime, run_session
 
 RNG = np.random.default_rng(13)

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from normfold.graph.evaluator import Evaluator
+from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator import grid
 from tests.graph.evaluator.agreement import Case, run_onnxruntime, types_of
 from tests.graph.evaluator.compare import bounds, compare

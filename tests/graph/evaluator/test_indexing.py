@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normfold.graph.evaluator import EvaluationError
+from normfold.graph.evaluator.call import EvaluationError
 from tests.graph.evaluator.single import Case, check, model_of, name_of, run
 
 RNG = np.random.default_rng(7)

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from normfold.errors import CannotJudgeError
-from normfold.graph.evaluator import EvaluationError
+from normfold.graph.evaluator.call import EvaluationError
 from normfold.graph.evaluator.operators.layout import slice_10
 from tests.graph.evaluator.single import Case, assert_same, check, model_of, name_of, run, run_onnxruntime
 

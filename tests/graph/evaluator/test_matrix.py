@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normfold.graph.evaluator import EvaluationError
+from normfold.graph.evaluator.call import EvaluationError
 from tests.graph.evaluator.one_node import agrees, evaluated, floats
 
 SHAPES = [

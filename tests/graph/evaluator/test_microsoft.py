@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normfold.graph.evaluator import NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
 from tests.graph.evaluator.one_node import agrees, evaluated, floats, grid, initializer
 
 OWN = "com.microsoft"

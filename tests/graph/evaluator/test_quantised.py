@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from normfold.graph.evaluator import NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
 from tests.graph.evaluator.one_node import agrees, evaluated, floats, grid, initializer
 
 # Element type -> its range.

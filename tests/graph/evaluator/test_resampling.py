@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normfold.graph.evaluator import NotCoveredError
+from normfold.graph.evaluator.call import NotCoveredError
 from tests.graph.evaluator.one_node import agrees, evaluated, floats, grid, initializer
 
 # onnxruntime's coordinates are float32: their errors, times the difference of neighbours.

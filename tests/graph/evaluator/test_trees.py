@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normfold.graph.evaluator import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
 from tests.graph.evaluator.single import check, model_of, run
 
 ML = "ai.onnx.ml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from normfold.graph.affine import Refuse
+from normfold.analysis.refusal import Refuse
 from normfold.graph.view import Graph
 
 # The standard operators, and those that runtimes add for integers (com.microsoft and others name theirs alike).
