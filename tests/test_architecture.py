@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"analysis", "export", "models", "system", "verify"},
     "pipeline": {"analysis", "checkpoint", "export", "graph", "inputs", "report", "rewrite", "system", "verify"},
     "bench": {
-        "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "rewrite",
-        "system", "verify",
+        "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
+        "verify",
     },
     "cli": {"bench", "checkpoint", "export", "models", "nn", "pipeline", "report", "system", "verify"},
 }  # fmt: skip
