@@ -11,7 +11,11 @@ from torch import nn
 
 from normfold.graph.affine import Frame
 from normfold.models import blocks
-from normfold.nn import LinearNorm, MABN2d, PowerNorm, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 from normfold.norms.base import NormKind
 from normfold.norms.detect import token_twin
 from normfold.norms.kinds import KINDS, kind_in, kind_of, kind_of_class
