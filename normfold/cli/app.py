@@ -266,6 +266,8 @@ def verify(
         )
 
     with exit_codes(debug=debug):
+        early.check_sources(model_file, against)
+        early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
 
         files = VerdictFiles(junit, summary, json_file)

@@ -23,9 +23,8 @@ def check_sources(*paths: Path | None) -> None:
         if path is not None and (why := irregular(path)) is not None:
             raise CheckpointError(f"{path}: {why}.")
         if path is not None and not is_utf8(path):
-            raise CheckpointError(
-                f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it."
-            )
+            why = "its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it"
+            raise CheckpointError(f"{path}: {why}.")
 
 
 def check_factory(spec: object) -> None:
