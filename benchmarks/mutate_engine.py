@@ -233,10 +233,10 @@ def _run(mutant: Mutant | None, tests: Sequence[str], seconds: int, target: int)
     os.dup2(nowhere, 2)
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
-    import normfold.inference
+    import normfold.graph.inference
 
     # A fork for every graph would take most of the time.
-    normfold.inference.isolated = lambda work: work()
+    normfold.graph.inference.isolated = lambda work: work()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, "--no-header"]
     return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)], plugins=[_First(target)]))
 

@@ -21,7 +21,7 @@ _ROOT = "(the model itself)"
 
 @dataclass(frozen=True, slots=True)
 class NormModule:
-    """A norm of the model. kind: UN, RepBN, PRepBN, BatchNorm, PowerNorm, LayerNorm or RMSNorm.
+    """A norm of the model. kind: UN, MABN, RepBN, PRepBN, BatchNorm, PowerNorm, LayerNorm or RMSNorm.
 
     name: dotted path of the module. channels: length of its statistics or weight. group_scaling: PowerNorm only.
     """
@@ -61,7 +61,8 @@ def norm_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm) or {"running_mean", "running_var"} <= own:
         return "BatchNorm"
     if "running_var" in own and own & {"buffer_x2", "ema_gz", "skip_counter"}:
-        return "UN"
+        # MABN has no mean of gradients, and its statistics have the shape of a picture's channels.
+        return "UN" if own & {"ema_gz", "skip_counter"} else "MABN"
     return _token_norm_kind(module, own)
 
 
@@ -114,7 +115,7 @@ def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False
     for norm, module in _walk(model, ""):
         name = norm.name or _ROOT
         if norm.kind == "PRepBN":
-            left = _schedule_left(module)
+            left = schedule_left(module)
             if left is not None:
                 unfinished.append(f"{name} ({left})")
         _check_statistics(norm.kind, module, source=source, name=name)
@@ -129,7 +130,7 @@ def check_norms(model: nn.Module, *, source: str, allow_unfinished: bool = False
     return tuple(warnings)
 
 
-def _schedule_left(module: nn.Module) -> str | None:
+def schedule_left(module: nn.Module) -> str | None:
     """How far an unfinished schedule is, or None when it has ended."""
     steps, warm, total = (_count(module, name) for name in ("iter", "warm", "total_step"))
     if not steps and not warm:

@@ -6,6 +6,7 @@
     ├── CheckpointError        a checkpoint that cannot be read, or is not what it claims to be
     ├── ArchitectureError      no architecture for these weights, or weights that do not fit it
     ├── NormStateError         a norm whose stored statistics cannot be used (NaN, negative, unfinished)
+    ├── BatchError             a training batch that would damage the statistics of a norm; also a ValueError
     ├── ExportError            the model could not be exported to ONNX
     ├── GraphError             an ONNX graph that is malformed or that normfold cannot read
     ├── NotExpressibleError    a fold that the parameters of the torch module cannot hold
@@ -45,6 +46,10 @@ class ArchitectureError(NormfoldError):
 
 class NormStateError(NormfoldError):
     """A norm whose stored statistics cannot be used: NaN, negative, missing, or a schedule that has not ended."""
+
+
+class BatchError(NormfoldError, ValueError):
+    """A training batch from which a norm can take no statistics: NaN in it, or a single token."""
 
 
 class ExportError(NormfoldError):

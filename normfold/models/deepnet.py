@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -112,11 +110,3 @@ class DeepNetTranslator(EncoderDecoder):
         initialise(encoder, constants[0].beta)
         initialise(decoder, constants[1].beta)
         decoder.output_projection.weight = tokens.weight
-
-
-DEEPNET: dict[str, Callable[..., nn.Module]] = {
-    "deepnet_encoder_ln": DeepNetEncoder,
-    "deepnet_encoder_un": partial(DeepNetEncoder, norm="un"),
-    "deepnet_nmt_ln": DeepNetTranslator,
-    "deepnet_nmt_un": partial(DeepNetTranslator, norm="un"),
-}

@@ -1,12 +1,30 @@
 """The norms as torch modules, with parameters and buffers named as their papers' published code names them.
 
-Evaluation is exact and exports to plain operators; training updates the stored statistics.
+Evaluation is exact and exports to plain operators; training updates the stored statistics as the published code does
+(docs/training.md).
 """
 
 from __future__ import annotations
 
-from normfold.nn.powernorm import PowerNorm
-from normfold.nn.repbn import PRepBN, RepBN, TokenBatchNorm
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import CenConv2d, MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.progress import finish, progress
+from normfold.nn.repbn import LinearNorm, PRepBN, RepBN
+from normfold.nn.replace import replace_layernorm
 from normfold.nn.un import UN1d
 
-__all__ = ["PRepBN", "PowerNorm", "RepBN", "TokenBatchNorm", "UN1d"]
+__all__ = [
+    "CenConv2d",
+    "LinearNorm",
+    "MABN2d",
+    "MaskPowerNorm",
+    "PRepBN",
+    "PowerNorm",
+    "RepBN",
+    "TokenBatchNorm",
+    "UN1d",
+    "finish",
+    "progress",
+    "replace_layernorm",
+]

@@ -8,6 +8,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from normfold.nn.recall import (
+    Stateful,
+    across_ranks,
+    matching_mask,
+    mean_square_parts,
+    precise,
+    recall,
+    reject,
+    remember,
+    require_tokens,
+    store,
+)
+from normfold.nn.second_moment import Passed, mean_of, scaled
+
 
 class GroupScaling(nn.Module):
     """Divide each token's channels (..., C) by the root mean square of their group, C split into `groups` runs.
@@ -22,42 +36,103 @@ class GroupScaling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
         grouped = x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
-        return (grouped / torch.sqrt(grouped.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
+        # Squares of float16 overflow at 256; in evaluation the graph stays as small as it is.
+        work = grouped.to(precise(x)) if self.training else grouped
+        return (work / torch.sqrt(work.square().mean(-1, keepdim=True) + self.eps)).flatten(-2).to(x.dtype)
+
+
+@torch.library.custom_op("normfold::power_observe", mutates_args=("running_phi", "iters"))
+def _observe(
+    squares: Tensor,
+    count: Tensor,
+    running_phi: Tensor,
+    iters: Tensor,
+    key: Tensor,
+    warmup: int,
+    eps: float,
+    alpha: float,
+    sync: bool,
+) -> tuple[Tensor, Tensor]:
+    """One iteration: the divisor of the output and the divisor of the gradient, (C,) each."""
+    known = recall(key, squares)
+    if known is not None:
+        return known[0], known[1]
+    mark = squares
+    if sync:
+        squares, count = across_ranks(squares, count)
+    x2 = squares / count
+    sound = torch.isfinite(x2).all() & (count >= 2).all()
+    reject(sound, "PowerNorm")
+    n = iters.to(torch.int64)[0] + 1
+    before = running_phi.to(x2.dtype).flatten()
+    own = (x2 + eps).sqrt()
+    divisor = torch.where(n <= warmup, own, (before + eps).sqrt())
+    count_so_far = n.to(x2.dtype)
+    cumulative = before * ((count_so_far - 1) / count_so_far) + x2 / count_so_far
+    phi = alpha * torch.where(n < warmup, cumulative, before) + (1 - alpha) * x2
+    store(running_phi, phi.view_as(running_phi), sound)
+    store(iters, iters + 1, sound)
+    remember(key, mark, (divisor, own))
+    return divisor, own
+
+
+@_observe.register_fake
+def _(squares: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(squares), torch.empty_like(squares)
+
+
+@torch.library.custom_op("normfold::power_estimate", mutates_args=("ema_gz",))
+def _estimate(sums: Tensor, ema_gz: Tensor, alpha: float, sync: bool) -> Tensor:
+    """What multiplies z in the gradient of one iteration, (C,); updates the statistics of gradients."""
+    (gz, zz), finite = mean_of(sums, sync)
+    before = ema_gz.to(gz.dtype).flatten()
+    estimate = (1 - alpha) * before
+    # mean(a z) for a = g - estimate * z.
+    store(ema_gz, (before + gz - estimate * zz).view_as(ema_gz), finite)
+    return estimate
+
+
+@_estimate.register_fake
+def _(sums: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(sums[0])
 
 
 class _Power(torch.autograd.Function):
-    """z = x / psi, and the approximate gradient of algorithm 2: dx = (g - nu * z) / psi.
-
-    During warm-up nu is this batch's E[g z], which makes the gradient exact; afterwards it is the running estimate nu
-    (`ema_gz`), updated as nu <- nu * (1 - (1 - a) E[z^2]) + (1 - a) E[g z].
-    """
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, divisor: Tensor, own: Tensor, ema_gz: Tensor,
+        alpha: float, sync: bool,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, divisor, own)
+        # Not through save_for_backward: the backward pass writes it.
+        ctx.ema_gz, ctx.alpha, ctx.sync = ema_gz, alpha, sync
+        return scaled(x, weight, bias, divisor, None)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, psi: Tensor, nu: Tensor, momentum: float, warming: bool) -> Tensor:
-        z = x / psi
-        ctx.save_for_backward(z, psi)
-        # Not through save_for_backward: nu is a buffer that this very backward writes.
-        ctx.nu, ctx.momentum, ctx.warming = nu, momentum, warming
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = gradients
-        z, psi = ctx.saved_tensors
-        current = (gradient * z).flatten(0, -2).mean(0)
-        estimate = current if ctx.warming else ctx.nu.clone()
-        rate = 1.0 - ctx.momentum
-        ctx.nu.mul_(1.0 - rate * z.square().flatten(0, -2).mean(0)).add_(rate * current)
-        return (gradient - estimate * z) / psi, None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, divisor, own = ctx.saved_tensors
+        passed = Passed(gradients[0], x, weight, divisor, None)
+        estimate = _estimate(passed.means(squares=True), ctx.ema_gz, ctx.alpha, ctx.sync)
+        return (*passed.gradients(estimate, own), None, None, None, None, None)
 
 
-class PowerNorm(nn.Module):
-    """y = weight * s(x) / sqrt(running_phi + eps) + bias over the last axis, s = GroupScaling or the identity.
+class MaskPowerNorm(Stateful):
+    """y = weight * s(x) / sqrt(running_phi + eps) + bias over the last axis, s = GroupScaling of `group_num` groups.
 
-    group_scaling: number of channel groups of the published MaskPowerNorm; 0 leaves the scaling out, which makes
-    inference a fixed map per channel.
-    running_phi tracks E[s(x)^2] per channel; no mean is subtracted. Input (..., C).
-    Training: `warmup` iterations normalise by the current batch, later ones by the running statistic.
+    group_num: 0 leaves the scaling out (PN*, `PowerNorm`), which makes inference a fixed map per channel; the published
+    class always scales. running_phi tracks E[s(x)^2] per channel; no mean is subtracted. Input (..., C).
+
+    Training, iteration n = 1, 2, ... as the published class counts, x2 the batch's E[s(x)^2]:
+
+    - The divisor is sqrt(x2 + eps) while n <= warmup_iters, then the root of running_phi before this iteration.
+    - While n < warmup_iters running_phi becomes its cumulative mean with x2; then, at every iteration, also
+      alpha_fwd * running_phi + (1 - alpha_fwd) * x2.
+    - The gradient is a / sqrt(x2 + eps), a = g - (1 - alpha_bkw) * ema_gz * z, g = dout * weight; ema_gz grows by
+      E[a z]. It is divided by this batch's x2 after warm-up too, as in the code and not in the paper.
+
+    Where paper and code differ, the code is followed: docs/training.md.
+
+    sync: take statistics over all ranks of torch.distributed; without it every rank has its own, as BatchNorm has.
     Buffers as published: running_phi and ema_gz (1, C, 1, 1), iters (1,) int64.
     """
 
@@ -67,43 +142,71 @@ class PowerNorm(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        *,
-        group_scaling: int = 0,
-        warmup: int = 10000,
-        momentum: float = 0.9,
-        backward_momentum: float = 0.9,
+        num_features: int,
         eps: float = 1e-5,
+        alpha_fwd: float = 0.9,
+        alpha_bkw: float = 0.9,
+        warmup_iters: int = 10000,
+        group_num: int = 1,
+        *,
+        sync: bool = False,
     ) -> None:
         super().__init__()
-        if group_scaling < 0 or (group_scaling and channels % group_scaling):
+        if group_num < 0 or (group_num and num_features % group_num):
             raise ValueError(
-                f"PowerNorm needs group_scaling >= 0 dividing its {channels} channels, got {group_scaling}"
+                f"{type(self).__name__} needs group_num >= 0 dividing its {num_features} channels, got {group_num}"
             )
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_phi", torch.ones(1, channels, 1, 1))
-        self.register_buffer("ema_gz", torch.zeros(1, channels, 1, 1))
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_phi", torch.ones(1, num_features, 1, 1))
+        self.register_buffer("ema_gz", torch.zeros(1, num_features, 1, 1))
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64))
-        self.gp = GroupScaling(group_scaling, eps=eps) if group_scaling else nn.Identity()
-        self.warmup, self.eps = warmup, eps
-        self.momentum, self.backward_momentum = momentum, backward_momentum
+        self.gp = GroupScaling(group_num, eps=eps) if group_num else nn.Identity()
+        self.num_features, self.eps, self.group_num = num_features, eps, group_num
+        self.alpha_fwd, self.alpha_bkw, self.warmup_iters, self.sync = alpha_fwd, alpha_bkw, warmup_iters, sync
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., C); updates the statistics when training."""
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """(..., C) to (..., C); updates the statistics when training.
+
+        pad_mask: (B, T), True for padding, where x is (T, B, C), as published; for other ranks x's shape without
+        channels. Padding is normalised like the rest; the statistics of x leave it out, those of gradients do not.
+        """
         x = self.gp(x)
-        if self.training:
-            return self._normalise_batch(x) * self.weight + self.bias
-        return x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
+        if not self.training:
+            return x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
+        require_tokens(x.numel() // max(1, x.shape[-1]))
+        squares, count = mean_square_parts(x, self._padding(x, pad_mask))
+        divisor, own = _observe(
+            squares, count, self.running_phi, self.iters, self._key,
+            self.warmup_iters, self.eps, self.alpha_fwd, self.sync,
+        )  # fmt: skip
+        normalise = cast(Callable[..., Tensor], _Power.apply)
+        y = normalise(x, self.weight, self.bias, divisor, own, self.ema_gz, self.alpha_bkw, self.sync)
+        return y
 
-    def _normalise_batch(self, x: Tensor) -> Tensor:
-        moment = x.detach().square().flatten(0, -2).mean(0)
-        phi, nu = self.running_phi.view(-1), self.ema_gz.view(-1)
-        iteration = int(self.iters)
-        warming = iteration < self.warmup
-        divisor = moment if warming else phi.clone()
-        # A cumulative mean while warming: an exponential one would still hold its initial 1.
-        phi.lerp_(moment, 1.0 / (iteration + 1) if warming else 1.0 - self.momentum)
-        self.iters += 1
-        power = cast(Callable[..., Tensor], _Power.apply)
-        return power(x, torch.sqrt(divisor + self.eps), nu, self.backward_momentum, warming)
+    def _padding(self, x: Tensor, pad_mask: Tensor | None) -> Tensor | None:
+        if pad_mask is None:
+            return None
+        if x.dim() == 3:
+            return matching_mask(pad_mask, (x.shape[1], x.shape[0]), what="MaskPowerNorm over (T, B, C)").T
+        return matching_mask(pad_mask, x.shape[:-1], what="MaskPowerNorm")
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, group_num={self.group_num}, warmup_iters={self.warmup_iters}"
+
+
+class PowerNorm(MaskPowerNorm):
+    """`MaskPowerNorm` without group scaling unless `group_num` asks for it: a fixed map per channel in evaluation."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        alpha_fwd: float = 0.9,
+        alpha_bkw: float = 0.9,
+        warmup_iters: int = 10000,
+        group_num: int = 0,
+        *,
+        sync: bool = False,
+    ) -> None:
+        super().__init__(num_features, eps, alpha_fwd, alpha_bkw, warmup_iters, group_num, sync=sync)

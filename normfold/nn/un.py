@@ -8,58 +8,145 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from normfold.nn.recall import (
+    Stateful,
+    across_ranks,
+    matching_mask,
+    mean_square_parts,
+    recall,
+    reject,
+    remember,
+    require_tokens,
+    store,
+)
+from normfold.nn.second_moment import Passed, mean_of, scaled
 
-def window_means(window: Tensor) -> tuple[Tensor, Tensor]:
-    """Arithmetic and geometric mean over the first axis of positive `window` (W, C), each (C,)."""
-    return window.mean(0), window.log().mean(0).exp()
+# How far the root of a batch's statistic may be from the stored one's before the ratio of the two is cut off.
+_RATIO = 5.0
+# No ratio acts before this iteration, whatever the warm-up.
+_SETTLED = 1000
 
 
-def fluctuation(window: Tensor) -> float:
-    """How far the window's iterations disagree, 0 (equal) to 1: the mean over channels of 1 - GM / AM.
+@torch.library.custom_op("normfold::un_observe", mutates_args=("running_var", "buffer_x2", "iters", "skip_counter"))
+def _observe(
+    squares: Tensor,
+    count: Tensor,
+    running_var: Tensor,
+    buffer_x2: Tensor,
+    iters: Tensor,
+    skip_counter: Tensor,
+    key: Tensor,
+    warmup: int,
+    backward_window: int,
+    filtration: bool,
+    eps: float,
+    momentum: float,
+    sync: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One iteration: the divisor (C,), the ratio r (C,), and (skipped, early for the gradient, slot) as int64."""
+    known = recall(key, squares)
+    if known is not None:
+        return known[0], known[1], known[2]
+    mark = squares
+    if sync:
+        squares, count = across_ranks(squares, count)
+    x2 = squares / count
+    sound = torch.isfinite(x2).all() & (count >= 2).all()
+    reject(sound, "UN")
+    window = buffer_x2.shape[0]
+    n = iters.to(torch.int64)[0] + 1
+    stored = running_var.to(x2.dtype)
+    filled = torch.where(torch.arange(window, device=n.device)[:, None] == n % window, x2, buffer_x2.to(x2.dtype))
+    arithmetic, geometric = filled.mean(0), filled.log().mean(0).exp()
+    skipped = torch.zeros((), dtype=torch.bool, device=n.device)
+    outlier = skipped
+    if filtration and window == 1:
+        skipped = n >= warmup
+    elif filtration:
+        limit = buffer_x2.to(x2.dtype).sqrt().var()
+        outlier = skipped = (n >= warmup) & (arithmetic - geometric > limit * window).any()
+    own = (n <= window) | (n < warmup) | skipped
+    var = torch.where(own, x2, geometric)
+    ratio = (var + eps).sqrt() / (stored + eps).sqrt()
+    settled = (n > max(_SETTLED, warmup)) & ~skipped
+    ratio = torch.where(settled, ratio.clamp(1 / _RATIO, _RATIO), torch.ones_like(ratio))
+    kept = torch.where(outlier & (torch.arange(window, device=n.device)[:, None] == n % window), stored, filled)
+    store(buffer_x2, kept, sound)
+    store(running_var, momentum * stored + (1 - momentum) * var, sound)
+    store(skip_counter, skip_counter + outlier.to(skip_counter.dtype), sound)
+    store(iters, iters + 1, sound)
+    facts = torch.stack([skipped.to(torch.int64), ((n <= backward_window) | (n < warmup)).to(torch.int64), n])
+    results = ((var + eps).sqrt(), ratio, facts)
+    remember(key, mark, results)
+    return results
 
-    The geometric mean never exceeds the arithmetic one, and the gap between them grows with the spread of the window,
-    which is what the paper's adaptive filtration measures.
-    """
-    arithmetic, geometric = window_means(window)
-    return float((1.0 - geometric / arithmetic).mean())
+
+@_observe.register_fake
+def _(squares: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(squares), torch.empty_like(squares), squares.new_empty((3,), dtype=torch.int64)
 
 
-class _Unify(torch.autograd.Function):
-    """z = x / sigma with sigma given, and the smoothed gradient of arXiv:2208.01313 section 3.2.
+@torch.library.custom_op("normfold::un_estimate", mutates_args=("ema_gz", "buffer_gz"))
+def _estimate(sums: Tensor, facts: Tensor, ema_gz: Tensor, buffer_gz: Tensor, momentum: float, sync: bool) -> Tensor:
+    """What multiplies z in the gradient of one iteration, (C,); updates the statistics of gradients."""
+    (gz,), finite = mean_of(sums, sync)
+    skipped, early, window = facts[0] == 1, facts[1] == 1, buffer_gz.shape[0]
+    before = ema_gz.to(gz.dtype)
+    here = torch.arange(window, device=gz.device)[:, None] == facts[2] % window
+    filled = torch.where(here, torch.where(skipped, before, gz), buffer_gz.to(gz.dtype))
+    mean = torch.where(early | skipped, gz, filled.mean(0))
+    after = momentum * before + (1 - momentum) * mean
+    store(buffer_gz, filled, finite)
+    store(ema_gz, after, finite)
+    return torch.where(skipped, mean, after)
 
-    Exactly, sigma depending on this batch alone, dx = (g - z * E[g z]) / sigma. The estimate replaces E[g z] by
-    its mean over the window when `smooth` is set; `record` stores this iteration's E[g z] and returns that mean.
-    """
+
+@_estimate.register_fake
+def _(sums: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(sums[0])
+
+
+class _Unified(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, divisor: Tensor, ratio: Tensor, facts: Tensor,
+        ema_gz: Tensor, buffer_gz: Tensor, momentum: float, sync: bool,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, divisor, ratio, facts)
+        # Not through save_for_backward: the backward pass writes them.
+        ctx.ema_gz, ctx.buffer_gz, ctx.momentum, ctx.sync = ema_gz, buffer_gz, momentum, sync
+        return scaled(x, weight, bias, divisor, None)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sigma: Tensor, record: Callable[[Tensor], Tensor], smooth: bool) -> Tensor:
-        z = x / sigma
-        ctx.save_for_backward(z, sigma)
-        ctx.record, ctx.smooth = record, smooth
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = gradients
-        z, sigma = ctx.saved_tensors
-        current = (gradient * z).flatten(0, -2).mean(0)
-        smoothed = ctx.record(current)
-        return (gradient - z * (smoothed if ctx.smooth else current)) / sigma, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, divisor, ratio, facts = ctx.saved_tensors
+        passed = Passed(gradients[0], x, weight, divisor, ratio)
+        estimate = _estimate(passed.means(), facts, ctx.ema_gz, ctx.buffer_gz, ctx.momentum, ctx.sync)
+        return (*passed.gradients(estimate), None, None, None, None, None, None, None)
 
 
-class UN1d(nn.Module):
+class UN1d(Stateful):
     """Unified Normalization over the last axis: y = weight * x / sqrt(running_var + eps) + bias in evaluation.
 
     `running_var` (C,) tracks the second moment E[x^2] of every channel; no mean is subtracted. Input (..., C) with
-    any leading axes: (N, C), (N, L, C), (L, N, C).
+    any leading axes: (N, C), (N, L, C), (L, N, C), (N, H, W, C).
 
-    Training. The first `warmup` iterations divide by the current batch's root second moment. After that the divisor is
-    the geometric mean of the second moments of the last `window` iterations, and the gradient uses the window's mean of
-    E[g z] (fluctuation smoothing). When the window fluctuates by more than `tolerance` the iteration is an outlier: it
-    uses its own statistics for both, leaves running_var alone, and adds one to `skip_counter` (outlier filtration).
-    The paper derives its threshold from the gap between arithmetic and geometric mean as well; the relative form of
-    `fluctuation` is this implementation's.
+    Training, iteration n = 1, 2, ... as the published class counts:
 
+    - The divisor is the root of the batch's second moment x2 while n <= window or n < warmup_iters; then of the
+      geometric mean of the last `window` of them, this one included (fluctuation smoothing).
+    - With `outlier_filtration` and n >= warmup_iters the batch is an outlier if in any channel the window's arithmetic
+      mean exceeds its geometric mean by more than window * variance of the roots of all stored second moments. It uses
+      its own x2, running_var takes its place in the window, and skip_counter counts it.
+    - running_var is an exponential mean (momentum) of the divisor squared, from the first iteration on.
+    - The gradient is (g - m z) / divisor with g = dout * weight * r. m is an exponential mean, `ema_gz`, of the mean
+      of E[g z] over the last backward window, in warm-up of E[g z] itself; an outlier's own E[g z].
+    - r = divisor / sqrt(running_var + eps) before this iteration, cut off at 1/5 and 5, acts after 1000 iterations.
+
+    Where paper and code differ, the code is followed: docs/training.md.
+
+    window_size: one number, or (forward, backward). sync: take statistics over all ranks of torch.distributed; without
+    it every rank has its own, as BatchNorm has.
     Buffers as published: running_var, ema_gz (C,); iters, skip_counter (1,) int64; buffer_x2, buffer_gz (window, C).
     """
 
@@ -72,61 +159,56 @@ class UN1d(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        *,
-        window: int = 4,
-        warmup: int = 4000,
-        momentum: float = 0.9,
-        tolerance: float = 0.5,
+        num_features: int,
+        window_size: int | tuple[int, int] = 4,
+        warmup_iters: int = 4000,
+        outlier_filtration: bool = False,
         eps: float = 1e-5,
+        momentum: float = 0.9,
+        *,
+        sync: bool = False,
     ) -> None:
         super().__init__()
-        if window < 1 or warmup < 0:
-            raise ValueError(f"UN1d needs window >= 1 and warmup >= 0, got window={window}, warmup={warmup}")
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("ema_gz", torch.zeros(channels))
+        windows = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
+        if len(windows) != 2 or min(windows) < 1 or warmup_iters < 0:
+            raise ValueError(
+                f"UN1d needs windows >= 1 and warmup_iters >= 0, got window_size={window_size}, "
+                f"warmup_iters={warmup_iters}"
+            )
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("ema_gz", torch.zeros(num_features))
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64))
-        self.register_buffer("buffer_x2", torch.zeros(window, channels))
-        self.register_buffer("buffer_gz", torch.zeros(window, channels))
+        self.register_buffer("buffer_x2", torch.zeros(windows[0], num_features))
+        self.register_buffer("buffer_gz", torch.zeros(windows[1], num_features))
         self.register_buffer("skip_counter", torch.zeros(1, dtype=torch.int64))
-        self.window, self.warmup, self.momentum = window, warmup, momentum
-        self.tolerance, self.eps = tolerance, eps
+        self.num_features, self.window_size, self.warmup_iters = num_features, windows, warmup_iters
+        self.outlier_filtration, self.eps, self.momentum, self.sync = outlier_filtration, eps, momentum, sync
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., C); updates the statistics when training."""
-        if self.training:
-            return self._normalise_batch(x) * self.weight + self.bias
-        return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
+        """(..., C) to (..., C); updates the statistics when training.
 
-    def _normalise_batch(self, x: Tensor) -> Tensor:
-        variance, smooth = self._observe(x.detach())
-        iteration = int(self.iters)
-        self.iters += 1
-        unify = cast(Callable[..., Tensor], _Unify.apply)
-        return unify(x, torch.sqrt(variance + self.eps), lambda gz: self._record(gz, iteration), smooth)
+        pad_mask: x's shape without channels, True for padding. Padding is normalised like the rest; the statistics of x
+        leave it out, those of gradients do not.
+        """
+        if not self.training:
+            return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+        require_tokens(x.numel() // max(1, x.shape[-1]))
+        padding = None if pad_mask is None else matching_mask(pad_mask, x.shape[:-1], what="UN1d")
+        squares, count = mean_square_parts(x, padding)
+        divisor, ratio, facts = _observe(
+            squares, count, self.running_var, self.buffer_x2, self.iters, self.skip_counter, self._key,
+            self.warmup_iters, self.window_size[1], self.outlier_filtration, self.eps, self.momentum, self.sync,
+        )  # fmt: skip
+        normalise = cast(Callable[..., Tensor], _Unified.apply)
+        y = normalise(
+            x, self.weight, self.bias, divisor, ratio, facts, self.ema_gz, self.buffer_gz, self.momentum, self.sync
+        )
+        return y
 
-    def _observe(self, x: Tensor) -> tuple[Tensor, bool]:
-        """The divisor squared of one iteration (C,), and whether it is smoothed; updates the window and running_var."""
-        iteration = int(self.iters)
-        # The floor keeps the logarithm finite for a channel that is zero in a whole batch.
-        moment = x.square().flatten(0, -2).mean(0).clamp_min(self.eps**2)
-        self.buffer_x2[iteration % self.window] = moment
-        if iteration < self.warmup:
-            # A cumulative mean first: an exponential one would still hold its initial 1.
-            self.running_var.lerp_(moment, 1.0 / (iteration + 1))
-            return moment, False
-        window = self.buffer_x2[: iteration + 1]
-        if fluctuation(window) > self.tolerance:
-            self.skip_counter += 1
-            return moment, False
-        _, smoothed = window_means(window)
-        self.running_var.lerp_(smoothed, 1.0 if iteration == 0 else 1.0 - self.momentum)
-        return smoothed, True
-
-    def _record(self, gz: Tensor, iteration: int) -> Tensor:
-        """Store E[g z] (C,) of one iteration and return the window's mean of it."""
-        self.buffer_gz[iteration % self.window] = gz
-        self.ema_gz.lerp_(gz, 1.0 - self.momentum)
-        return self.buffer_gz[: iteration + 1].mean(0)
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, window_size={self.window_size}, warmup_iters={self.warmup_iters}, "
+            f"outlier_filtration={self.outlier_filtration}, eps={self.eps}, momentum={self.momentum}"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from normfold.cli import app
+from normfold.cli.app import app
 from tests.external.onnx_files import FILES, OnnxFile
 
 

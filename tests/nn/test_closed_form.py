@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from normfold.nn import PowerNorm, PRepBN, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import CenConv2d, MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import LinearNorm, PRepBN, RepBN
+from normfold.nn.un import UN1d
 
 # float64 rounding of a handful of operations on values of order 1; a wrong eps or axis is off by 1e-6 or more.
 TOLERANCE = 1e-13
 CHANNELS = 6
-# (N, C), (N, L, C), and the square one where a wrong axis would go unnoticed by shape checks.
-SHAPES = [(5, CHANNELS), (4, 3, CHANNELS), (CHANNELS, CHANNELS, CHANNELS)]
+# (N, C), (N, L, C), (N, H, W, C), and the square one where a wrong axis would go unnoticed by shape checks.
+SHAPES = [(5, CHANNELS), (4, 3, CHANNELS), (CHANNELS, CHANNELS, CHANNELS), (2, 3, 4, CHANNELS)]
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
@@ -60,18 +64,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., np.ndarray]]] = {
     "repbn": (lambda: RepBN(CHANNELS), repbn),
     "repbn-flat": (lambda: RepBN(CHANNELS, flatten=True), repbn),
     "prepbn-ln": (
-        lambda: PRepBN(nn.LayerNorm(CHANNELS), RepBN(CHANNELS), steps=3),
+        lambda: PRepBN(CHANNELS, nn.LayerNorm, RepBN),
         lambda x, v: repbn(x, v, "norm2."),
     ),
     "prepbn-rms": (
-        lambda: PRepBN(nn.RMSNorm(CHANNELS), RepBN(CHANNELS, flatten=True), steps=3),
+        lambda: PRepBN(CHANNELS, nn.RMSNorm, RepBN(CHANNELS, flatten=True)),
         lambda x, v: repbn(x, v, "norm2."),
     ),
     "un": (lambda: UN1d(CHANNELS), unified),
     "un-eps": (lambda: UN1d(CHANNELS, eps=0.1), lambda x, v: unified(x, v, 0.1)),
     "powernorm": (lambda: PowerNorm(CHANNELS), lambda x, v: power(x, v, 0)),
-    "powernorm-1": (lambda: PowerNorm(CHANNELS, group_scaling=1), lambda x, v: power(x, v, 1)),
-    "powernorm-3": (lambda: PowerNorm(CHANNELS, group_scaling=3), lambda x, v: power(x, v, 3)),
+    "powernorm-1": (lambda: MaskPowerNorm(CHANNELS), lambda x, v: power(x, v, 1)),
+    "powernorm-3": (lambda: MaskPowerNorm(CHANNELS, group_num=3), lambda x, v: power(x, v, 3)),
 }
 
 
@@ -103,13 +107,18 @@ def test_published_names_shapes_and_dtypes() -> None:
     counters = {"warm": (), "iter": (), "total_step": ()}
     prep = {**counters, "norm1.weight": (c,), **{f"norm2.{name}": shape for name, shape in rep.items()}}
     phi = {"weight": (c,), "bias": (c,), "running_phi": (1, c, 1, 1), "ema_gz": (1, c, 1, 1), "iters": (1,)}
+    mabn = {
+        "weight": (c,), "bias": (c,), "running_var": (1, c, 1, 1), "iters": (1,), "buffer_x2": (4, c),
+        "buffer_gz": (4, c),
+    }  # fmt: skip
     rms = nn.RMSNorm(c)
     expected: list[tuple[nn.Module, dict[str, tuple[int, ...]]]] = [
         (UN1d(c), un),
+        (MABN2d(c, B=2, real_B=8), mabn),
         (RepBN(c), rep),
-        (PRepBN(rms, RepBN(c), steps=1), prep),
-        (PRepBN(rms, RepBN(c), steps=1, accumulation=2), {"num_step": (), **prep}),
-        (PowerNorm(c, group_scaling=2), phi),
+        (PRepBN(c, rms, RepBN), prep),
+        (PRepBN(c, rms, RepBN, accumulation=2), {"num_step": (), **prep}),
+        (PowerNorm(c, group_num=2), phi),
     ]
     for module, shapes in expected:
         entries = module.state_dict()
@@ -123,15 +132,40 @@ def test_published_names_shapes_and_dtypes() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: UN1d(4, window=0),
-        lambda: UN1d(4, warmup=-1),
-        lambda: PowerNorm(4, group_scaling=3),
-        lambda: PowerNorm(4, group_scaling=-1),
-        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=0),
-        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=1, warm=-1),
-        lambda: PRepBN(nn.LayerNorm(4), RepBN(4), steps=1, accumulation=0),
+        lambda: UN1d(4, window_size=0),
+        lambda: UN1d(4, window_size=(4, 0)),
+        lambda: UN1d(4, warmup_iters=-1),
+        lambda: MABN2d(4, B=3, real_B=8),
+        lambda: MaskPowerNorm(4, group_num=3),
+        lambda: MaskPowerNorm(4, group_num=-1),
+        lambda: LinearNorm(4, nn.LayerNorm, RepBN, step=0),
+        lambda: LinearNorm(4, nn.LayerNorm, RepBN, warm=-1),
+        lambda: LinearNorm(4, nn.LayerNorm, RepBN, accumulation=0),
+        lambda: LinearNorm(4, nn.LayerNorm, nn.LayerNorm),
     ],
 )
 def test_options_that_do_not_fit_are_refused(build: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="needs"):
         build()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 5, 2), (4, 3, 2, 2, 2)], ids=str)
+def test_mabn_is_its_equation_over_axis_1(shape: tuple[int, ...]) -> None:
+    module = MABN2d(3).double().eval()
+    randomise(module)
+    x = np.random.default_rng(1).normal(0.3, 1.5, shape)
+    v = {name: value.reshape(-1) for name, value in values(module).items()}
+    expected = np.moveaxis(unified(np.moveaxis(x, 1, -1), v), -1, 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(module(torch.from_numpy(x)).numpy(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_the_centred_convolution_is_one_with_centred_kernels() -> None:
+    torch.manual_seed(0)
+    conv = CenConv2d(4, 6, 3, padding=1, groups=2)
+    plain = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 4, 5, 5)
+    assert not torch.allclose(conv(x), plain(x))
+    plain.weight.data -= conv.weight.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(conv(x), plain(x))
