@@ -6,41 +6,29 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normfold._version import __version__
-from normfold.analysis.analyse import analyse
-from normfold.analysis.centre import Centring, plan_centring
-from normfold.analysis.placement.calibrate import calibrate
-from normfold.analysis.placement.float16_range import Ranges, holds_half
-from normfold.analysis.plan import Plan
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
-from normfold.errors import CannotJudgeError, GraphError, NormfoldError, OutputError, UsageError, VerificationError
+from normfold.errors import NormfoldError, OutputError, UsageError, VerificationError
 from normfold.export.opset import opset_for
 from normfold.export.parts import split
 from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, to_half
+from normfold.graph.float16 import HALF
 from normfold.graph.operators import op_counts
 from normfold.graph.operators import opset as opset_of
-from normfold.graph.prepare import prepare
 from normfold.inputs.cases import BY_VALUES
+from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.pipeline.outputs import Folded, Planned, check_places, write
 from normfold.report.report import GraphReport, Report, SourceInfo
-from normfold.rewrite.centre import centre
-from normfold.rewrite.graph import rewrite
-from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 AnyPath = str | os.PathLike[str]
 
@@ -209,59 +197,24 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
         wanted, why = opset_for(options.target, options.opset)
         original = export(source, opset=wanted, exactly=options.opset is not None)
-    with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
-        graph = prepare(original)
-        plan, warnings = _analyse(graph, source, options)
-    with clock.stage("rewrite", "folding"):
-        # With nothing to fold the graph is left exactly as it is.
-        folded = original if plan.is_empty else rewrite(graph, plan)
-        written, centring = _finished(folded, graph if plan.is_empty else folded, options)
-        before = op_counts(graph)
-        after = before if written is original else op_counts(written)
+    done = fold_graph(original, source, options, clock, of_graph=of_graph)
+    before = op_counts(done.prepared)
+    after = before if done.model is original else op_counts(done.model)
     report = GraphReport(
         name,
         tuple(str(spec) for spec in source.inputs),
-        plan.sites,
+        done.plan.sites,
         before,
         after,
         opset=opset_of(original),
         opset_reason="as its source has it" if source.graph is not None else why,
-        untied=plan.untied,
-        merged=plan.merges,
-        centred=tuple(norm for _, norm in centring.norms),
-        module=partial(folded_module, source, graph, plan, folded),
+        untied=done.plan.untied,
+        merged=done.plan.merges,
+        centred=tuple(norm for _, norm in done.centring.norms),
+        module=done.module,
     )
-    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in centring.kept)
-    return Folded(source, original, written, report, (*warnings, *stay))
-
-
-def _finished(folded: ir.Model, shaped: ir.Model, options: FoldOptions) -> tuple[ir.Model, Centring]:
-    """The folded graph with what was asked for on top. shaped: the same with the shapes of its tensors."""
-    centring = plan_centring(shaped) if options.center else Centring()
-    folded = centre(shaped, centring) if centring.norms else folded
-    return to_half(folded) if options.half else folded, centring
-
-
-def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and what there is to say of it. What float16 is to hold is looked at on inputs first."""
-    plan_with = partial(
-        analyse,
-        graph,
-        norms=source.norms,
-        norm_affine=options.affine,
-        only=options.only or None,
-        keep_tied=options.keep_tied,
-    )
-    if not (options.half or holds_half(graph)):
-        return plan_with(), ()
-    plan = plan_with(ranges=Ranges({}, options.half))
-    if all(site.status == "kept" and site.code != "scale-range" for site in plan.sites):
-        return plan, ()
-    try:
-        ranges = calibrate(graph, source.inputs, half=options.half)
-    except (GraphError, CannotJudgeError) as error:
-        return plan, (f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}",)
-    return plan_with(ranges=ranges), ()
+    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
+    return Folded(source, original, done.model, report, (*done.warnings, *stay))
 
 
 def _write_report(report: Report, place: Path | None) -> str:

@@ -153,6 +153,20 @@ def test_a_model_without_such_norms_has_nothing_to_compare(tmp_path: Path) -> No
         collect(tmp_path / "plain.onnx", work)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_measured_is_what_fold_writes(half: bool, unfolded: Path, tmp_path: Path) -> None:
+    found = collect(unfolded, tmp_path, half=half)
+    fold(unfolded, tmp_path / "written.onnx", dtype="float16" if half else None, verify=False)
+    measured, written = (onnx.load(path).graph for path in (found.found[-1].file, tmp_path / "written.onnx"))
+    assert [node.op_type for node in measured.node] == [node.op_type for node in written.node]
+    constants = [{tensor.name: tensor for tensor in graph.initializer} for graph in (measured, written)]
+    assert constants[0].keys() == constants[1].keys()
+    for name, tensor in constants[0].items():
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(tensor), onnx.numpy_helper.to_array(constants[1][name]), name
+        )
+
+
 def test_half_takes_and_runs_float16(unfolded: Path, tmp_path: Path) -> None:
     found = collect(unfolded, tmp_path, half=True)
     assert found.inputs[0].dtype == "float16"

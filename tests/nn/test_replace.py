@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold import pipeline
 from normfold.checkpoint.load import load_checkpoint
-from normfold.detect import find_norms
 from normfold.errors import NormStateError, UsageError
 from normfold.nn import progress
 from normfold.nn.batchnorm import TokenBatchNorm
@@ -19,6 +17,8 @@ from normfold.nn.progress import finish
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.replace import replace_layernorm
 from normfold.nn.un import UN1d
+from normfold.norms.detect import find_norms
+from normfold.pipeline import run as pipeline
 
 CHANNELS = 8
 
