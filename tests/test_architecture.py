@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
         "verify",
     },
-    "cli": {"bench", "checkpoint", "export", "models", "nn", "pipeline", "report", "system", "verify"},
+    "cli": {"bench", "checkpoint", "export", "models", "pipeline", "report", "system", "verify"},
 }  # fmt: skip
 
 # A folder inside a folder imports only those before it, and the modules that stand in none.

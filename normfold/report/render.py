@@ -40,6 +40,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield from _model(graph)
     if report.edges:
         yield _verification(report)
+    yield from (line(f"Not exercised: {said}.", style="yellow") for said in report.unexercised or ())
     yield from _files(report)
     yield line("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     for warning in report.warnings:
