@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import LinearAttention, check_heads, letters, softmax_attention
+from normfold.models.attention import letters, softmax_attention
 from normfold.models.blocks import NormArgs, NormLayer, PatchEmbed, PreNormBlock, classifier, init_weights, norm_layer
-from normfold.models.layout import (
+from normfold.nn.attention import LinearAttention, check_heads
+from normfold.nn.layout import (
     from_windows,
     merge_heads,
     relative_positions,

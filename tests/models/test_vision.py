@@ -14,8 +14,11 @@ from torch.export import Dim
 
 from normfold.errors import ArchitectureError
 from normfold.models import create
-from normfold.models.attention import depthwise, linear_attention, softmax_attention
-from normfold.models.layout import (
+from normfold.models.attention import softmax_attention
+from normfold.models.swin import PatchMerging
+from normfold.models.t2t import sinusoids
+from normfold.nn.attention import depthwise, linear_attention
+from normfold.nn.layout import (
     from_windows,
     merge_heads,
     relative_positions,
@@ -26,8 +29,6 @@ from normfold.models.layout import (
     to_tokens,
     to_windows,
 )
-from normfold.models.swin import PatchMerging
-from normfold.models.t2t import sinusoids
 
 # One small network for each shape of graph, on pictures of IMAGE pixels.
 IMAGE = 64
