@@ -32,21 +32,24 @@ import torch
 from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed
 from normfold import errors
-from normfold.analysis import analyse
-from normfold.cases import draw_cases
-from normfold.checkpoint import Source, load_checkpoint
-from normfold.detect import find_norms
-from normfold.export import export
-from normfold.files import save
-from normfold.graph import Affine, Graph, Model, Op, op_counts, operators, prepare
-from normfold.inputs import draw, parse_specs, traced_sizes
+from normfold.analysis.analyse import analyse
+from normfold.analysis.recognition.affine_maps import collapse
+from normfold.analysis.recognition.token_norms import statistic_norm
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
+from normfold.export.to_onnx import export
+from normfold.graph.operators import op_counts, operators
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Affine, Model, Op
+from normfold.graph.view import Graph
+from normfold.graph.write import save
+from normfold.inputs.cases import draw_cases
+from normfold.inputs.spec import draw, parse_specs, traced_sizes
 from normfold.models import create
-from normfold.per_token import statistic_norm
-from normfold.report import TOKEN_STATISTICS
-from normfold.rewrite import rewrite
-from normfold.sites import collapse
-from normfold.truth import establish
-from normfold.yardstick import Yardstick
+from normfold.norms.detect import find_norms
+from normfold.rewrite.graph import rewrite
+from normfold.verify.truth import establish
+from normfold.verify.yardstick import Yardstick
 from tests.external import transformers_models
 from tests.external.trained import TRAINED
 
@@ -219,7 +222,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
         yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
         (edge,) = yardstick.compare(folded, ())
         assert edge.passed, edge
-        stored = [site for site in plan.sites if site.kind not in (*TOKEN_STATISTICS, "DeepNorm")]
+        stored = [site for site in plan.sites if not site.per_token and site.kind != "DeepNorm"]
         reasons = {
             status: Counter(s.code or "" for s in stored if s.status == status) for status in ("partial", "kept")
         }
@@ -230,7 +233,7 @@ def row(name: str, *, tools: Collection[str]) -> Row:
             folded=sum(site.status == "folded" for site in stored),
             partial=dict(reasons["partial"]),
             kept=dict(reasons["kept"]),
-            statistics=sum(site.kind in TOKEN_STATISTICS for site in plan.sites),
+            statistics=sum(site.per_token for site in plan.sites),
             left=norms_in(result, besides=others),
             nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
             error=edge.relative,

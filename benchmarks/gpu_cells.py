@@ -21,8 +21,8 @@ from benchmarks.gpu_budget import explain
 from benchmarks.gpu_device import Call, Device
 from benchmarks.gpu_figures import CALL, NORM, ratios, shares, summary
 from benchmarks.gpu_models import BASELINES, UNFOLDED, Model, build
-from normfold.detect import find_norms
-from normfold.inputs import InputSpec, draw
+from normfold.inputs.spec import InputSpec, draw
+from normfold.norms.detect import find_norms
 
 FORWARD, GENERATE, GENERATE_CACHED = "forward", "generate", "generate, cached"
 EAGER, GRAPH, COMPILE = "eager", "graph", "compile"

@@ -24,17 +24,18 @@ import onnx_ir.passes.common as passes
 from benchmarks.gpu_models import FOLDED, LAYERNORM, LIMIT, PUBLISHED, TINY, UNFOLDED, Model
 from benchmarks.gpu_ort import CACHED, DEFAULT, DRAWN, GRAPHS, STORED
 from benchmarks.gpu_record import trained
-from normfold import export as exporting
-from normfold.analysis import analyse
-from normfold.checkpoint import Source
-from normfold.detect import find_norms
+from normfold.analysis.analyse import analyse
+from normfold.checkpoint.source import Source
 from normfold.errors import NormfoldError
-from normfold.export import export, newest_opset
-from normfold.graph import prepare
-from normfold.inputs import InputSpec
+from normfold.export import to_onnx as exporting
+from normfold.export.opset import newest_opset
+from normfold.export.parts import split
+from normfold.export.to_onnx import export
+from normfold.graph.prepare import prepare
+from normfold.inputs.spec import InputSpec
 from normfold.models import create
-from normfold.parts import split
-from normfold.rewrite import rewrite
+from normfold.norms.detect import find_norms
+from normfold.rewrite.graph import rewrite
 
 FORMATS = ("float32", "float16")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.models import create
-from normfold.modules import ChannelMap
+from normfold.rewrite.module import ChannelMap
 
 FOLDS = Path(__file__).resolve().parent / "gpu_folds"
 

@@ -23,11 +23,11 @@ from torch import nn
 from benchmarks.gpu_models import FOLDS, PUBLISHED, TINY, Model
 from benchmarks.models import randomise
 from normfold import inspect, save_checkpoint
-from normfold.detect import find_norms
-from normfold.files import write_text
-from normfold.inputs import InputSpec, draw, traced_sizes
+from normfold.inputs.spec import InputSpec, draw, traced_sizes
 from normfold.models import create
-from normfold.modules import ChannelMap
+from normfold.norms.detect import find_norms
+from normfold.rewrite.module import ChannelMap
+from normfold.system.files import write_text
 
 
 def trained(model: Model) -> nn.Module:

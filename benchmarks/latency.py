@@ -24,10 +24,10 @@ from normfold.bench.result import Bench, Row
 from normfold.bench.run import bench
 from normfold.bench.statistics import Ratio
 from normfold.bench.table import seconds
-from normfold.checkpoint import save_checkpoint
-from normfold.files import write_text
-from normfold.inputs import InputSpec, draw, traced_sizes
+from normfold.checkpoint.save import save_checkpoint
+from normfold.inputs.spec import InputSpec, draw, traced_sizes
 from normfold.models import create
+from normfold.system.files import write_text
 
 THREADS = 2
 BATCHES = (1, 8)

@@ -26,15 +26,16 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from normfold.analysis import analyse
-from normfold.checkpoint import Source
-from normfold.detect import find_norms
-from normfold.export import export
-from normfold.files import save
-from normfold.graph import op_counts, prepare
-from normfold.inputs import InputSpec, call_arguments, draw, traced_sizes
+from normfold.analysis.analyse import analyse
+from normfold.checkpoint.source import Source
+from normfold.export.to_onnx import export
+from normfold.graph.operators import op_counts
+from normfold.graph.prepare import prepare
+from normfold.graph.write import save
+from normfold.inputs.spec import InputSpec, call_arguments, draw, traced_sizes
 from normfold.models import create
-from normfold.rewrite import rewrite
+from normfold.norms.detect import find_norms
+from normfold.rewrite.graph import rewrite
 
 THREADS = 2
 PICTURES = ("x:float32[B,3,224,224]",)

@@ -50,7 +50,7 @@ NEAREST = {
 }
 # What is left: first what notices most for its time.
 REST = [
-    "test_random_operators.py", "rules", "test_random_opsets.py", "test_refusals.py", "test_analysis.py",
+    "test_random_operators.py", "rules", "test_random_opsets.py", "test_refusals.py", "test_analyse.py",
     "test_padding.py", "test_branches.py", "test_flood.py", "test_placement.py", "test_rewrite.py", "test_tied.py",
     "test_residual.py", "test_sites.py", "test_names.py", "test_random_graphs.py",
 ]  # fmt: skip
@@ -233,10 +233,10 @@ def _run(mutant: Mutant | None, tests: Sequence[str], seconds: int, target: int)
     os.dup2(nowhere, 2)
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
-    import normfold.inference
+    import normfold.graph.inference
 
     # A fork for every graph would take most of the time.
-    normfold.inference.isolated = lambda work: work()
+    normfold.graph.inference.isolated = lambda work: work()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, "--no-header"]
     return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)], plugins=[_First(target)]))
 

@@ -30,20 +30,23 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from normfold.analysis import analyse
-from normfold.cases import draw_cases
-from normfold.checkpoint import Source, load_checkpoint
-from normfold.export import export
-from normfold.figures import difference
-from normfold.files import save
-from normfold.graph import Model, prepare
-from normfold.inputs import InputSpec, parse_specs
-from normfold.rewrite import rewrite
-from normfold.truth import Outputs, establish, run_graph
-from normfold.yardstick import Yardstick
-from tests import opset_graphs
-from tests.graphs import as_float32
-from tests.random_graphs import network
+from normfold.analysis.analyse import analyse
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.source import Source
+from normfold.export.to_onnx import export
+from normfold.graph.float64 import Outputs
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model
+from normfold.graph.write import save
+from normfold.inputs.cases import draw_cases
+from normfold.inputs.spec import InputSpec, parse_specs
+from normfold.rewrite.graph import rewrite
+from normfold.verify.metrics import difference
+from normfold.verify.truth import establish, run_graph
+from normfold.verify.yardstick import Yardstick
+from tests.random.random_graphs import network
+from tests.support.graphs import as_float32
+from tests.verify import opset_graphs
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # Those with a LayerNorm or RMSNorm fold its weight and bias (--norm-affine); they have epsilons to get wrong.

@@ -16,7 +16,7 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.onnx_backend import KINDS, Outcome, cases, check
+from tests.random.onnx_backend import KINDS, Outcome, cases, check
 
 BEGIN, END = "<!-- onnx-tests: begin -->", "<!-- onnx-tests: end -->"
 COLUMNS = ("models", "run by onnxruntime", "changed", "norms", "folded", "right", "refused", "wrong", "crashed")

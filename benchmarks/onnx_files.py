@@ -60,7 +60,8 @@ def measured(file: OnnxFile) -> Row:
         told = json.loads(report.read_text(encoding="utf-8"))
         judged = json.loads(figures.read_text(encoding="utf-8"))
     statuses = [site["status"] for site in told["sites"]]
-    (edge,) = (edge for edge in judged["edges"] if edge["name"] == "original -> folded")
+    # Where an output is pressed against 0, what tells is the edge before it.
+    edge = [edge for edge in judged["edges"] if edge["name"].startswith("original -> folded")][-1]
     worst = max(edge["outputs"], key=lambda output: output["worst"]["relative"] / output["bound"])
     return Row(
         file.name,
@@ -84,7 +85,7 @@ def _run(*arguments: object) -> tuple[str, float]:
         [sys.executable, "-m", "normfold", *map(str, arguments)], capture_output=True, text=True, check=False
     )
     after = os.times()
-    said = " ".join((run.stdout + run.stderr).split())[-300:] if run.returncode else ""
+    said = " ".join((run.stdout + run.stderr).split()).partition(". ")[0] if run.returncode else ""
     return said, sum(after[2:4]) - sum(before[2:4])
 
 
@@ -96,7 +97,9 @@ def table(rows: list[Row]) -> list[str]:
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     return lines + [
-        f"| {r.name} | {r.licence} | {r.opset} | `{r.inputs}` | {r.norms} | {r.folded} | {r.partial} | {r.kept} "
+        f"| {r.name} | {r.licence} | {r.opset} | | | | | | | | | no verdict | {r.busy[0]:.0f} s | |"
+        if r.verdict.startswith("none")
+        else f"| {r.name} | {r.licence} | {r.opset} | `{r.inputs}` | {r.norms} | {r.folded} | {r.partial} | {r.kept} "
         f"| {r.own:.1e} | {r.error:.1e} | {r.bound:.1e} | {r.verdict} | {r.busy[0]:.0f} s | {r.busy[1]:.0f} s |"
         for r in rows
     ]
@@ -120,6 +123,8 @@ def main() -> None:
             rows.append(Row(**{**told, "busy": tuple(told["busy"])}))
     lines = [
         *table(rows),
+        "",
+        *(f"{row.name}: {row.verdict.removeprefix('none: normfold: ')}." for row in rows if row.verdict[:4] == "none"),
         "",
         f"Processor seconds. onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}.",

@@ -20,10 +20,10 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.evaluator import backend, grid, table
-from tests.evaluator.agreement import Outcome
-from tests.evaluator.apart import judged
-from tests.evaluator.departures import DEPARTURES, NOTES, SINGLE
+from tests.graph.evaluator import backend, grid, table
+from tests.graph.evaluator.agreement import Outcome
+from tests.graph.evaluator.apart import judged
+from tests.graph.evaluator.departures import DEPARTURES, NOTES, SINGLE
 
 BEGIN, END = "<!-- truth: begin -->", "<!-- truth: end -->"
 VERDICTS = ("agrees", "recorded", "not run", "not covered", "known", "disagrees", "departs")

@@ -5,22 +5,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from normfold._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from normfold import errors as errors
-    from normfold.checkpoint import load_checkpoint as load_checkpoint
-    from normfold.checkpoint import save_checkpoint as save_checkpoint
-    from normfold.pipeline import fold as fold
-    from normfold.pipeline import inspect as inspect
+    from normfold.checkpoint.load import load_checkpoint as load_checkpoint
+    from normfold.checkpoint.save import save_checkpoint as save_checkpoint
+    from normfold.pipeline.run import fold as fold
+    from normfold.pipeline.run import inspect as inspect
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "errors", "fold", "inspect", "load_checkpoint", "save_checkpoint"]
 
 # Resolved on first use: `normfold --help` must not wait for torch.
 _HOME = {
-    "fold": "normfold.pipeline",
-    "inspect": "normfold.pipeline",
-    "load_checkpoint": "normfold.checkpoint",
-    "save_checkpoint": "normfold.checkpoint",
+    "fold": "normfold.pipeline.run",
+    "inspect": "normfold.pipeline.run",
+    "load_checkpoint": "normfold.checkpoint.load",
+    "save_checkpoint": "normfold.checkpoint.save",
 }
 
 

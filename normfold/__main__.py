@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normfold.cli import main
+from normfold.cli.app import main
 
 if __name__ == "__main__":
     main()

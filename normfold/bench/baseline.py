@@ -1,4 +1,4 @@
-"""The LayerNorm baseline of a graph whose architecture nobody knows: one LayerNormalization where each norm stood.
+"""The LayerNorm baseline of a graph whose architecture nobody knows: one norm per token where each norm stood.
 
 Everything between the norm's input and its output goes, layout operators that only served it included. Where the
 channels are not the last axis, the new norm is put between two Transposes, as an exporter would write it; onnxruntime
@@ -11,28 +11,30 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from normfold.analysis.recognition.affine_maps import collapse
 from normfold.errors import GraphError
-from normfold.frame import varying_axes
-from normfold.graph import Graph, Model, Op, Value, operators, opset, prepare
-from normfold.sites import collapse
+from normfold.graph.affine import varying_axes
+from normfold.graph.operators import operators, opset
+from normfold.graph.prepare import prepare
+from normfold.graph.types import Model, Op, Value
+from normfold.graph.view import Graph
+from normfold.norms.base import NormKind
+from normfold.norms.kinds import token_norm
 
-# The first opsets with these operators.
-_LAYER_NORM_OPSET = 17
-_RMS_NORM_OPSET = 23
 _EPSILON = 1e-5
 
 
-def layer_norm_twin(model: Model, *, rms: bool = False) -> Model:
-    """A copy of `model` with a LayerNormalization (rms: RMSNormalization) over the channels where each norm stood.
+def layer_norm_twin(model: Model, *, kind: NormKind | None = None) -> Model:
+    """A copy of `model` with a norm per token over the channels where each norm stood.
 
-    Its weight and bias are the norm's own scale and shift: the figures are of its time, not of its accuracy. Raises
-    GraphError where the opset has no such operator or there is no norm.
+    kind: LayerNorm (the default) or RMSNorm. Its weight and bias are the norm's own scale and shift: the figures are
+    of its time, not of its accuracy. Raises GraphError where the opset has no such operator or there is no norm.
     """
-    wanted = _RMS_NORM_OPSET if rms else _LAYER_NORM_OPSET
-    if opset(model) < wanted:
-        kind = "RMSNormalization" if rms else "LayerNormalization"
+    kind = kind or token_norm(centred=True)
+    (operator,) = kind.operators
+    if opset(model) < kind.opset:
         raise GraphError(
-            f"opset {opset(model)} has no {kind} (it came with {wanted}), so no baseline can be made of it"
+            f"opset {opset(model)} has no {operator} (it came with {kind.opset}), so no baseline can be made of it"
         )
     twin = prepare(model)
     graph = collapse(Graph(twin, operators(twin)))
@@ -41,12 +43,12 @@ def layer_norm_twin(model: Model, *, rms: bool = False) -> Model:
         raise GraphError("the graph has no norm that a LayerNormalization could stand for")
     stands_for: dict[Value, Value] = {}
     for number, op in enumerate(norms):
-        _replace(graph, op, number, stands_for, rms=rms)
+        _replace(graph, op, number, stands_for, kind)
     passes.RemoveUnusedNodesPass()(twin)
     return twin
 
 
-def _replace(graph: Graph, op: Op, number: int, stands_for: dict[Value, Value], *, rms: bool) -> None:
+def _replace(graph: Graph, op: Op, number: int, stands_for: dict[Value, Value], kind: NormKind) -> None:
     source, end = op.inputs[0], op.output
     assert source is not None and op.affine is not None
     while source in stands_for:
@@ -62,7 +64,7 @@ def _replace(graph: Graph, op: Op, number: int, stands_for: dict[Value, Value], 
     if order != list(range(rank)):
         nodes.append(_transpose(source, order, f"{stem}_before"))
         source = nodes[-1].outputs[0]
-    parts = (frame.scale,) if rms else (frame.scale, frame.shift)
+    parts = (frame.scale, frame.shift) if kind.centred else (frame.scale,)
     dtype = np.float16 if end.dtype == ir.DataType.FLOAT16 else np.float32
     constants = []
     for name, half in zip(("weight", "bias"), parts, strict=False):
@@ -72,7 +74,7 @@ def _replace(graph: Graph, op: Op, number: int, stands_for: dict[Value, Value], 
         constants.append(constant)
     nodes.append(
         ir.node(
-            "RMSNormalization" if rms else "LayerNormalization",
+            kind.operators[0],
             [source, *constants],
             attributes={"axis": -1, "epsilon": _EPSILON},
             name=stem,

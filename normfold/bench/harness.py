@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from normfold.bench.job import Failure, Job, Memory, Probe
-from normfold.isolated import fresh
+from normfold.system.failures import is_out_of_memory, last_line
+from normfold.system.subprocess_copy import fresh
 
 LAUNCHES = 10
 ROUNDS = 20
@@ -100,11 +101,11 @@ class Worker:
         if code == -signal.SIGKILL:
             return Failure("out-of-memory", "the system killed the process, as it does when memory runs out")
         self.errors.seek(0)
-        said = self.errors.read().decode("utf-8", "replace").strip().splitlines()
-        last = f": {said[-1][:300]}" if said else ""
-        if "MemoryError" in last or "bad_alloc" in last:
-            return Failure("out-of-memory", f"the process ended{last}")
-        return Failure("crashed", f"the process ended with status {code}{last}")
+        said = last_line(self.errors.read().decode("utf-8", "replace"))
+        why = f": {said}" if said else ""
+        if is_out_of_memory(said):
+            return Failure("out-of-memory", f"the process ended{why}")
+        return Failure("crashed", f"the process ended with status {code}{why}")
 
 
 def record(

@@ -9,7 +9,7 @@ from typing import Any
 from normfold.bench.harness import Recording
 from normfold.bench.job import Failure, Probe
 from normfold.bench.statistics import CONFIDENCE, Ratio, Summary
-from normfold.foreign import json_text
+from normfold.system.text import json_text
 
 SCHEMA = 1
 

@@ -11,35 +11,44 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normfold import catalogue
-from normfold.analysis import analyse
-from normfold.archive import format_of
 from normfold.bench.baseline import layer_norm_twin
-from normfold.checkpoint import Source, load_checkpoint
-from normfold.detect import find_norms
+from normfold.bench.runners import RUNNERS
+from normfold.checkpoint.formats import format_of
+from normfold.checkpoint.load import load as load_with
+from normfold.checkpoint.load import load_checkpoint
+from normfold.checkpoint.options import LoadOptions
+from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, NormfoldError, UsageError
-from normfold.export import export
-from normfold.files import save
-from normfold.graph import prepare
-from normfold.half import HALF, half_specs, single_specs, to_half
-from normfold.inputs import InputSpec
-from normfold.modules import folded_module
-from normfold.origin import Load, find_source, load_source, read_manifest
-from normfold.parts import split
-from normfold.report import TOKEN_STATISTICS
-from normfold.rewrite import rewrite
-from normfold.tasks import GRAPHS, Task
+from normfold.export.parts import split
+from normfold.export.tasks import GRAPHS, Task
+from normfold.export.to_onnx import export
+from normfold.graph.float16 import HALF, to_half
+from normfold.graph.write import save
+from normfold.inputs.float16 import half_specs, single_specs
+from normfold.inputs.spec import InputSpec
+from normfold.models import catalogue
+from normfold.norms.detect import find_norms, token_twin
+from normfold.norms.kinds import KINDS
+from normfold.pipeline.fold_graph import fold_graph
+from normfold.pipeline.options import FoldOptions
+from normfold.system.clock import Clock
+from normfold.verify.manifest import read_manifest
+from normfold.verify.source import find_source, load_source
 
 LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 
-_AS_IT_IS = Load()
+_AS_IT_IS = LoadOptions()
 
 Progress = Callable[[str], None]
 
 
+def _in_silence(sentence: str) -> None:
+    """The progress of a part that is one step of this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One model to measure. file: ONNX or, for torch, a pickled module. origin: where it came from, in words."""
+    """One model to measure. file: ONNX, or a pickled module. origin: where it came from, in words."""
 
     name: str
     file: Path
@@ -73,7 +82,7 @@ def collect(
     *,
     against: Path | None = None,
     baseline: Path | None = None,
-    load: Load = _AS_IT_IS,
+    load: LoadOptions = _AS_IT_IS,
     task: Task = "forward",
     runtime: str = "ort",
     half: bool = False,
@@ -91,13 +100,15 @@ def collect(
     progress(f"reading {model.name}")
     found, inputs = _find(model, against, load, task, progress)
     half = half or found.half
-    if runtime == "torch":
+    runner = RUNNERS[runtime]
+    if runner.runs_modules:
         if found.source is None or found.source.module is None:
             raise UsageError(
-                f"{model}: torch runs a checkpoint; give that instead of the ONNX file, or name it with --against"
+                f"{model}: {runner.name} runs a checkpoint; give that instead of the ONNX file, or name it with "
+                "--against"
             )
         if baseline is not None:
-            raise UsageError("--baseline names an ONNX graph, which torch does not run")
+            raise UsageError(f"--baseline names an ONNX graph, which {runner.name} does not run")
         return _modules(found.source, folder, half=half)
     made: list[Variant] = []
     missing: dict[str, str] = {}
@@ -114,7 +125,7 @@ def collect(
         )
     else:
         missing[UNFOLDED] = f"{model} names no source that is here; name it with --against"
-    made.append(_folded(found, folder, progress))
+    made.append(_folded(found, folder, progress, half=half))
     if half:
         made = [replace(variant, file=_to_half(variant.file, folder)) for variant in made]
         inputs = half_specs(inputs)
@@ -124,15 +135,15 @@ def collect(
 
 
 def _find(
-    model: Path, against: Path | None, load: Load, task: Task, progress: Progress
+    model: Path, against: Path | None, load: LoadOptions, task: Task, progress: Progress
 ) -> tuple[_Found, tuple[InputSpec, ...]]:
     """The source, its graph, and the folded file where `model` is one."""
-    own = load_checkpoint(model, inputs=load.inputs) if format_of(model) == "onnx" else None
+    own = load_checkpoint(model, inputs=load.inputs) if format_of(model).is_graph else None
     manifest = None if own is None or own.graph is None else read_manifest(own.graph, model)
     if own is None or (manifest is None and against is None):
         if against is not None:
             raise UsageError(f"--against names the source of a folded .onnx file, and {model} is a checkpoint itself")
-        source = split(load(model), task)[""]
+        source = split(load_with(model, load), task)[""]
         progress("exporting to ONNX")
         return _Found(source, export(source), None), source.inputs
     place = against
@@ -159,7 +170,7 @@ def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
             found.source, format="torch", module=module, graph=None, program=None, norms=find_norms(module)
         )
         return Variant(LAYERNORM, _write(export(source), place), f"the architecture {name}, random weights")
-    made = layer_norm_twin(found.graph, rms=_was_rms(found.source))
+    made = layer_norm_twin(found.graph, kind=token_twin(found.source.module))
     return Variant(
         LAYERNORM, _write(made, place), "made of the unfolded graph: one norm per token where each norm stood"
     )
@@ -170,7 +181,7 @@ def twin_module(source: Source) -> tuple[str, nn.Module] | None:
     found = next((size for name, size, _ in catalogue.entries() if name == source.arch), None)
     if found is None or source.arch is None:
         return None
-    kind = next((kind for kind in ("ln", "rms") if kind in found.names), None)
+    kind = next((kind.short for kind in KINDS if kind.per_token and kind.short in found.names), None)
     if kind is None:
         return None
     from normfold.models import create
@@ -182,31 +193,18 @@ def twin_module(source: Source) -> tuple[str, nn.Module] | None:
     return found.names[kind], create(found.names[kind], **args).eval()
 
 
-def _was_rms(source: Source) -> bool:
-    """Whether the norms came from RMSNorm: PRepBN keeps the one that it faded from as norm1."""
-    if source.module is None:
-        return False
-    kinds = [type(part.get_submodule("norm1")).__name__ for part in source.module.modules() if _is_faded(part)]
-    return bool(kinds) and all("rms" in kind.lower() for kind in kinds)
-
-
-def _is_faded(part: nn.Module) -> bool:
-    return {"norm1", "norm2"} <= part._modules.keys() and hasattr(part, "iter")
-
-
-def _folded(found: _Found, folder: Path, progress: Progress) -> Variant:
+def _folded(found: _Found, folder: Path, progress: Progress, *, half: bool) -> Variant:
     if found.folded is not None:
         return Variant(FOLDED, found.folded, f"given: {found.folded.name}")
     assert found.graph is not None and found.source is not None, "what was not folded is a source"
     progress("folding")
-    graph = prepare(found.graph)
-    plan = analyse(graph, norms=found.source.norms)
-    stored = [site for site in plan.sites if site.counts and site.kind not in TOKEN_STATISTICS]
-    if plan.is_empty:
+    done = fold_graph(found.graph, found.source, FoldOptions(dtype=HALF if half else None), Clock(_in_silence))
+    stored = [site for site in done.plan.sites if site.counts and not site.per_token]
+    if done.plan.is_empty:
         reason = "; ".join(site.reason for site in stored if site.reason) or "it has no norm with stored statistics"
         raise CannotJudgeError(f"nothing of {found.source.path} folds, so there is nothing to measure: {reason}")
     count = sum(site.status == "folded" for site in stored)
-    place = _write(rewrite(graph, plan), folder / "folded.onnx")
+    place = _write(done.model, folder / "folded.onnx")
     return Variant(FOLDED, place, f"folded here: {count} of {len(stored)} norms")
 
 
@@ -214,9 +212,7 @@ def _modules(source: Source, folder: Path, *, half: bool) -> Variants:
     """The variants as torch modules, pickled for the workers to read back."""
     assert source.module is not None
     twin, missing = twin_module(source), {}
-    graph = prepare(export(source))
-    plan = analyse(graph, norms=source.norms)
-    folded = folded_module(source, graph, plan, rewrite(graph, plan))
+    folded = fold_graph(export(source), source, FoldOptions(), Clock(_in_silence)).module()
     made = [(UNFOLDED, source.module, f"the module of {source.path.name}"), (FOLDED, folded, "the same, folded here")]
     if twin is not None:
         made.insert(0, (LAYERNORM, twin[1], f"the architecture {twin[0]}, random weights"))

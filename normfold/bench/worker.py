@@ -6,6 +6,7 @@ The first line is a job. The answer to every line is one line: `{"error": [code,
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -15,11 +16,12 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from normfold.bench import engines, memory
-from normfold.bench.engines import Call, Feeds
 from normfold.bench.job import Failure, Job, Memory, Probe
-from normfold.foreign import one_line
-from normfold.inputs import draw, parse_specs
+from normfold.bench.memory import above
+from normfold.bench.runners import RUNNERS
+from normfold.bench.runners.base import Call, Feeds
+from normfold.inputs.spec import draw, parse_specs
+from normfold.system.failures import is_out_of_memory, one_line
 
 # A turn lasts about this long, or one call; 200 calls are enough of any model.
 TURN_SECONDS = 0.1
@@ -29,7 +31,6 @@ _STABLE = 0.05
 _WINDOW_CALLS = 5
 _WINDOWS = 40
 _WARM_UP_SECONDS = 5.0
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "allocate memory", "unable to allocate", "bfcarena", "oom")
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ class _Session:
 
     def start(self) -> dict[str, Any]:
         """Open and warm up. `calls`: how many it took; `stable`: whether the last two windows agreed."""
-        self.call = engines.open_engine(self.job, _feeds(self.job))
+        self.call = _open(self.job, _feeds(self.job))
         calls, stable, self.seconds = warm_up(self.call)
         return {"calls": calls, "stable": stable}
 
@@ -88,9 +89,21 @@ def _answer(session: _Session, asked: str) -> dict[str, Any]:
 def explain(error: BaseException) -> Failure:
     """What kept a model from running."""
     reason = one_line(error)
-    if isinstance(error, MemoryError) or any(word in reason.lower() for word in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return Failure("out-of-memory", reason)
     return Failure("rejected", reason)
+
+
+def _open(job: Job, feeds: Feeds) -> Call:
+    opened = RUNNERS[job.runtime].open(job, feeds)
+    if not job.delay:
+        return opened
+
+    def delayed() -> None:
+        opened()
+        time.sleep(job.delay)
+
+    return delayed
 
 
 def _feeds(job: Job) -> Feeds:
@@ -122,19 +135,19 @@ def warm_up(call: Call) -> tuple[int, bool, float]:
 
 def probe(job: Job) -> Probe:
     """Open the model in this process, which has done nothing else, and run it a few times."""
-    engines.import_runtime(job)
+    runner = RUNNERS[job.runtime]
+    # Now, so that its memory is not counted as the model's.
+    importlib.import_module(runner.library)
     feeds = _feeds(job)
-    meter = memory.meter(job)
-    call = engines.open_engine(replace(job, delay=0.0), feeds)
+    meter = runner.meter(job.device)
+    call = runner.open(job, feeds)
     loaded = meter.now()
     for _ in range(3):
         call()
-    found = Memory(None, memory.above(meter.now(), loaded), meter.peak(), meter.reserved())
+    found = Memory(None, above(meter.now(), loaded), meter.peak(), meter.reserved())
     state = meter.state()
-    if job.runtime != "ort":
-        return Probe(replace(found, weights=engines.module_bytes(job)), {}, state)
     # Only now: writing the optimised graph takes memory of its own.
-    counts, weights = engines.operators(job)
+    counts, weights = runner.inspect(job)
     return Probe(replace(found, weights=weights), counts, state)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -90,11 +87,3 @@ class DeepNetTranslator(EncoderDecoder):
         initialise(encoder, constants[0].beta)
         initialise(decoder, constants[1].beta)
         decoder.output_projection.weight = tokens.weight
-
-
-DEEPNET: dict[str, Callable[..., nn.Module]] = {
-    "deepnet_encoder_ln": DeepNetEncoder,
-    "deepnet_encoder_un": partial(DeepNetEncoder, norm="un"),
-    "deepnet_nmt_ln": DeepNetTranslator,
-    "deepnet_nmt_un": partial(DeepNetTranslator, norm="un"),
-}

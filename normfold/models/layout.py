@@ -8,20 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-def split_axis(x: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
-    """One axis as several of these sizes: the inverse of flattening them."""
-    return torch.unflatten(x, axis, sizes)
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """A picture (N, C, H, W) as tokens (N, H * W, C), row by row."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_picture(x: Tensor, side: int) -> Tensor:
-    """Tokens (N, side^2, C) as a picture (N, C, side, side): the inverse of `to_tokens`."""
-    return split_axis(x.transpose(1, 2), 2, (side, side))
+from normfold.nn.layout import merge_heads as merge_heads
+from normfold.nn.layout import split_axis as split_axis
+from normfold.nn.layout import split_heads as split_heads
+from normfold.nn.layout import to_picture as to_picture
+from normfold.nn.layout import to_tokens as to_tokens
 
 
 class ToTokens(nn.Module):
@@ -32,20 +23,10 @@ class ToTokens(nn.Module):
         return to_tokens(x)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., L, C) to (..., heads, L, C / heads)."""
-    return split_axis(x, -1, (heads, x.shape[-1] // heads)).transpose(-3, -2)
-
-
 def split_qkv(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values side by side (..., L, 3 * C) to three of (..., heads, L, C / heads)."""
     parts = split_axis(x, -1, (3, heads, x.shape[-1] // (3 * heads))).movedim(-3, 0).transpose(-3, -2)
     return parts[0], parts[1], parts[2]
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(..., heads, L, d) to (..., L, heads * d): the inverse of `split_heads`."""
-    return x.transpose(-3, -2).flatten(-2)
 
 
 def to_windows(x: Tensor, height: int, width: int) -> Tensor:
@@ -58,11 +39,11 @@ def to_windows(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(-1, rows * columns // (height * width), height * width, channels)
 
 
-def from_windows(x: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Windows (N, windows, height * width, C) back to (N, side, side, C): the inverse of `to_windows`."""
+def from_windows(x: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
+    """Windows (N, windows, height * width, C) back to (N, rows, columns, C): the inverse of `to_windows`."""
     channels = x.shape[-1]
-    x = x.reshape(-1, side // height, side // width, height, width, channels).transpose(2, 3)
-    return x.reshape(-1, side, side, channels)
+    x = x.reshape(-1, rows // height, columns // width, height, width, channels).transpose(2, 3)
+    return x.reshape(-1, rows, columns, channels)
 
 
 def relative_positions(window: int) -> Tensor:
@@ -75,13 +56,18 @@ def relative_positions(window: int) -> Tensor:
     return rows * (2 * window - 1) + columns
 
 
-def shift_mask(side: int, window: int, shift: int) -> Tensor:
+def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     """What keeps tokens apart that a cyclic shift brought into one window: 0 for neighbours, -100 for strangers.
 
-    (windows, window^2, window^2) for a picture of side^2 tokens rolled by -shift both ways. Source: arXiv:2103.14030.
+    (windows, window^2, window^2) for a picture of rows * columns tokens rolled by -shift both ways.
+    Source: arXiv:2103.14030.
     """
-    index = torch.arange(side)
-    region = (index >= side - window).long() + (index >= side - shift).long()
-    regions = (3 * region[:, None] + region)[None, :, :, None]
+    row, column = (_regions(size, window, shift) for size in (rows, columns))
+    regions = (3 * row[:, None] + column)[None, :, :, None]
     label = to_windows(regions, window, window)[0, :, :, 0]
     return torch.where(label[:, None] == label[:, :, None], 0.0, -100.0)
+
+
+def _regions(size: int, window: int, shift: int) -> Tensor:
+    index = torch.arange(size)
+    return (index >= size - window).long() + (index >= size - shift).long()

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfold.detect import norm_kind
 from normfold.errors import UsageError
 from normfold.nn.calibrate import Batch, evaluating, run, watched
+from normfold.norms.kinds import name_of
 
 # D'Agostino and Pearson's test is for samples of this size and more.
 _FEWEST = 20
@@ -71,7 +71,7 @@ def pnac(model: nn.Module, batches: Iterable[Batch], *, significance: float = 0.
 
 
 def _norms(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if norm_kind(module) is not None:
+    if name_of(module) is not None:
         yield name or "(the model itself)", module
         return
     for child, inner in module.named_children():
@@ -79,7 +79,7 @@ def _norms(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _axis(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.modules.batchnorm._BatchNorm) or norm_kind(module) == "MABN" else -1
+    return 1 if isinstance(module, nn.modules.batchnorm._BatchNorm) or name_of(module) == "MABN" else -1
 
 
 def normality(sample: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from normfold.detect import norm_kind, schedule_left
+from normfold.norms.kinds import name_of, steps_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ def progress(model: nn.Module) -> Progress:
 
 
 def _progress_of(name: str, module: nn.Module) -> NormProgress | None:
-    kind = norm_kind(module) or ""
+    kind = name_of(module) or ""
     if kind == "PRepBN":
         warm, steps, total = (float(getattr(module, key, 0)) for key in ("warm", "iter", "total_step"))
         done = 0.0 if warm else 1.0 - steps / total if total else 1.0
-        return NormProgress(name, kind, done, schedule_left(module) or "")
+        return NormProgress(name, kind, done, steps_left(module) or "")
     warmup, iters = getattr(module, "warmup_iters", None), getattr(module, "iters", None)
     if not isinstance(warmup, int) or not isinstance(iters, Tensor):
         return None
@@ -84,9 +84,9 @@ def finish(model: nn.Module) -> Finish:
     left: list[tuple[str, str]] = []
     done: dict[int, nn.Module] = {}
     for name, module in list(_norms(model, "", None)):
-        if norm_kind(module) != "PRepBN":
+        if name_of(module) != "PRepBN":
             continue
-        why = schedule_left(module) or ("" if name else "it is the model itself; take its norm2")
+        why = steps_left(module) or ("" if name else "it is the model itself; take its norm2")
         if why:
             left.append((name or "(the model itself)", why))
             continue
@@ -99,7 +99,7 @@ def finish(model: nn.Module) -> Finish:
 
 def _norms(module: nn.Module, name: str, seen: set[int] | None) -> Iterator[tuple[str, nn.Module]]:
     """Every outermost norm with its name; a shared one once with `seen`, at every place without."""
-    if norm_kind(module) is not None:
+    if name_of(module) is not None:
         if seen is None or id(module) not in seen:
             yield name, module
         if seen is not None:

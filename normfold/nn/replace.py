@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from normfold.detect import norm_kind
 from normfold.errors import UsageError
 from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.nn.reading import channels_of, kind_of, read
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.un import UN1d
+from normfold.norms.kinds import name_of
 
 # Makes a norm from a number of channels.
 _Build = Callable[..., nn.Module]
@@ -154,7 +154,7 @@ def _candidates(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module |
         path = f"{name}.{child}" if name else child
         if kind_of(inner):
             yield path, module, child, inner
-        elif norm_kind(inner) is None:
+        elif name_of(inner) is None:
             yield from _candidates(inner, path)
 
 

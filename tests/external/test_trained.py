@@ -10,10 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from normfold import pipeline
-from normfold.cli import app
-from normfold.report import Report
-from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
+from normfold.cli.app import app
+from normfold.pipeline import run as pipeline
+from normfold.report.report import Report
+from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
 from tests.external.trained import TRAINED
 
 Outcome = Counter[tuple[str, str | None]]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from normfold import pipeline
-from normfold.analysis import analyse
-from normfold.checkpoint import load_checkpoint
-from normfold.export import export
-from normfold.graph import prepare
-from normfold.report import Report
-from normfold.verify import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
+from normfold.analysis.analyse import analyse
+from normfold.checkpoint.load import load_checkpoint
+from normfold.export.to_onnx import export
+from normfold.graph.prepare import prepare
+from normfold.pipeline import run as pipeline
+from normfold.report.report import Report
+from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, RUNTIME_EDGE
 from tests.external.transformers_models import INPUTS, checkpoint
 
 MODULE = "tests.external.transformers_models"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from normfold.detect import find_norms
 from normfold.models import create, names
+from normfold.norms.detect import find_norms
 from tests.models.reference import fill
 
 FOLDER = Path(__file__).resolve().parent / "reference"

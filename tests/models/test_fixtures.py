@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from normfold.checkpoint import load_checkpoint
+from normfold.checkpoint.load import load_checkpoint
+from tests.paths import FIXTURES
 
-FOLDER = Path(__file__).resolve().parents[2] / "fixtures"
+FOLDER = FIXTURES
 ROW = re.compile(
     r"^\| (\w+)\.pt \| (\w+) \| (\w+) \| (\w+) \| (\d+) of (\d+) .*\| ([\d.]+) \| ([\d,]+) \|", re.MULTILINE
 )

@@ -8,7 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.nn import LinearNorm, MABN2d, MaskPowerNorm, PowerNorm, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 
 CHANNELS = 6
 STEPS = 8

@@ -149,10 +149,9 @@ def test_what_cannot_be_done_says_so_and_changes_nothing() -> None:
         recalibrate(nn.Sequential(nn.LayerNorm(4)), [torch.ones(2, 4)])
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-    wider = nn.Module()
-    wider.used, wider.spare = model, UN1d(4)
-    wider.forward = model  # type: ignore[method-assign]
-    assert recalibrate(wider, [batch(0)]).unseen == ("spare",)
+    both = nn.ModuleDict({"used": model, "spare": UN1d(4)})
+    both.forward = lambda x: both["used"](x)  # type: ignore[method-assign]
+    assert recalibrate(both, [batch(0)]).unseen == ("spare",)
 
 
 def test_moments_of_pieces_are_moments_of_the_whole() -> None:

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from normfold.nn import CenConv2d, LinearNorm, MABN2d, MaskPowerNorm, PowerNorm, PRepBN, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import CenConv2d, MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import LinearNorm, PRepBN, RepBN
+from normfold.nn.un import UN1d
 
 # float64 rounding of a handful of operations on values of order 1; a wrong eps or axis is off by 1e-6 or more.
 TOLERANCE = 1e-13

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from normfold.errors import BatchError
-from normfold.nn import LinearNorm, MABN2d, MaskPowerNorm, PowerNorm, RepBN, TokenBatchNorm, UN1d
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 from tests.nn.norms import CHANNELS, NORMS, STEPS, assert_same, batch, fit, network
 from tests.nn.trace import difference, load, train
 

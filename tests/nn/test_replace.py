@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from normfold import pipeline
-from normfold.checkpoint import load_checkpoint
-from normfold.detect import find_norms
+from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import NormStateError, UsageError
-from normfold.nn import LinearNorm, RepBN, TokenBatchNorm, UN1d, finish, progress, replace_layernorm
+from normfold.nn import progress
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.progress import finish
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.replace import replace_layernorm
+from normfold.nn.un import UN1d
+from normfold.norms.detect import find_norms
+from normfold.pipeline import run as pipeline
 
 CHANNELS = 8
 

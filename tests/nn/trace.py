@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normfold.nn import LinearNorm, MABN2d, MaskPowerNorm, PowerNorm, RepBN, UN1d
+from normfold.nn.mabn import MABN2d
+from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
 
 FOLDER = Path(__file__).parent / "traces"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -1,0 +1,265 @@
+"""From a graph to a plan: find the norms, fold them one after the other, say what becomes of each.
+
+Norms are taken in the order of the graph, those on a residual stream backwards (`_in_turn`). For each the scale is
+flooded first, towards the consumers, or else towards the producer. If either closes, its shift goes where it costs
+the fewest elements: to the consumers, to the producer (the residual stream carries b / a), or it stays as one Add.
+Nothing here changes the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from normfold.analysis.edits import Edit
+from normfold.analysis.merge.branches import Merged, merges
+from normfold.analysis.merge.stored_maps import written_map
+from normfold.analysis.placement.float16_range import Ranges, holds_half
+from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
+from normfold.analysis.placement.propagate import Half, State
+from normfold.analysis.placement.shared_weights import Sharing
+from normfold.analysis.plan import Plan, ShiftPlace, Status
+from normfold.analysis.recognition.affine_maps import collapse
+from normfold.analysis.recognition.deepnorm import residual_scales
+from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
+from normfold.analysis.recognition.quantised import quantised
+from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.rules import rule_of
+from normfold.analysis.rules.base import name_of
+from normfold.analysis.rules.batch_norm import fixed_batch_norm
+from normfold.errors import GraphError
+from normfold.graph.affine import Frame, varying_axes
+from normfold.graph.operators import inner_operators, operators, opset
+from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op, Value
+from normfold.graph.view import Graph
+from normfold.system.collector import uncollected
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """How folding one site went."""
+
+    op: Op
+    frame: Frame
+    refusals: dict[Half, Refuse] = field(default_factory=dict)
+    reached: list[Op] = field(default_factory=list)
+    shift: ShiftPlace | None = None
+    shift_elements: int = 0
+    merged: Op | None = None  # the convolution that took up what was left of the norm
+
+
+@uncollected()
+def analyse(
+    model: Model,
+    *,
+    norms: Sequence[NormModule] = (),
+    norm_affine: bool = False,
+    only: Collection[str] | None = None,
+    keep_tied: bool = False,
+    ranges: Ranges | None = None,
+) -> Plan:
+    """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
+
+    norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
+    LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
+    keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
+    tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
+    Raises GraphError, NormStateError.
+    """
+    names = [value.name for node in model.graph for value in node.outputs if value.name]
+    if len(set(names)) != len(names):
+        raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
+    outputs = [value.name for value in model.graph.outputs]
+    if twice := next((name for name in outputs if outputs.count(name) > 1), None):
+        raise GraphError(f"The graph lists its output {twice} twice; the file is malformed.")
+    if opset(model) < OLDEST_OPSET:
+        raise GraphError(
+            f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
+            "constants broadcast as in numpy. graph.prepare raises it."
+        )
+    graph = collapse(Graph(model, operators(model)))
+    state = State(graph, Ranges({}) if ranges is None and holds_half(model) else ranges)
+    sharing = Sharing(state, keep=keep_tied)
+    scales = residual_scales(graph)
+    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
+    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
+    if norm_affine:
+        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
+    whole = quantised(graph)
+    attempts: dict[Op, _Attempt] = {}
+    for op, frame in _in_turn(graph, found):
+        kind = token_norm(graph, op, norms)
+        if whole is not None:
+            attempts[op] = _left(op, frame, whole)
+        elif kind is not None and not norm_affine:
+            attempts[op] = _left(op, frame, per_token(kind))
+        elif only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
+            attempts[op] = _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
+        else:
+            attempts[op] = _fold(state, sharing, op, frame)
+    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
+    for op, frame in found:
+        if _stayed_for_cost(attempts[op]):
+            attempts[op] = _fold(state, sharing, op, frame)
+    _fold_followers(state, sharing, attempts)
+    merged = _merged(state, sharing, attempts.values())
+    maps = tuple(
+        written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
+    )
+    return Plan(
+        sites=name_sites(
+            graph,
+            [*(_outcome(state, attempts[op], scales.get(op)) for op, _ in found), *_no_maps(graph)],
+            norms,
+        ),
+        frames={name_of(value): state.frame(value) for value in _moved(state)},
+        maps=maps,
+        edits=tuple(_edits(state)),
+        merges=tuple(found.merge for found in merged),
+        untied=sharing.untied,
+    )
+
+
+def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, Frame]]:
+    """Where a norm alone reads its input, in the order of the graph: the next norm takes up what one leaves.
+
+    Where others read it too, a residual stream carries its shift on: the last one first, so that the writers behind a
+    norm have taken theirs by then and take its own as well, and a stream of n norms is not walked to its end n times.
+    """
+    alone: list[tuple[Op, Frame]] = []
+    shared: list[tuple[Op, Frame]] = []
+    for op, frame in found:
+        (alone if len(graph.readers(source_of(op))) == 1 else shared).append((op, frame))
+    return [*alone, *reversed(shared)]
+
+
+def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
+    attempt = _Attempt(op, frame)
+    scale = place_scale(state, sharing, op, frame)
+    if isinstance(scale, Refuse):
+        attempt.refusals["scale"] = scale
+        return attempt
+    whole = bool(np.any(scale.decided[op.output] == 0.0))
+    shift = place_shift(state, sharing, op, frame, scale=scale, whole=whole)
+    if isinstance(shift, Refuse) and whole:
+        attempt.refusals["scale"] = shift
+        return attempt
+    if isinstance(shift, Refuse) and (refused := leaves_range(state, scale, None)):
+        attempt.refusals["scale"] = refused
+        return attempt
+    state.commit("scale", op, scale.decided)
+    sharing.settle(scale.reached)
+    attempt.reached += scale.reached
+    if isinstance(shift, Refuse):
+        attempt.refusals["shift"] = shift
+        attempt.shift = "add"
+        return attempt
+    state.commit("shift", op, shift.outcome.decided)
+    sharing.settle(shift.outcome.reached)
+    attempt.reached += shift.outcome.reached
+    attempt.shift, attempt.shift_elements = shift.place, shift.elements
+    return attempt
+
+
+def _fold_followers(state: State, sharing: Sharing, attempts: Mapping[Op, _Attempt]) -> None:
+    """Fold the scalars that have taken up a norm's scale: they are one per channel now, and go as a norm does."""
+    left = [op for op in state.graph.ops if op.affine is not None and op.affine.has_scale and op not in attempts]
+    while followers := [op for op in left if _follows(state, op)]:
+        left = [op for op in left if op not in followers]
+        for op in followers:
+            assert op.affine is not None
+            reached = _fold(state, sharing, op, op.affine.frame).reached
+            for attempt in attempts.values():
+                attempt.reached += reached if op in attempt.reached else ()
+
+
+def _follows(state: State, op: Op) -> bool:
+    written = written_map(state, op)
+    return written is not None and written.scale is not None and bool(varying_axes(written.scale))
+
+
+def _left(op: Op, frame: Frame, refused: Refuse) -> _Attempt:
+    return _Attempt(op, frame, {"scale": refused})
+
+
+def _stayed_for_cost(attempt: _Attempt) -> bool:
+    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
+
+
+def _merged(state: State, sharing: Sharing, attempts: Iterable[_Attempt]) -> list[Merged]:
+    """The sums that become one convolution; what is left of the norms in their branches goes into it."""
+    left = [attempt.op for attempt in attempts if _not_asked(attempt)]
+    found = merges(state, leave={*left, *sharing.weights_of})
+    into = {op: one.into for one in found for op in one.maps}
+    for attempt in attempts:
+        attempt.merged = into.get(attempt.op)
+        if attempt.merged is not None and attempt.refusals:
+            attempt.refusals.clear()
+            attempt.shift = "writer" if np.any(attempt.frame.shift) else "none"
+    return found
+
+
+def _not_asked(attempt: _Attempt) -> bool:
+    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "not-asked"
+
+
+def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
+    refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
+    status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
+    takers = [op for op in attempt.reached if op is not attempt.op and _takes(state, op)]
+    takers += [attempt.merged] if attempt.merged is not None else []
+    into = tuple(dict.fromkeys(op.name for op in takers))
+    channels = _channels(attempt.frame)
+    return Named(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
+
+
+def _no_maps(graph: Graph) -> Iterable[Named]:
+    """The BatchNormalizations that run and are no fixed map of the main graph, each with the reason."""
+    for op in graph.ops:
+        if op.type == BATCH_NORM:
+            why = fixed_batch_norm(graph, op)
+            if not isinstance(why, Refuse):
+                why = refuse(op, "not-affine", "it reads a constant, or a tensor that is no floating one")
+            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+    running = {op.index for op in graph.ops}
+    for op in inner_operators(graph.model):
+        if op.type == BATCH_NORM and op.index in running:
+            why = refuse(op, "in-subgraph", "it runs inside the body of an If, a Loop or a Scan")
+            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+
+
+def _stored_channels(graph: Graph, op: Op) -> int:
+    """How many channels a BatchNormalization has; 0 where it is not known."""
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    dims = (graph.dims(weight) if weight is not None else None) or ()
+    return graph.size(weight) if weight is not None and dims and all(dim.static for dim in dims) else 0
+
+
+def _takes(state: State, op: Op) -> bool:
+    """Whether constants of `op` change."""
+    if op.affine is not None:
+        written = written_map(state, op)
+        return written is not None and (written.scale is not None or written.shift is not None)
+    return any(True for _ in rule_of(op.type).edits(state.graph, op, state.frame))
+
+
+def _channels(frame: Frame) -> int:
+    return (
+        int(np.broadcast_shapes(frame.scale.shape, frame.shift.shape)[axes[0]])
+        if (axes := varying_axes(frame.scale))
+        else 1
+    )
+
+
+def _moved(state: State) -> list[Value]:
+    values = dict.fromkeys([*state.frames["scale"], *state.frames["shift"]])
+    return [value for value in values if not state.frame(value).is_identity]
+
+
+def _edits(state: State) -> Iterable[Edit]:
+    moved = set(_moved(state))
+    for op in state.graph.ops:
+        if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
+            yield from rule_of(op.type).edits(state.graph, op, state.frame)

@@ -1,0 +1,66 @@
+"""The fixed maps of a graph as they are between stored tensors, once all frames are decided."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from normfold.analysis.placement.propagate import State
+from normfold.analysis.plan import Map
+from normfold.analysis.rules.base import name_of, value_at
+from normfold.graph.affine import Array, varying_axes
+from normfold.graph.types import Affine, Op
+
+
+def written_map(state: State, op: Op) -> Map | None:
+    """The affine map of `op` between stored tensors; None when it is what stands in the graph already."""
+    affine, source = op.affine, value_at(op, 0)
+    assert affine is not None
+    before, after = state.frame(source), state.frame(op.output)
+    scale = affine.frame.scale * before.scale / after.scale if not state.is_fixed(op, "scale") else None
+    shift = None
+    if not state.is_fixed(op, "shift"):
+        shift = (affine.frame.scale * before.shift + affine.frame.shift - after.shift) / after.scale
+    touched = op in state.fixed["scale"] or op in state.fixed["shift"]
+    same_scale = scale is None or _equal(scale, affine.frame.scale)
+    same_shift = shift is None or _equal(shift, affine.frame.shift)
+    if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
+        return None
+    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
+
+
+def _leans_on_moved(state: State, op: Op) -> bool:
+    """Whether operators inside the map read a tensor that others read too, and that is stored differently from now on.
+
+    Its operators as they stand would read that; written anew, the map starts from its own input.
+    """
+    assert op.affine is not None
+    shared = [value for value in op.affine.inside if value in state.graph.producer]
+    around = [*shared, value_at(op, 0), op.output] if shared else []
+    return any(not state.frame(value).is_identity for value in around)
+
+
+def _equal(first: Array, second: Array) -> bool:
+    return bool(np.all(first == second))
+
+
+def _is_batch_norm(affine: Affine, scale: Array | None, shift: Array | None) -> bool:
+    """Whether a BatchNormalization wrote the map and can write what has become of it."""
+    axes = {axis for half in (scale, shift) if half is not None for axis in varying_axes(half)}
+    return len(affine.nodes) == 1 and affine.nodes[0].op_type == "BatchNormalization" and axes <= {1}
+
+
+def stored_map(state: State, op: Op) -> tuple[Array, Array]:
+    """Scale and shift of a fixed map, as it is or as it is to be written."""
+    assert op.affine is not None
+    written = written_map(state, op)
+    if written is None:
+        return op.affine.frame.scale, op.affine.frame.shift
+    rank = (1,) * op.affine.frame.scale.ndim
+    scale = np.ones(rank) if written.scale is None else written.scale
+    return scale, np.zeros(rank) if written.shift is None else written.shift
+
+
+def is_unchanged(state: State, op: Op) -> bool:
+    """Whether nothing is left of a fixed map: it was folded away."""
+    written = written_map(state, op)
+    return written is not None and written.scale is None and written.shift is None

@@ -1,0 +1,1 @@
+"""Where the scale and the shift of one norm go, and what that costs."""

@@ -1,0 +1,19 @@
+"""ONNX graphs: architecture, weights and inputs in one file, with large weights beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from normfold.checkpoint.contents import Contents
+from normfold.checkpoint.formats.base import Format
+from normfold.graph.read import read_graph
+from normfold.inputs.of_model import graph_inputs
+
+
+def read(path: Path, *, trust: bool, ema: bool) -> Contents:
+    """Read a graph; external data is mapped, not read. Raises GraphError and InputSpecError."""
+    graph = read_graph(path)
+    return Contents(graph=graph, takes=graph_inputs(graph, path))
+
+
+ONNX = Format("onnx", read, suffixes=(".onnx",), is_graph=True)

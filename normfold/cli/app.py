@@ -1,0 +1,354 @@
+"""The command line: reads options, prints, sets the exit code. Everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normfold._version import __version__
+from normfold.cli.bench import bench
+from normfold.cli.streams import StdoutError, for_rich
+from normfold.cli.terminal import (
+    AffineOption,
+    ArchOption,
+    CenterOption,
+    DebugOption,
+    DtypeOption,
+    EmaOption,
+    InputOption,
+    ModelArgsOption,
+    ModelOption,
+    OpsetOption,
+    SourceArgument,
+    TargetOption,
+    TaskOption,
+    TiedOption,
+    TrustOption,
+    UnfinishedOption,
+    complain,
+    exit_codes,
+    fault,
+    json_object,
+    print_report,
+    print_rich,
+    with_progress,
+)
+from normfold.cli.terminal import (
+    run as run_app,
+)
+from normfold.errors import NormfoldError, OutputError
+from normfold.system.allocator import expect_large_tensors
+from normfold.system.text import json_text, printable
+
+if TYPE_CHECKING:
+    from normfold.report.report import Report
+    from normfold.report.verdict_files import VerdictFiles
+    from normfold.verify.run import Progress
+    from normfold.verify.verdict import Verdict
+
+
+app = typer.Typer(
+    help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Rich help costs more time to import than everything else here together.
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"normfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fold norms with stored statistics into the weights around them."""
+
+
+@app.command()
+def fold(
+    source: SourceArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="Where to write the result.")],
+    arch: ArchOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    inputs: InputOption = None,
+    task: TaskOption = "forward",
+    ema: EmaOption = False,
+    opset: OpsetOption = None,
+    target: TargetOption = None,
+    dtype: DtypeOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit 3 and leave no output if a norm with stored statistics was not folded, or only in part "
+            "(a LayerNorm or RMSNorm is no such norm).",
+        ),
+    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write the result without comparing it.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="R.json", help="Also write the report as JSON (docs/report.md).")
+    ] = None,
+    trust: TrustOption = False,
+    allow_unfinished: UnfinishedOption = False,
+    norm_affine: AffineOption = False,
+    keep_tied: TiedOption = False,
+    center: CenterOption = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
+    ] = None,
+    emit_torch: Annotated[
+        Path | None,
+        typer.Option("--emit-torch", metavar="FOLDED.pt", help="Also write the folded torch module (torch.save)."),
+    ] = None,
+    external_data: Annotated[
+        bool,
+        typer.Option(
+            "--external-data", help="Write the weights to a file of their own even where they fit inside (1.5 GB)."
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output and a report that exist.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fold the norms of a trained checkpoint, verify the result and write it as ONNX.
+
+    Exit codes: 0 done; 1 the verification failed, no output left; 2 bad input or usage, nothing written;
+    3 with --strict, a norm was not folded, no output left; 4 normfold itself failed, nothing written.
+    """
+
+    def work(progress: Callable[[str], None]) -> Report:
+        expect_large_tensors()
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import run
+
+        return run(
+            source,
+            output,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(
+                task=task,
+                opset=opset,
+                target=target,
+                dtype=dtype,
+                norm_affine=norm_affine,
+                center=center,
+                only=tuple(only or ()),
+                keep_tied=keep_tied,
+                dry_run=dry_run,
+                strict=strict,
+                verify=not no_verify,
+                report=report,
+                emit_torch=emit_torch,
+                external_data=external_data,
+                force=force,
+            ),
+            progress,
+        )
+
+    with exit_codes(debug=debug):
+        print_report(with_progress(work))
+
+
+@app.command()
+def inspect(
+    source: SourceArgument,
+    arch: ArchOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    inputs: InputOption = None,
+    task: TaskOption = "forward",
+    ema: EmaOption = False,
+    opset: OpsetOption = None,
+    target: TargetOption = None,
+    trust: TrustOption = False,
+    allow_unfinished: UnfinishedOption = False,
+    norm_affine: AffineOption = False,
+    keep_tied: TiedOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.md).")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
+
+    def work(progress: Callable[[str], None]) -> Report:
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.pipeline.options import FoldOptions
+        from normfold.pipeline.run import look
+
+        return look(
+            source,
+            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied),
+            progress,
+        )
+
+    with exit_codes(debug=debug):
+        report = with_progress(work)
+        if as_json:
+            print(report.dumps(), end="")
+        else:
+            print_report(report)
+
+
+@app.command()
+def verify(
+    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file to judge.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="SOURCE",
+            help="Checkpoint, exported program or ONNX file. Default: the one that the manifest in MODEL.onnx names.",
+        ),
+    ] = None,
+    npz: Annotated[
+        list[Path] | None,
+        typer.Option("--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="Samples in all, real and drawn.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the inputs that are drawn.")] = 0,
+    providers: Annotated[str, typer.Option("--providers", metavar="LIST", help="Of onnxruntime: cpu, cuda.")] = "cpu",
+    rtol: Annotated[
+        float | None,
+        typer.Option("--rtol", metavar="R", help="A bound of your own, on top: |error| <= atol + rtol |value|."),
+    ] = None,
+    atol: Annotated[float | None, typer.Option("--atol", metavar="A", help="See --rtol.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="P.xml", help="Also write JUnit XML.")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="P.md", help="Also write a GitHub step summary (Markdown).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="P.json", help="Also write all figures (docs/verification.md).")
+    ] = None,
+    arch: ArchOption = None,
+    model: ModelOption = None,
+    model_args: ModelArgsOption = None,
+    inputs: InputOption = None,
+    ema: EmaOption = False,
+    trust: TrustOption = False,
+    allow_unfinished: UnfinishedOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Judge whether an ONNX file computes what its source computes, against the source in float64.
+
+    Exit codes: 0 it does; 1 it does not, or only without onnxruntime's optimisations; 2 there can be no verdict (bad
+    input, no source, no provider); 4 normfold itself failed.
+    """
+
+    def work(progress: Progress) -> Verdict:
+        expect_large_tensors()
+        from normfold.checkpoint.options import LoadOptions
+        from normfold.verify.judge import Tolerance
+        from normfold.verify.run import judge
+        from normfold.verify.runtime import parse_providers
+
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
+        return judge(
+            model_file,
+            against=against,
+            load=load,
+            inputs=npz or (),
+            samples=samples,
+            seed=seed,
+            providers=parse_providers(providers),
+            tolerance=bound,
+            progress=progress,
+        )
+
+    with exit_codes(debug=debug):
+        from normfold.report.verdict_files import VerdictFiles
+
+        files = VerdictFiles(junit, summary, json_file)
+        files.check()
+        try:
+            verdict = _with_bar(work)
+        except Exception as error:
+            # A judge that breaks down has not found the model wrong.
+            try:
+                files.write_error(str(error) if isinstance(error, NormfoldError) else fault(error)[1])
+            except OutputError as unwritten:
+                complain(str(unwritten))
+            raise
+        _tell(verdict, files)
+
+
+def _tell(verdict: Verdict, files: VerdictFiles) -> None:
+    """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
+    from normfold.report.render_verdict import render_verdict
+
+    try:
+        try:
+            files.write(verdict)
+        finally:
+            print_rich(render_verdict(verdict))
+    except (OutputError, StdoutError) as error:
+        if verdict.passed:
+            raise
+        complain(str(error))
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+app.command()(bench)
+
+
+@app.command("models")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the built-in architectures: names, norms, parameters, inputs, papers, published checkpoints.
+
+    A checkpoint of one of them is recognised from the names and shapes of its weights and from what it says of itself;
+    what neither tells is asked for.
+    """
+    with exit_codes(debug=debug):
+        from normfold.models import catalogue
+
+        if as_json:
+            print(json_text(catalogue.to_json()), end="")
+            return
+        from normfold.report.render import render_models
+
+        print_rich(render_models(catalogue.FAMILIES))
+
+
+def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
+    """Run with a bar that shows the stage and the time left, if there is a terminal to show it on."""
+    if not sys.stderr.isatty():
+        return work(lambda *_: None)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # A name in a description is text, whatever rich would make of it.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    console = Console(file=for_rich())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(sentence: str, done: int, total: int) -> None:
+            if sentence not in tasks:
+                tasks[sentence] = bars.add_task(printable(sentence), total=total or None)
+            bars.update(tasks[sentence], completed=done, total=total or None)
+
+        return work(show)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_app(app)

@@ -1,0 +1,235 @@
+"""A loaded checkpoint as an ONNX graph, through torch.export and torch.onnx.
+
+1. torch.export captures the module in eval mode, each letter of the input specifications as a dynamic axis.
+2. torch.onnx translates the program to the opset asked for; what it cannot reach it says, and so do we.
+3. The graph is tidied: constants folded and what does nothing dropped, source paths out of its metadata, parameters
+   and outputs under their own names.
+
+Nothing is printed, and nothing of the module is changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from normfold.checkpoint.source import Source
+from normfold.errors import ExportError, InputSpecError, InternalError
+from normfold.export import tidy
+from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, silenced
+from normfold.export.untouched import untouched
+from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
+from normfold.system.failures import raised
+
+_LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (torch, onnx, ir))
+
+
+def export(source: Source, *, opset: int | None = None, exactly: bool | None = None) -> ir.Model:
+    """The source as an ONNX graph (an ONNX source is returned as it is).
+
+    opset: default `fastest_opset()`, or the newest below it that this model converts to. exactly: this opset
+    and no other; so it is where one is given, unless this says otherwise.
+    Nodes keep `namespace` and `pkg.torch.onnx.{name_scopes,class_hierarchy,fx_node}`; initializers have the names of
+    the parameters, where they still are parameters. The same source gives the same graph.
+    Raises ExportError saying what to do, and InputSpecError when the model does not run on its inputs.
+    """
+    if source.graph is not None:
+        return source.graph
+    if source.module is None:
+        raise InternalError(f"{source.path}: a source has neither a module nor a graph")
+    wanted = fastest_opset()[0] if opset is None else opset
+    if not LOWEST_OPSET <= wanted <= newest_opset():
+        raise ExportError(
+            f"opset {wanted} is out of reach: the exporter and the onnxruntime installed here go from {LOWEST_OPSET} "
+            f"to {newest_opset()}."
+        )
+    program = source.program if source.program is not None else _capture(source.module, source.inputs)
+    names = [spec.name for spec in source.inputs]
+    shapes = None
+    if source.program is None:
+        ordered = _arguments(source.module, source.inputs)
+        names, shapes = list(_flat_names(ordered)), _dynamic_shapes(ordered, source.inputs)
+    model = _translate(program, names, shapes, opset=wanted, exactly=opset is not None if exactly is None else exactly)
+    tidy.strip_paths(model)
+    tidy.name_weights(model, program.state_dict)
+    tidy.name_outputs(model, program)
+    return model
+
+
+def _arguments(module: nn.Module, specs: Sequence[InputSpec]) -> dict[str, Any]:
+    """The specifications bound to the parameters of `forward`, in its order."""
+    args, kwargs = call_arguments(module.forward, {spec.name: spec for spec in specs})
+    try:
+        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    except TypeError as e:
+        named = ", ".join(map(str, specs))
+        raise InputSpecError(f"the inputs {named} do not fit the model's forward{_signature(module)}: {e}.") from e
+
+
+def _signature(module: nn.Module) -> str:
+    return str(inspect.signature(module.forward))
+
+
+def _flat_names(arguments: Mapping[str, Any]) -> Iterator[str]:
+    for spec in pytree.tree_leaves(list(arguments.values())):
+        yield spec.name
+
+
+def _dynamic_shapes(arguments: Mapping[str, Any], specs: Sequence[InputSpec]) -> dict[str, Any]:
+    """torch.export's description of the dynamic axes: the structure of the arguments with a Dim for each letter."""
+    dims = {letter: _dim(letter, axis) for letter, axis in common_axes(specs).items()}
+
+    def axes(spec: InputSpec) -> dict[int, Any]:
+        return {axis: dims[dim] for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+
+    return {name: pytree.tree_map(axes, value) for name, value in arguments.items()}
+
+
+def _dim(letter: str, axis: Axis) -> Any:
+    """A dynamic axis as torch.export has them; the sizes 0 and 1 are left to it."""
+    bounds = {"max": None if axis.high is None else axis.high // axis.step}
+    if axis.low > 1:
+        bounds["min"] = axis.smallest // axis.step
+    named = {name: bound for name, bound in bounds.items() if bound is not None}
+    if axis.step == 1:
+        return torch.export.Dim(letter, **named)
+    return axis.step * torch.export.Dim(f"{letter}_", **named)
+
+
+def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.ExportedProgram:
+    """Trace the module at the traced sizes. Afterwards it is what it was, with its training flags and its caches."""
+    shapes = _dynamic_shapes(_arguments(module, specs), specs)
+    drawn = draw(specs, traced_sizes(specs), seed=0)
+    args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(array) for name, array in drawn.items()})
+    try:
+        with silenced(), torch.no_grad(), untouched(module):
+            module.eval()
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    # The model is the user's program and the tracer runs it: anything can come out.
+    except Exception as e:
+        _check_runs(module, args, kwargs, specs)
+        raise ExportError(_explain(e, specs)) from e
+
+
+def _check_runs(module: nn.Module, args: Any, kwargs: Any, specs: Sequence[InputSpec]) -> None:
+    """A model that does not even run on its inputs has an input problem, not an export problem."""
+    try:
+        with silenced(), torch.no_grad(), untouched(module):
+            module.eval()(*args, **kwargs)
+    except Exception as e:
+        shapes = ", ".join(str(spec) for spec in specs)
+        raise InputSpecError(
+            f"the model does not run on {shapes} (traced at {_sizes(specs)}): {raised(e)}{_where(e)}. Check the "
+            "dimensions, or give a dynamic axis a size it accepts (L=16)."
+        ) from e
+
+
+def _sizes(specs: Sequence[InputSpec]) -> str:
+    return ", ".join(f"{letter}={size}" for letter, size in traced_sizes(specs).items()) or "static sizes"
+
+
+def _translate(
+    program: torch.export.ExportedProgram,
+    names: list[str],
+    shapes: dict[str, Any] | None,
+    *,
+    opset: int,
+    exactly: bool,
+) -> ir.Model:
+    """The program in ONNX at `opset`, or (not `exactly`) at the newest one below it that the conversion reaches.
+
+    torch.onnx leaves a model that it cannot convert half done and says so in a log only: the opset is looked at.
+    """
+    for version in range(opset, LOWEST_OPSET - 1, -1):
+        try:
+            with silenced(), torch.no_grad():
+                result = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    opset_version=version,
+                    input_names=names,
+                    dynamic_shapes=shapes,
+                    optimize=False,
+                    verbose=False,
+                )
+                if result is not None:
+                    tidy.simplify(result.model)
+        # Operators without a translation, conversion rules that fail: no common class, one meaning.
+        except Exception as e:
+            raise ExportError(f"the model cannot be translated to ONNX opset {version}: {_deepest(e)}.") from e
+        if result is None:
+            raise InternalError("torch.onnx.export returned no program")
+        if result.model.opset_imports.get("") == version:
+            return result.model
+        if exactly:
+            break
+    raise ExportError(f"the model cannot be converted to opset {opset}; try --opset {LOWEST_OPSET}.")
+
+
+def _explain(error: Exception, specs: Sequence[InputSpec]) -> str:
+    """One paragraph on why the capture failed."""
+    text = str(error)
+    if "Constraints violated" in text:
+        return _explain_axes(text, specs)
+    if "data-dependent" in text:
+        return (
+            f"the model's control flow or a shape depends on the values of its inputs, which no ONNX graph can follow: "
+            f"{raised(error)}{_where(error)}. Replace the branch by torch.where or a fixed size."
+        )
+    return f"the model cannot be captured by torch.export: {raised(error)}{_where(error)}."
+
+
+def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
+    """What torch.export says of an axis that is not as free as its letter: its suggestions, in our syntax."""
+    fixes = text.partition("Suggested fixes:")[2].splitlines()
+    remedies = []
+    letters = traced_sizes(specs)
+    for fix in (line.strip() for line in fixes):
+        letter, _, value = (part.strip() for part in fix.partition("="))
+        bound = re.search(r"max=(\d+)", value)
+        if letter not in letters:
+            continue
+        if value.isdigit():
+            remedies.append(f"the model fixes axis {letter} at {value}: make it static ({value} instead of {letter})")
+        elif value in letters:
+            remedies.append(f"axes {letter} and {value} must be equal: give both the letter {value}")
+        elif bound:
+            remedies.append(f"axis {letter} goes up to {bound[1]} only: write {letter}<={bound[1]}")
+        else:
+            remedies.append(f"axis {letter} must be {value}, which normfold cannot express: make it static")
+    violated = re.search(r"Constraints violated \(([^)]*)\)", text)
+    found = "; ".join(remedies) or f"axis {violated[1] if violated else '?'} is not free: make it static"
+    given = ", ".join(str(spec) for spec in specs)
+    return (
+        f"the model does not allow every size of the dynamic axes in {given}: {found}, or change the code that takes "
+        "the size for a constant."
+    )
+
+
+def _deepest(error: BaseException) -> str:
+    """The first line of the innermost cause and the operator it is about: torch.onnx wraps them in general advice."""
+    operator = None
+    while error.__cause__ is not None:
+        operator = re.search(r"target=torch\.ops\.([\w.]+)", str(error)) or operator
+        error = error.__cause__
+    line = raised(error)
+    return line if operator is None or operator[1] in line else f"{line} (in {operator[1]})"
+
+
+def _where(error: BaseException) -> str:
+    """` (file.py, line 12: x = ...)`: the innermost line of the user's code in the traceback, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, str(Path(__file__))))]
+    if not own:
+        return ""
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})"

@@ -1,0 +1,97 @@
+"""The record of a norm: everything that normfold knows of it. The table of them is `kinds.KINDS`.
+
+No torch here: the analysis reads these records too. The functions of a record that look at a module are called with
+one, so torch is there by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from normfold.graph.affine import Frame
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The names in a state dict, each with the shape of its tensor.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A buffer that evaluation reads. signed: whether it may be negative, as a mean may and a variance may not."""
+
+    name: str
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """For a norm that another one fades into during training, of which evaluation reads the later one alone.
+
+    before, after: the names of the two modules in it. left: how far an unfinished schedule is, in words; None when it
+    has ended.
+    """
+
+    before: str
+    after: str
+    left: Callable[[nn.Module], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class NormKind:
+    """One norm.
+
+    name: as published; reports have it. short: as built-in architectures are called and configured ("un"), empty where
+    none is. words: what configurations of others call it, in lower case.
+    closed_form: its map in evaluation (closed_form.py); None: it computes a statistic for every token, which stays in
+    the graph whatever becomes of its weight and bias.
+    is_module: whether a module is one, by the names of its parameters, buffers and children: a user's own copy of a
+    paper's code counts. is_state: whether a state dict holds such norms, by the endings of its names.
+    classes: class names that exporters write into graphs, for graphs that come without their checkpoint.
+    operators: how a graph spells it where there is neither; one operator alone, or all of these in one map.
+    statistics: its own buffers. inner: the module inside it that has its statistics; empty: itself.
+    keeps_statistic: whether this module computes a statistic for every token beside those it stores.
+    schedule: see `Schedule`. options: what a state dict shows of its options; defaults: of these.
+    opset: the first with the operator of a norm per token. centred: whether that subtracts the mean, and adds a bias.
+    """
+
+    name: str
+    short: str
+    is_module: Callable[[nn.Module], bool]
+    is_state: Callable[[Shapes], bool]
+    closed_form: Callable[..., Frame] | None = None
+    words: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    inner: str = ""
+    keeps_statistic: Callable[[nn.Module], bool] = lambda module: False
+    schedule: Schedule | None = None
+    options: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    opset: int = 0
+    centred: bool = False
+
+    @property
+    def per_token(self) -> bool:
+        """Whether all of its statistics are computed for every token: LayerNorm, RMSNorm."""
+        return self.closed_form is None
+
+
+def own_names(module: nn.Module) -> set[str]:
+    """The names of a module's own parameters and buffers, those of its children left out."""
+    members = (*module._parameters.items(), *module._buffers.items())
+    return {name for name, tensor in members if tensor is not None}
+
+
+def endings(shapes: Shapes) -> set[str]:
+    """The last parts of the names in a state dict."""
+    return {name.rpartition(".")[2] for name in shapes}
+
+
+def is_class(module: nn.Module, name: str) -> bool:
+    """Whether a module is of torch's class of this name, such as "torch.nn.modules.batchnorm._BatchNorm"."""
+    return any(f"{cls.__module__}.{cls.__qualname__}" == name for cls in type(module).__mro__)

@@ -1,0 +1,1 @@
+"""The whole run, from a checkpoint to the files on disk."""

@@ -1,0 +1,221 @@
+"""A report for people: rich renderables, readable at 80 columns, in a terminal as in a pipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from normfold.models.catalogue import usual_inputs
+from normfold.models.families import Family, Size
+from normfold.system.text import printable
+
+if TYPE_CHECKING:
+    # Only named here: `normfold models` does without what they import.
+    from normfold.analysis.plan import Site
+    from normfold.report.report import GraphReport, Report
+    from normfold.verify.judge import Edge
+
+STATUS_STYLES = {"folded": "green", "partial": "yellow", "kept": "red"}
+
+
+def render(report: Report) -> RenderableType:
+    """Everything a run has to say: norms, node counts, verification, files, time, warnings."""
+    return Group(*_parts(report))
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    yield _headline(report)
+    if report.sites:
+        yield _norms(report)
+        yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
+    yield from _besides(report)
+    for graph in report.graphs:
+        yield _nodes(graph)
+        yield from _model(graph)
+    if report.edges:
+        yield _verification(report)
+    yield from (line(f"Not exercised: {said}.", style="yellow") for said in report.unexercised or ())
+    yield from _files(report)
+    yield line("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
+    for warning in report.warnings:
+        yield line(f"Warning: {warning}", style="yellow")
+
+
+def _headline(report: Report) -> Text:
+    if not report.sites:
+        return line("No norms found: nothing to fold.")
+    text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
+    others = [site for site in report.sites if not site.counts]
+    products = [site for site in others if site.code != "not-in-graph"]
+    if products:
+        text += f" Besides, {_number(len(products), 'constant product')}: {_statuses(products)}."
+    if len(others) > len(products):
+        text += f" Besides, {_number(len(others) - len(products), 'norm module')} that the model never calls."
+    return line(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count} {of}" if count == 1 else f"{count} {of}s"
+
+
+def _statuses(sites: Sequence[Site]) -> str:
+    counts = {status: sum(site.status == status for site in sites) for status in STATUS_STYLES}
+    return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+
+
+def _norms(report: Report) -> Table:
+    table = table_of("Norm", "Kind", "Channels", "Status", "Into, or why not", right=(2,))
+    repeated = _repeated(report)
+    for site in report.sites:
+        status = line(site.status, style=STATUS_STYLES[site.status])
+        channels = str(site.channels) if site.channels else "?"
+        reason = site.code if site.reason in repeated else f"{site.code}: {site.reason}" if site.code else site.reason
+        text = ", ".join(site.into) if site.status == "folded" else ". ".join(filter(None, [_into(site.into), reason]))
+        if site.shift_elements > 0:
+            text += f"; its shift costs {site.shift_elements} elements"
+        add_row(table, site.name, site.kind, channels, status, text or "removed")
+    return table
+
+
+def _repeated(report: Report) -> dict[str, str]:
+    """Reasons that several norms share, with their codes: they are said once, below the table."""
+    counts = Counter(site.reason for site in report.sites if site.reason)
+    return {site.reason: site.code or "" for site in report.sites if site.reason and counts[site.reason] > 1}
+
+
+def _besides(report: Report) -> Iterator[Text]:
+    """What the fold did to other operators than norms."""
+    for graph in report.graphs:
+        for merge in graph.merged:
+            yield line(f"merged: {', '.join(merge.parts)} are one Conv ({merge.name})")
+        if graph.untied:
+            names = ", ".join(weight.name for weight in graph.untied)
+            yield line(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
+
+
+def _into(names: tuple[str, ...]) -> str:
+    return f"scale into {', '.join(names)}" if names else ""
+
+
+def _nodes(graph: GraphReport) -> Table:
+    """Operators whose number changed, and the total."""
+    before, after = graph.nodes_before, graph.nodes_after
+    heading = f"Nodes of the {graph.name}" if graph.name else "Nodes"
+    table = table_of(heading, "Before", "After", "Change", right=(1, 2, 3))
+    for op in sorted({*before, *after}):
+        if before.get(op, 0) != after.get(op, 0):
+            add_row(table, op, *_change(before.get(op, 0), after.get(op, 0)))
+    add_row(table, "all", *_change(sum(before.values()), sum(after.values())), style="bold")
+    return table
+
+
+def _model(graph: GraphReport) -> Iterator[Text]:
+    """What the graph takes, and the opset that it is written in."""
+    yield line(f"Inputs{f' of the {graph.name}' if graph.name else ''}: {', '.join(graph.inputs)}")
+    if graph.opset:
+        yield line(f"Opset {graph.opset}{f', {graph.opset_reason}' if graph.opset_reason else ''}")
+
+
+def _change(before: int, after: int) -> tuple[str, str, str]:
+    return str(before), str(after), f"{after - before:+d}" if after != before else "0"
+
+
+def _verification(report: Report) -> Table:
+    table = table_of("Verified", "Max abs", "Relative", "Bound", "Result", right=(1, 2, 3))
+    for graph in report.graphs:
+        for edge in graph.edges:
+            result = line("passed", style="green") if edge.passed else line("FAILED", style="bold red")
+            add_row(table, f"{graph.name}: {edge.name}" if graph.name else edge.name, *_figures(edge), result)
+    return table
+
+
+def _figures(edge: Edge) -> tuple[str, str, str]:
+    return f"{edge.max_abs:.1e}", f"{edge.relative:.1e}", f"{edge.bound:.1e}"
+
+
+def _files(report: Report) -> Iterator[Text]:
+    for output in (graph.output for graph in report.graphs if graph.output is not None):
+        text = f"Written: {output.path}, {size(output.bytes)}"
+        if output.unfolded_bytes is not None:
+            text += f" (unfolded {size(output.unfolded_bytes)})"
+        yield line(text)
+        yield from (line(f"Written: {path}, weights of {Path(output.path).name}") for path in output.data)
+    yield from (line(f"Written: {path}") for path in report.also_written)
+
+
+def render_models(families: Sequence[Family]) -> RenderableType:
+    """The built-in architectures, family by family."""
+    return Group(*(part for family in families for part in _family(family)), Text(), _legend())
+
+
+def _family(family: Family) -> Iterator[RenderableType]:
+    papers = f" (arXiv {', '.join(family.papers)})" if family.papers else ""
+    yield line(f"{family.title}{papers}", style="bold")
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=20, overflow="fold")
+    table.add_column(width=7, justify="right")
+    table.add_column(overflow="fold")
+    for size in family.sizes:
+        add_row(table, f"  {size.stem}", _count(size.parameters), _norm_names(size))
+    yield table
+    specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
+    yield line(f"  input {', '.join(specs)}", style="dim")
+    files = [file for size in family.sizes for file in size.published]
+    if files:
+        yield line(f"  checkpoints {', '.join(files)}", style="dim")
+    if family.release:
+        yield line(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"
+
+
+def _norm_names(size: Size) -> str:
+    """The endings of its names, with the kind of norm where the ending does not say it."""
+    words = []
+    for kind, name in size.names.items():
+        suffix = name.removeprefix(size.stem)
+        words.append(suffix if suffix == f"_{kind}" else f"{suffix or 'itself'} ({kind})")
+    return " ".join(words)
+
+
+def _legend() -> Text:
+    return line(
+        "A name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
+        "where the ending does not say which. Parameters are those of the first. Letters in an input are dynamic axes."
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: `512 B`, `1.5 MB` (powers of ten)."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def line(text: str, style: str = "") -> Text:
+    """A line of text: whatever a file calls its parts, it becomes neither markup nor a command."""
+    return Text(printable(text), style=style)
+
+
+def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:
+    """Add a row of text; rich would read a string as markup."""
+    table.add_row(*(cell if isinstance(cell, Text) else line(cell) for cell in cells), style=style)
+
+
+def table_of(*headings: str, right: Container[int] = ()) -> Table:
+    """An empty table. right: the columns that are figures."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, heading in enumerate(headings):
+        # Long names wrap: cut off, they could not be searched for.
+        table.add_column(line(heading), overflow="fold", justify="right" if number in right else "left")
+    return table

@@ -1,0 +1,115 @@
+"""A plan of `analysis.centre` carried out: weights lose their mean, LayerNorms become RMSNorms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from normfold.analysis.centre import Centred, Centring
+from normfold.analysis.rules.base import name_of
+from normfold.graph.affine import Array
+from normfold.graph.operators import operators
+from normfold.graph.types import Model, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import EXACT
+
+
+def centre(model: Model, centring: Centring) -> Model:
+    """The copy of `model` that `centring`, made from this very model, describes. Constants are cast once, last."""
+    copy = _Copy(model)
+    for edit in centring.constants:
+        copy.set_constant(edit)
+    for output, _ in centring.norms:
+        copy.to_rms(output)
+    passes.RemoveUnusedNodesPass()(copy.model)
+    return copy.model
+
+
+class _Copy:
+    """The copy under construction."""
+
+    def __init__(self, model: Model) -> None:
+        self.source = Graph(model, operators(model))
+        written = [value for node in model.graph for value in node.outputs]
+        self.original = {name_of(value): value for value in (*model.graph.initializers.values(), *written)}
+        self.model = model.clone()
+        self.nodes = {value.name or "": node for node in self.model.graph for value in node.outputs}
+        self.made: dict[tuple[str, int], Value] = {}
+        parts = (self.model.graph, *self.model.graph.subgraphs())
+        self.names = {value.name for part in parts for node in part for value in node.outputs}
+        self.names |= {name for part in parts for name in (*part.initializers, *(node.name for node in part))}
+
+    def set_constant(self, edit: Centred) -> None:
+        node = self.nodes[edit.output]
+        source = node.inputs[edit.input]
+        assert source is not None, "the plan names a constant"
+        key = (name_of(source), edit.axis)
+        if key not in self.made:
+            self.made[key] = self._without_mean(source, edit.axis)
+        node.replace_input_with(edit.input, self.made[key])
+
+    def _without_mean(self, source: Value, axis: int) -> Value:
+        """A new initializer; of a constant that was folded, out of what it was before it was cast."""
+        original = self.original[name_of(source)]
+        content: Callable[[], Array] = original.meta.get(EXACT) or partial(self.source.constant, original)
+        dtype = source.dtype or ir.DataType.FLOAT
+        shape = ir.Shape([dim.size for dim in self.source.dims(original) or ()])
+        name = self._unused(f"{source.name}.centred")
+
+        def compute() -> Array:
+            array: Array = np.asarray(content(), dtype=np.float64)
+            mean: Array = array.mean(axis=axis, keepdims=True)
+            return array - mean
+
+        def tensor() -> ir.Tensor[Any]:
+            return ir.Tensor(np.ascontiguousarray(compute().astype(dtype.numpy())), name=name)
+
+        lazy = ir.LazyTensor(tensor, dtype, shape, name=name)
+        value = Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=lazy)
+        value.meta[EXACT] = compute
+        self.model.graph.register_initializer(value)
+        return value
+
+    def to_rms(self, output: str) -> None:
+        """The norm without its mean; a bias that is not zero follows as an Add."""
+        node = self.nodes[output]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        # RMSNormalization has the attributes of LayerNormalization, with the same meaning and defaults.
+        rms = ir.Node("", "RMSNormalization", node.inputs[:2], node.attributes.values(), name=node.name)
+        last = rms
+        if bias is not None and np.any(self.source.constant(self.original[name_of(bias)])):
+            result = rms.outputs[0]
+            result.name, result.type, result.shape = self._unused(f"{output}.rms"), *_kind(node.outputs[0])
+            last = ir.Node("", "Add", [result, bias], name=self._unused(f"{node.name}.bias"))
+        for made in dict.fromkeys((rms, last)):
+            made.metadata_props.update(node.metadata_props)
+            self.model.graph.insert_before(node, made)
+        self._stand_for(node.outputs[0], last.outputs[0])
+        self.model.graph.remove(node, safe=True)
+
+    def _stand_for(self, old: Value, new: Value) -> None:
+        new.type, new.shape = _kind(old)
+        for user, index in tuple(old.uses()):
+            user.replace_input_with(index, new)
+        for index, value in enumerate(self.model.graph.outputs):
+            if value is old:
+                self.model.graph.outputs[index] = new
+        name, old.name = old.name, self._unused(f"{old.name}.before")
+        new.name = name
+
+    def _unused(self, base: str) -> str:
+        name, count = base, 1
+        while name in self.names:
+            count += 1
+            name = f"{base}.{count}"
+        self.names.add(name)
+        return name
+
+
+def _kind(value: Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+    return value.type, value.shape

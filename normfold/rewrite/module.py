@@ -1,0 +1,365 @@
+"""The fold written back into the torch module that the graph was exported from.
+
+The exporter leaves on every operator the path of the module that called it, and names weights after their parameters.
+So each edit of the plan is found to be about one parameter of one module (a *slot*); norms become identities. What
+cannot be placed is refused, and what has been placed is run beside the folded graph: a module that does not compute
+the same is never handed out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
+from normfold.analysis.plan import Map, Plan
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules import rule_of
+from normfold.checkpoint.source import Source
+from normfold.errors import NotExpressibleError, OutputError
+from normfold.graph.affine import Array
+from normfold.graph.operators import operators
+from normfold.graph.scopes import scopes
+from normfold.graph.types import Model, Node, Value
+from normfold.graph.view import Graph
+from normfold.graph.write import save
+from normfold.inputs.spec import call_arguments, draw, traced_sizes
+from normfold.system.failures import one_line
+from normfold.system.files import scratch, writing
+from normfold.verify.runtime import Runtime, open_session
+
+# The module's weights are those of the graph: beside float64 truth, both err by the rounding of float32.
+_MARGIN = 4.0
+_FLOOR_ULPS = 64.0
+
+Slot = tuple[str, str]
+
+
+class ChannelMap(nn.Module):
+    """What is left of a norm that folded in part: y = scale * x + shift, each broadcast to x, or absent."""
+
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+
+    def __init__(self, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: of any shape that scale and shift broadcast to."""
+        x = x if self.scale is None else x * self.scale
+        return x if self.shift is None else x + self.shift
+
+
+def folded_module(source: Source, graph: Model, plan: Plan, folded: Model) -> nn.Module:
+    """A copy of `source.module`, in eval mode, folded as `plan` says; it computes what `folded` computes.
+
+    graph: what `plan` was made from; folded: what it was rewritten to. Norms become `nn.Identity`, or a `ChannelMap`
+    where only their scale folded; a Linear or Conv without a bias gets one where the fold needs it, and one whose bias
+    would differ between positions becomes an `nn.Sequential` of itself and a `ChannelMap` with what is added. Raises
+    NotExpressibleError where the parameters of the module cannot say what the graph says.
+    """
+    if source.module is None or source.program is not None:
+        raise NotExpressibleError(f"{source.path} holds a graph, and no torch module that could be folded")
+    draft = _Draft(source, graph)
+    for edit in plan.edits:
+        if isinstance(edit, NewConstant):
+            draft.set_constant(edit)
+        elif isinstance(edit, NewAdd):
+            draft.give_bias(draft.node(edit.output), edit.add)
+        else:
+            draft.set_attribute(edit)
+    for written in plan.maps:
+        draft.write_map(written)
+    draft.check_readers()
+    result = draft.build()
+    _compare(source, result, folded)
+    return result
+
+
+def save_module(module: nn.Module, draft: Path, *, name: Path) -> None:
+    """Write `module` with torch.save; torch.load(..., weights_only=False) needs its classes.
+
+    name: what the user calls `draft`. Raises NotExpressibleError, and OutputError of a full disk for example.
+    """
+    try:
+        # torch's own writer says nothing of why it could not write.
+        with writing(name), draft.open("wb") as file:
+            torch.save(module, file)
+    except OutputError:
+        raise
+    # Pickling runs code of the user's classes.
+    except Exception as error:
+        raise NotExpressibleError(f"{name}: the module cannot be pickled: {one_line(error)}") from error
+
+
+@dataclass(slots=True)
+class _New:
+    """What a slot is to hold, and the reads of the graph, (node, input), that want it."""
+
+    value: Array
+    reads: set[tuple[Node, int]]
+
+
+class _Draft:
+    """Where everything goes, before a module is touched."""
+
+    def __init__(self, source: Source, graph: Model) -> None:
+        assert source.module is not None
+        self.module = source.module
+        self.norms = {norm.name for norm in source.norms}
+        self.state = dict(source.module.state_dict(keep_vars=True))
+        self.modules = dict(source.module.named_modules())
+        self.graph = graph
+        self.producer = {str(value.name): node for node in graph.graph for value in node.outputs}
+        self.view = Graph(graph, operators(graph))
+        self.ops = {str(value.name): op for op in self.view.ops for value in op.outputs}
+        self.new: dict[Slot, _New] = {}
+        self.replaced: dict[str, nn.Module] = {}
+        self.behind: dict[str, Array] = {}
+        self.attributes: dict[Slot, float] = {}
+
+    def node(self, output: str) -> Node:
+        return self.producer[output]
+
+    def set_constant(self, edit: NewConstant) -> None:
+        node = self.node(edit.output)
+        if edit.source is None:
+            assert edit.add is not None, "a new constant is what it adds"
+            self.give_bias(node, edit.add)
+            return
+        name, transposed = self._parameter(edit.source)
+        stored = _numpy(self.state[name])
+        array = stored.T if transposed else stored
+        array = array if edit.times is None else array * edit.times
+        array = array if edit.over is None else array / edit.over
+        array = array if edit.add is None else array + edit.add
+        self._put(self._slot(node, name), array.T if transposed else array, (node, edit.input))
+
+    def give_bias(self, node: Node, add: Array) -> None:
+        path, owner = self._owner(node)
+        if isinstance(owner, nn.modules.conv._ConvNd) and max(add.shape[2:], default=1) > 1:
+            self._put_behind(path, add)
+            return
+        size = 0
+        if isinstance(owner, nn.Linear):
+            size = owner.out_features
+        elif isinstance(owner, nn.modules.conv._ConvNd):
+            size = owner.out_channels
+        if not size or getattr(owner, "bias", None) is not None:
+            raise NotExpressibleError(f"{path or node.name}: a {type(owner).__name__} has no place for the new bias")
+        self._put((path, "bias"), np.broadcast_to(add.reshape(-1), (size,)), None)
+
+    def set_attribute(self, edit: NewAttribute) -> None:
+        path, owner = self._owner(self.node(edit.output))
+        if edit.name != "epsilon" or not isinstance(getattr(owner, "eps", None), float):
+            raise NotExpressibleError(f"{path}: its {edit.name} changes, and a {type(owner).__name__} has no eps")
+        if self.attributes.setdefault((path, "eps"), edit.value) != edit.value:
+            raise NotExpressibleError(f"{path} is called at two places, which need different eps")
+
+    def write_map(self, written: Map) -> None:
+        """An affine map is a norm, or a parameter added to or multiplied with one tensor, or not of the module."""
+        node = self.node(written.output)
+        if self._write_norm(written):
+            return
+        constants = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.is_initializer()]
+        leftover = written.shift if node.op_type == "Add" else written.scale if node.op_type == "Mul" else None
+        other = written.scale if node.op_type == "Add" else written.shift
+        reads_input = any(value is not None and value.name == written.input for value in node.inputs)
+        if node.op_type not in ("Add", "Mul") or len(constants) != 1 or other is not None or not reads_input:
+            if written.scale is None and written.shift is None:
+                return  # nothing of it was a parameter
+            where = _where(node)
+            raise NotExpressibleError(f"{where}: a scale or shift is left there that no parameter of the module holds")
+        index, constant = constants[0]
+        name, transposed = self._parameter(str(constant.name))
+        if leftover is None:  # all of it went elsewhere
+            leftover = np.full(self.state[name].shape, 0.0 if node.op_type == "Add" else 1.0)
+        self._put(self._slot(node, name), leftover.T if transposed else leftover, (node, index))
+
+    def _write_norm(self, written: Map) -> bool:
+        """What is left of a norm, in its place; False where no norm is in the map.
+
+        The map may end behind layout operators that follow the norm; what is left goes back through them.
+        """
+        halves = {"scale": written.scale, "shift": written.shift}
+        name = written.output
+        while (norm := self._norm_of(self.producer[name])) is None:
+            op = self.ops[name]
+            rule = rule_of(op.type)
+            if name == written.input or not rule.rearranges or op.inputs[0] is None:
+                return False
+            axis_map = rule.axis_map(self.view, op)
+            if isinstance(axis_map, Refuse):
+                return False
+            for half, array in halves.items():
+                carried = None if array is None else axis_map.backward(array)
+                if isinstance(carried, Refuse):
+                    raise NotExpressibleError(f"{_where(self.producer[name])}: {carried.reason}")
+                halves[half] = carried
+            name = str(op.inputs[0].name)
+            if name not in self.producer:
+                return False
+        tensors = [None if half is None else torch.from_numpy(half.copy()) for half in halves.values()]
+        left: nn.Module = nn.Identity() if tensors == [None, None] else ChannelMap(*tensors)
+        before = self.replaced.setdefault(norm, left)
+        if before is not left and not _same(before, left):
+            raise NotExpressibleError(f"{norm} is called at two places, which keep different parts of it")
+        return True
+
+    def _norm_of(self, node: Node) -> str | None:
+        return next((path for path in scopes(node) if path in self.norms), None)
+
+    def _parameter(self, name: str) -> tuple[str, bool]:
+        """The parameter that an initializer holds, and whether it holds the transpose."""
+        if name in self.state:
+            return name, False
+        if name.endswith(".T") and name.removesuffix(".T") in self.state:
+            return name.removesuffix(".T"), True
+        raise NotExpressibleError(
+            f"{name}: the fold changes a number of the module's code, which is no parameter; only ONNX can hold it"
+        )
+
+    def _owner(self, node: Node) -> tuple[str, nn.Module]:
+        path = next((path for path in reversed(scopes(node)) if path in self.modules), "")
+        return path, self.modules[path]
+
+    def _slot(self, node: Node, name: str) -> Slot:
+        """The parameter as the module that reads it holds it: one tensor can be tied under several names."""
+        path, owner = self._owner(node)
+        home, _, leaf = name.rpartition(".")
+        held = owner._parameters.get(leaf, owner._buffers.get(leaf))
+        if held is not None and path != home and torch.equal(held, self.state[name]):
+            return path, leaf
+        return home, leaf
+
+    def _put(self, slot: Slot, value: Array, read: tuple[Node, int] | None) -> None:
+        held = self.state.get(_dotted(slot))
+        if held is not None and held.numel() != value.size:
+            if slot[1] == "bias" and isinstance(self.modules[slot[0]], nn.Linear):
+                self._put_behind(slot[0], value - _numpy(held))
+                return
+            raise NotExpressibleError(
+                f"{_dotted(slot)} is {list(held.shape)} and would have to be {list(value.shape)}: the fold gives every "
+                "position a value of its own there"
+            )
+        reads = set() if read is None else {read}
+        if slot not in self.new:
+            self.new[slot] = _New(value, reads)
+            return
+        if not np.array_equal(self.new[slot].value.reshape(-1), value.reshape(-1)):
+            raise NotExpressibleError(f"{_dotted(slot)} is read at two places that need different values")
+        self.new[slot].reads |= reads
+
+    def _put_behind(self, path: str, add: Array) -> None:
+        """A bias for each position, as an addition of its own behind the layer."""
+        if not np.array_equal(self.behind.setdefault(path, add), add):
+            raise NotExpressibleError(f"{path} is called at two places, which need different biases")
+
+    def check_readers(self) -> None:
+        """A parameter that some operator still reads as it was cannot change."""
+        for value in self.graph.graph.initializers.values():
+            for node, index in value.uses():
+                slot = self._reads(node, value)
+                if slot is None or slot not in self.new or (node, index) in self.new[slot].reads:
+                    continue
+                if self._owner(node)[0] in self.replaced or any(path in self.replaced for path in scopes(node)):
+                    continue
+                raise NotExpressibleError(f"{_dotted(slot)} is also read, as it was, by {_where(node)}")
+
+    def _reads(self, node: Node, value: Value) -> Slot | None:
+        try:
+            return self._slot(node, self._parameter(str(value.name))[0])
+        except NotExpressibleError:
+            return None
+
+    def build(self) -> nn.Module:
+        """A copy of the module with everything in its place."""
+        result = copy.deepcopy(self.module)
+        for (path, leaf), new in self.new.items():
+            owner = result.get_submodule(path)
+            before = getattr(owner, leaf, None)
+            like = before if isinstance(before, torch.Tensor) else next(owner.parameters())
+            tensor = torch.from_numpy(np.array(new.value)).to(like.dtype)
+            tensor = tensor.reshape(before.shape) if isinstance(before, torch.Tensor) else tensor
+            if leaf in owner._buffers:
+                owner._buffers[leaf] = tensor
+            else:
+                setattr(owner, leaf, nn.Parameter(tensor, requires_grad=like.requires_grad))
+        for (path, leaf), value in self.attributes.items():
+            setattr(result.get_submodule(path), leaf, value)
+        for path, add in self.behind.items():
+            layer = result.get_submodule(path)
+            dtype = next(layer.parameters()).dtype
+            shift = ChannelMap(None, torch.from_numpy(add.copy()).to(dtype))
+            result.set_submodule(path, nn.Sequential(layer, shift))
+        for path, left in self.replaced.items():
+            dtype = next((tensor.dtype for tensor in self.modules[path].parameters()), torch.float32)
+            result.set_submodule(path, left.to(dtype))
+        return result.eval()
+
+
+def _dotted(slot: Slot) -> str:
+    return ".".join(filter(None, slot))
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    return tensor.detach().double().numpy()
+
+
+def _where(node: Node) -> str:
+    return f"{next((path for path in reversed(scopes(node)) if path), '') or 'the model'} ({node.op_type})"
+
+
+def _same(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = dict(first.named_buffers()), dict(second.named_buffers())
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _compare(source: Source, result: nn.Module, folded: Model) -> None:
+    """Raise NotExpressibleError unless `result` is as near to the float64 truth as the folded graph is."""
+    assert source.module is not None
+    feeds = draw(source.inputs, traced_sizes(source.inputs), seed=0)
+    truth = _outputs(copy.deepcopy(source.module).double(), feeds)
+    try:
+        ours = _outputs(copy.deepcopy(result).double(), feeds)
+    # The module is the user's program: with its norms gone, anything can come out of it.
+    except Exception as error:
+        raise NotExpressibleError(f"the folded module does not run: {one_line(error)}") from error
+    with scratch() as folder:
+        place = folder / "folded.onnx"
+        save(folded, place)
+        session = open_session(place, Runtime())
+        theirs = session.run(None, {entry.name: feeds[entry.name] for entry in session.get_inputs()})
+    for true, module, graph in zip(truth, ours, theirs, strict=True):
+        scale = float(np.sqrt(np.mean(np.square(true)))) or 1.0
+        allowed = _MARGIN * float(np.max(np.abs(graph - true))) + _FLOOR_ULPS * float(np.finfo(np.float32).eps) * scale
+        off = float(np.max(np.abs(module - true)))
+        if not off <= allowed:
+            raise NotExpressibleError(
+                f"the folded module differs from the folded graph: its error is {off:.1e}, and {allowed:.1e} would "
+                "be rounding; this architecture uses its parameters in a way that the graph does not show"
+            )
+
+
+def _outputs(module: nn.Module, feeds: dict[str, Any]) -> list[Array]:
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+    tensors = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    args, kwargs = call_arguments(module.forward, tensors)
+    with torch.no_grad():
+        found = module(*args, **kwargs)
+    return [tensor.double().numpy() for tensor in _leaves(found)]
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor]:
+    for leaf in torch.utils._pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf

@@ -1,0 +1,1 @@
+"""What the package asks of the machine: files, clocks, other processes, harmless text. Knows nothing of models."""

@@ -1,0 +1,21 @@
+"""How memory and processors are used by a run that works on large tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def expect_large_tensors() -> None:
+    """Call before torch is imported. Its threads are to sleep while they wait: others work here too. And glibc is to
+    keep up to 256 MB of freed memory: given back and asked for anew with every tensor, its pages cost a tenth of a run.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):
+            mallopt(option, size)

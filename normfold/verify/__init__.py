@@ -1,0 +1,1 @@
+"""The judge: whether a graph computes what its source computes. Knows nothing of folding."""

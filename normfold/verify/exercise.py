@@ -1,0 +1,111 @@
+"""What the samples of a verification reached of a graph, and what they did not: nothing is proved of the rest.
+
+Watched are the branches of If, the conditions of Where, the rows of constant tables that Gather reads, and the channels
+that enter a layer with weights (one that is 0 in every sample meets weights that nobody tested).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+# Operators whose result jumps where a float passes a threshold or another float.
+JUMPS = frozenset(
+    {"ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique"}
+)
+_LAYERS = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
+_ON_AXIS_1 = frozenset({"Conv", "ConvTranspose", "FusedConv"})
+# So many names are given; the rest is counted.
+_SHOWN = 3
+
+
+class Exercise:
+    """What every run of the graph reaches, collected by `saw`."""
+
+    def __init__(self, model: ir.Model) -> None:
+        nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+        nodes += [node for function in model.functions.values() for node in function]
+        self.jumps = any(node.op_type in JUMPS for node in nodes)
+        self._constants = {
+            value
+            for graph in model.graphs()
+            for value in graph.initializers.values()
+            if value.const_value is not None and value not in model.graph.inputs
+        }
+        self._constants |= {value for node in nodes if node.op_type == "Constant" for value in node.outputs}
+        self._branches: dict[str, set[bool]] = {}
+        self._conditions: dict[str, set[bool]] = {}
+        self._rows: dict[ir.Value, torch.Tensor] = {}
+        self._channels: dict[ir.Value, torch.Tensor] = {}
+
+    def saw(self, node: Any, read: Sequence[Any], written: Sequence[Any]) -> None:
+        """One operator has run."""
+        kind = node.op_type
+        if kind == "If":
+            self._branches.setdefault(_label(node), set()).add(bool(read[0].reshape(-1)[0]))
+        elif kind == "Where" and node.inputs[0] not in self._constants and read[0].numel():
+            seen = self._conditions.setdefault(_label(node), set())
+            seen.update(found for found in (True, False) if bool((read[0] == found).any()))
+        elif kind == "Gather" and node.inputs[0] in self._constants and node.inputs[1] not in self._constants:
+            self._read_rows(node, read)
+        elif kind in _LAYERS and node.inputs[1] in self._constants and node.inputs[0] not in self._constants:
+            self._read_channels(node, read[0])
+
+    def _read_rows(self, node: Any, read: Sequence[Any]) -> None:
+        table, indices = read[0], read[1]
+        axis = node.attributes.get("axis")
+        if not isinstance(table, torch.Tensor) or table.dim() < 2 or (axis is not None and axis.as_int() != 0):
+            return
+        seen = self._rows.setdefault(node.inputs[0], torch.zeros(table.shape[0], dtype=torch.bool))
+        seen[indices.reshape(-1).long() % table.shape[0]] = True
+
+    def _read_channels(self, node: Any, x: torch.Tensor) -> None:
+        axis = 1 if node.op_type in _ON_AXIS_1 else x.dim() - 1
+        if x.dim() < 2 or not x.numel():
+            return
+        turned = node.attributes.get("transA")
+        axis = 0 if turned is not None and turned.as_int() else axis
+        before = self._channels.get(node.inputs[0])
+        if before is not None and (before.numel() != x.shape[axis] or bool(before.all())):
+            return
+        silent = torch.arange(x.shape[axis]) if before is None else torch.nonzero(~before)[:, 0]
+        chosen = x if before is None else x.index_select(axis, silent)
+        alive = torch.zeros(x.shape[axis], dtype=torch.bool) if before is None else before
+        alive[silent] = (chosen != 0).any(dim=[other for other in range(x.dim()) if other != axis])
+        self._channels[node.inputs[0]] = alive
+
+    def missed(self) -> tuple[str, ...]:
+        """What no run has reached: a line for every kind."""
+        found = []
+        branches = [
+            f"{'else' if True in seen else 'then'} of {name}" for name, seen in self._branches.items() if len(seen) < 2
+        ]
+        if branches:
+            found.append(f"branches never taken: {_listed(branches)}")
+        sides = [f"{name} was always {seen == {True}}" for name, seen in self._conditions.items() if len(seen) == 1]
+        if sides:
+            found.append(f"conditions with one outcome only: {_listed(sides)}")
+        found += _counted("rows of a table never read", self._rows)
+        found += _counted("channels that were 0 in every sample", self._channels)
+        return tuple(found)
+
+
+def _counted(what: str, seen: dict[ir.Value, torch.Tensor]) -> list[str]:
+    short = {str(value.name): (int((~mask).sum()), mask.numel()) for value, mask in seen.items() if not mask.all()}
+    if not short:
+        return []
+    missing, of = (sum(numbers) for numbers in zip(*short.values(), strict=True))
+    listed = _listed([f"{name} ({count:,} of {total:,})" for name, (count, total) in short.items()])
+    return [f"{what}: {missing:,} of {of:,}, in {listed}"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _label(node: Any) -> str:
+    return str(node.name or next((value.name for value in node.outputs if value.name), node.op_type))

@@ -1,0 +1,412 @@
+"""Activations, sums of two tensors, and the fixed maps themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.analysis.rules.sandwich import DIRECTIONS, Direction, Sandwich
+from tests.support.graphs import (
+    FOLDED,
+    Outcome,
+    build,
+    check,
+    draw,
+    fold,
+    kept,
+    op_types,
+    outcomes,
+    partial,
+    same_function,
+)
+
+ACTIVATIONS = {
+    "Relu": "o = Relu(i)",
+    "LeakyRelu": "o = LeakyRelu<alpha = 0.2>(i)",
+    "LeakyRelu that falls": "o = LeakyRelu<alpha = -0.3>(i)",
+    "PRelu": "o = PRelu(i, slope)",
+    "PRelu by a tensor": "q = Sigmoid(x)\no = PRelu(i, q)",
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_activations_pass_positive_scales_alone(name: str, direction: Direction) -> None:
+    case = Sandwich(ACTIVATIONS[name], constants={"slope": draw("slope", 4)})
+    case.fold(FOLDED, direction, "positive scale")
+    case.fold(kept("negative-scale" if direction == "forward" else "wall"), direction, "scale")
+    code = "shift-meets-activation" if direction == "forward" else "wall"
+    case.fold(partial(code), direction, "positive")
+
+
+def test_prelu_with_the_norm_on_its_slope_refuses() -> None:
+    text = "g (double[B,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\nk = Sigmoid(x)\ny = PRelu(k, n)\n}"
+    check(text, kept("wall"), a=(4,))
+    check(text.replace("PRelu(k, n)", "PRelu(n, n)"), kept("wall"), a=(4,))
+
+
+WALLS = {
+    **{name: f"o = {name}(i)" for name in ("Tanh", "Sigmoid", "Gelu", "Elu", "Selu", "Mish", "Softmax")},
+    **{name: f"o = {name}(i)" for name in ("LogSoftmax", "Hardmax", "Exp", "Erf", "Sign", "Sin", "Floor")},
+    **{name: f"o = {name}(i)" for name in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu")},
+    "Gelu by tanh": 'o = Gelu<approximate = "tanh">(i)',
+    "Pow": "o = Pow(i, two)",
+    "CumSum": "o = CumSum(i, one)",
+    "LpNormalization": "o = LpNormalization(i)",
+    "Greater": "p = Greater(i, two)\no = Cast<to = 11>(p)",
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_walls(name: str) -> None:
+    constants = {"two": np.array(2.0), "one": np.array(1)}
+    case = Sandwich(WALLS[name], "B,4,3", axis=1, constants=constants)
+    for norm in ("affine", "scale", "positive scale"):
+        case.fold(kept("wall"), "forward", norm)
+
+
+def test_other_domains_are_walls() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20, "com.example" : 1]>
+    g (double[B,4] x) => (double[B,4] y) <double[B,4] o> {
+        h = Tanh(x)
+        n = Mul(h, a)
+        o = com.example.Relu(n)
+        y = MatMul(o, w)
+    }"""
+    for domain, outcome in (("com.example.", kept("wall")), ("", FOLDED)):
+        model = build(text.replace("com.example.Relu", f"{domain}Relu"), a=draw("a", 4, positive=True), w=(4, 4))
+        _, plan = fold(model)
+        assert outcomes(plan) == [outcome], domain
+
+
+# What is a fixed map: every spelling, from `h` to `n`, with constants a, b.
+
+MAPS = {
+    "Mul": "n = Mul(h, a)",
+    "Mul swapped": "n = Mul(a, h)",
+    "Div": "n = Div(h, a)",
+    "Add": "n0 = Mul(h, a)\nn = Add(n0, b)",
+    "Add swapped": "n0 = Mul(h, a)\nn = Add(b, n0)",
+    "Sub": "n0 = Mul(h, a)\nn = Sub(n0, b)",
+    "Sub swapped": "n0 = Mul(h, a)\nn = Sub(b, n0)",
+    "Neg": "n0 = Mul(h, a)\nn = Neg(n0)",
+    "long": "n1 = Div(h, a)\nn2 = Neg(n1)\nn3 = Mul(n2, b)\nn4 = Sub(a, n3)\nn = Add(n4, two)",
+    "RepBN": "n0 = Mul(h, a)\nn1 = Add(n0, b)\nn2 = Mul(h, two)\nn = Add(n1, n2)",
+    "RepBN difference": "n0 = Mul(h, a)\nn1 = Sub(n0, b)\nn2 = Mul(h, two)\nn = Sub(n2, n1)",
+    "twice": "n0 = Mul(h, a)\nn = Add(n0, n0)",
+    "residual of itself": "n0 = Mul(h, a)\nn = Add(n0, h)",
+    "computed": "r = Sqrt(p)\nq = Reciprocal(r)\nk = Mul(a, q)\nn = Mul(h, k)",
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_fixed_maps(name: str, direction: Direction) -> None:
+    first, last = ("Tanh(x)", "Gemm(n, w, c)") if direction == "forward" else ("Gemm(x, w, c)", "Tanh(n)")
+    text = f"g (double[B,4] x) => (double y) {{\nh = {first}\n{MAPS[name]}\ny = {last}\n}}"
+    constants = {"a": (4,), "b": (4,), "two": np.array(2.5), "p": draw("p", 4, positive=True), "w": (4, 4), "c": (4,)}
+    model, _ = check(text, FOLDED, **constants)
+    assert sorted(op_types(model)) == ["Gemm", "Tanh"]
+
+
+NOT_MAPS = {
+    "reciprocal": "n = Div(a, h)",
+    "division by zero": "n = Div(h, zero)",
+    "square": "n = Mul(h, h)",
+    "of two tensors": "n = Mul(h, x)",
+    "power": "n = Pow(h, a)",
+    "wider": "n = Mul(h, rows)",
+    "higher rank": "n = Mul(h, lifted)",
+    "difference to a reciprocal": "n0 = Div(a, h)\nn = Sub(n0, b)",
+    "infinite": "n = Mul(h, huge)",
+    "not a number": "n = Mul(h, nan)",
+}
+
+
+@pytest.mark.parametrize("name", NOT_MAPS)
+def test_what_is_no_fixed_map_of_each_channel(name: str) -> None:
+    shape = "1,4" if name == "wider" else "B,4"
+    text = f"g (double[{shape}] x) => (double y) {{\nh = Sigmoid(x)\n{NOT_MAPS[name]}\ny = MatMul(n, w)\n}}"
+    constants = {
+        "a": (4,),
+        "b": (4,),
+        "zero": np.array([1.0, 0.0, 2.0, 3.0]),
+        "rows": (3, 4),
+        "lifted": (1, 1, 4),
+        "huge": np.full(4, np.inf),
+        "nan": np.full(4, np.nan),
+        "w": (4, 3),
+    }
+    with np.errstate(all="ignore"):
+        model = build(text, **constants)
+        after, plan = fold(model)
+        assert not plan.sites and plan.is_empty
+        assert op_types(after) == op_types(model)
+
+
+def test_maps_of_integers_stay() -> None:
+    text = "g (int64[B,4] x) => (double y) {\nn = Div(x, a)\nm = Mul(n, a)\nf = Cast<to = 11>(m)\ny = MatMul(f, w)\n}"
+    _, plan = check(text, a=np.array([2, 3, 4, 5]), w=(4, 3))
+    assert plan.is_empty
+
+
+def test_constants_made_of_integers_are_divided_as_floats() -> None:
+    """7 / 2 is 3 among integers, and 3.5 once both are cast."""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        p = Cast<to = 11>(i)
+        q = Cast<to = 11>(j)
+        r = Div(p, q)
+        s = Sqrt(r)
+        n = Mul(h, s)
+        y = MatMul(n, w)
+    }"""
+    check(text, FOLDED, i=np.array([7, 8, 9, 11]), j=np.array([2, 3, 2, 4]), w=(4, 3))
+
+
+def test_a_part_of_a_shape_is_a_constant() -> None:
+    """Shape has start and end since opset 15: read whole, it would be a scale of its own for each of three channels."""
+    text = """g (double[2,4,3] x) => (double y) {{
+        s = Shape<{}>(x)
+        f = Cast<to = 11>(s)
+        h = Tanh(x)
+        n0 = Mul(h, f)
+        n = Mul(n0, a)
+        y = MatMul(n, w)
+    }}"""
+    for part in ("start = 2, end = 3", "start = -1", "start = 1, end = -1", "end = 1", "start = 0"):
+        check(text.format(part), FOLDED, a=(3,), w=(3, 3))
+
+
+def test_operators_with_attributes_they_do_not_have_are_no_maps() -> None:
+    """Before opset 7, `axis` told where a constant is broadcast."""
+    text = (
+        "g (double[2,4,4] x) => (double[2,4,4] y) {\nh = Tanh(x)\n"
+        "n = Mul<broadcast = 1, axis = 1>(h, a)\ny = MatMul(n, w)\n}"
+    )
+    _, plan = fold(build(text, a=(4,), w=(4, 4)))
+    assert plan.is_empty and not plan.sites
+
+
+# A scale of 0.
+
+ZERO = np.array([1.5, 0.0, -0.7, 0.0])
+
+
+@pytest.mark.parametrize("reader", ["Gemm(m, w, c)", "MatMul(m, w)"])
+def test_a_channel_with_scale_zero_folds_towards_the_consumers(reader: str) -> None:
+    text = f"g (double[B,4] x) => (double y) {{\nh = Tanh(x)\nn = Mul(h, a)\nm = Add(n, b)\ny = {reader}\n}}"
+    model, _ = check(text, FOLDED, a=ZERO, b=(4,), w=(4, 3), c=(3,))
+    assert "Mul" not in op_types(model)
+
+
+def test_a_channel_with_scale_zero_is_never_divided_by() -> None:
+    text = "g (double[B,4] x) => (double y) {\nh = MatMul(x, w)\nn = Mul(h, a)\nm = Add(n, b)\ny = Tanh(m)\n}"
+    check(text, kept("wall"), a=ZERO, b=(4,), w=(4, 4))
+    # Its shift would have to stay, as a multiple of 0.
+    conv = (
+        "g (double[B,4,5] x) => (double y) {\nh = Conv(x, v)\nn = Mul(h, a)\n"
+        "m = Add(n, b)\ny = Conv<pads = [1, 1]>(m, w)\n}"
+    )
+    zero = ZERO[:, None]
+    check(conv, kept("shift-meets-padding"), a=zero, b=(4, 1), v=(4, 4, 1), w=(8, 4, 3))
+    # A map of biases behind the padding takes it.
+    check(conv, FOLDED, a=zero, b=(4, 1), v=(4, 4, 1), w=(3, 4, 3))
+    check(conv.replace("Add(n, b)", "Identity(n)"), FOLDED, a=zero, v=(4, 4, 1), w=(3, 4, 3))
+    check(conv.replace("<pads = [1, 1]>", ""), FOLDED, a=zero, b=(4, 1), v=(4, 4, 1), w=(3, 4, 3))
+
+
+def test_a_channel_with_scale_zero_meets_another_norm() -> None:
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        m = Add(n, b)
+        k = Relu(x)
+        s = Add(m, k)
+        p = Mul(s, d)
+        q = Add(p, e)
+        y = Gemm(q, w)
+    }"""
+    check(text, kept("negative-scale"), FOLDED, a=ZERO, b=(4,), d=(4,), e=(4,), w=(4, 3))
+    text = text.replace("k = Relu(x)\n", "").replace(
+        "s = Add(m, k)", "s0 = Reshape(m, t)\ns = Transpose<perm = [0, 1]>(s0)"
+    )
+    check(text, FOLDED, a=ZERO, b=(4,), d=(4,), e=(4,), w=(4, 3), t=np.array([0, 4]))
+
+
+# Sums.
+
+SUM = """g (double[B,3,4] x{more}) => (double y) {{
+    h = Tanh(x)
+    n0 = Mul(h, a)
+    n = Add(n0, b)
+    {other}
+    s = {sum}
+    y0 = MatMul(s, w)
+    y = Add(y0, c)
+}}"""
+
+
+@pytest.mark.parametrize("sum_", ["Add(n, k)", "Add(k, n)", "Sub(n, k)", "Sub(k, n)"])
+@pytest.mark.parametrize(
+    ("other", "outcome"),
+    [
+        ("k = MatMul(x, v)", FOLDED),
+        ("k0 = MatMul(x, v)\nk = Add(k0, d)", FOLDED),
+        ("k = Identity(x)", kept("graph-input")),
+        ("k = Sigmoid(x)", kept("wall")),
+        ("k = Mul(x, b)", FOLDED),
+        ("k0 = Relu(x)\nk = Mul(k0, two)", FOLDED),
+    ],
+)
+def test_sums_tie_their_scales(sum_: str, other: str, outcome: Outcome) -> None:
+    constants = {"a": (4,), "b": (4,), "v": (4, 4), "d": (4,), "w": (4, 3), "c": (3,), "two": np.array(2.0)}
+    text = SUM.format(more="", other=other, sum=sum_)
+    model = build(text, **constants)
+    after, plan = fold(model)
+    assert outcome in outcomes(plan)
+    same_function(model, after)
+
+
+@pytest.mark.parametrize(
+    ("more", "k", "outcome"),
+    [
+        (", double[4] z", "MatMul(z, v)", kept("unknown-shape")),
+        (", double[1,4] z", "MatMul(z, v)", FOLDED),
+        (", double[B,1,4] z", "MatMul(z, v)", FOLDED),
+        (", double[3,4] z", "MatMul(z, v)", FOLDED),
+        (", double[B,3,4] z", "MatMul(z, u)", kept("broadcast")),
+        (", double[3,1] z", "MatMul(z, one)", FOLDED),
+        (", double[B,3,D] z", "Identity(z)", kept("broadcast")),
+    ],
+)
+def test_sums_that_broadcast(more: str, k: str, outcome: Outcome) -> None:
+    constants = {"a": (4,), "b": (4,), "v": (4, 4), "u": (4, 1), "one": (1, 4), "w": (4, 3), "c": (3,)}
+    text = SUM.format(more=more, other=f"k = {k}", sum="Add(n, k)")
+    check(text, outcome, sizes=(4, 1) if "D" not in more else (3,), **constants)
+
+
+def test_positions_added_to_a_normed_tensor_move_into_its_frame() -> None:
+    text = SUM.format(more="", other="k = Identity(n)", sum="Add(k, positions)")
+    model, _ = check(text, FOLDED, a=(4,), b=(4,), positions=(3, 4), w=(4, 3), c=(3,))
+    assert "Mul" not in op_types(model)
+
+
+def test_conflicting_frames_around_a_loop_refuse() -> None:
+    """Two norms of different tensors meet in one sum: one of them keeps what the other needs."""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        r = Transpose<perm = [1, 0]>(n)
+        q = Transpose<perm = [1, 0]>(r)
+        f = Slice(n, one, end, axis)
+        g0 = Slice(n, zero, three, axis)
+        s = Add(f, g0)
+        y = MatMul(s, w)
+    }"""
+    ints = {
+        "one": np.array([1]),
+        "end": np.array([4]),
+        "axis": np.array([1]),
+        "zero": np.array([0]),
+        "three": np.array([3]),
+    }
+    check(text, kept("frame-conflict"), a=(4,), w=(3, 2), **ints)
+    check(text, FOLDED, a=np.full(4, 1.7), w=(3, 2), **ints)
+
+
+def test_a_tiny_channel_is_told_from_another_tiny_channel() -> None:
+    """Scales agree each for itself: 1e-15 and 3e-15 are not the same because another channel has 1."""
+    text = """g (double[B,2] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        k = Sigmoid(x)
+        m = Mul(k, d)
+        s = Add(n, m)
+        t = Mul(s, e)
+        y = MatMul(t, w)
+    }"""
+    tiny = np.array([1.0, 1e-15])
+    model = build(text, a=tiny, d=tiny * [1, 3], e=1 / tiny, w=(2, 2))
+    after, plan = fold(model)
+    assert outcomes(plan)[0] == FOLDED and outcomes(plan)[1][0] == "kept"
+    same_function(model, after)
+
+
+def test_a_shift_behind_a_channel_with_scale_zero_stays_possible() -> None:
+    """An Add that stays cannot be written on a tensor that is stored as nothing: 0 times what?"""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        r = Reshape(n, s)
+        p = Add(r, b)
+        q = Reshape(p, t)
+        k = Mul(q, d)
+        y = {0}
+    }"""
+    constants = {"a": ZERO, "b": (2, 2), "d": (4,), "w": (4, 3), "s": np.array([-1, 2, 2]), "t": np.array([-1, 4])}
+    for reader in ("Tanh(k)", "Gemm(k, w)"):
+        model = build(text.replace("{0}", reader), **constants)
+        after, plan = fold(model)
+        assert outcomes(plan)[0] == kept("zero-scale")
+        same_function(model, after)
+        whole = build(text.replace("{0}", reader), **{**constants, "a": (4,)})
+        after, plan = fold(whole)
+        assert outcomes(plan)[0] == FOLDED
+        same_function(whole, after)
+
+
+# Sums and means of several tensors.
+
+SEVERAL = """g (double[B,3,4] x) => (double y) {{
+    h = Tanh(x)
+    n0 = Mul(h, a)
+    n = Add(n0, b)
+    p = MatMul(x, v)
+    k0 = MatMul(x, u)
+    k = Add(k0, d)
+    {more}
+    s = {sum}
+    y = MatMul(s, w)
+}}"""
+
+
+@pytest.mark.parametrize("operator", ["Sum", "Mean"])
+@pytest.mark.parametrize(
+    ("more", "operands", "outcome"),
+    [
+        ("", "n", FOLDED),
+        ("", "n, k", FOLDED),
+        ("", "k, n, p", FOLDED),
+        ("", "n, n, k", FOLDED),
+        ("m = Mul(h, d)", "k, n, m", FOLDED),
+        ("q = Sigmoid(x)", "k, n, q", kept("wall")),
+        ("", "n, k, rows", kept("broadcast")),
+        ("q = MatMul(k, e)", "n, q", kept("broadcast")),
+    ],
+)
+def test_several_summands_share_a_scale_and_divide_a_shift(
+    operator: str, more: str, operands: str, outcome: Outcome
+) -> None:
+    """The shift goes into the bias that one of them has, as often as they are counted; else z carries it on."""
+    text = SEVERAL.format(more=more, sum=f"{operator}({operands})")
+    constants = {"a": (4,), "b": (4,), "d": (4,), "u": (4, 4), "v": (4, 4), "w": (4, 3), "rows": (3, 4), "e": (4, 1)}
+    model = build(text, **constants)
+    after, plan = fold(model)
+    assert outcome in outcomes(plan)
+    same_function(model, after)
+
+
+@pytest.mark.parametrize("operator", ["Sum", "Mean"])
+def test_a_norm_behind_several_summands(operator: str) -> None:
+    text = f"""g (double[B,4] x) => (double y) {{
+        h = MatMul(x, v)
+        k = Gemm(x, u, d)
+        p = MatMul(x, w)
+        s = {operator}(h, k, p)
+        n0 = Mul(s, a)
+        n = Add(n0, b)
+        y = Tanh(n)
+    }}"""
+    after, _ = check(text, FOLDED, a=(4,), b=(4,), v=(4, 4), u=(4, 4), w=(4, 4), d=(4,))
+    assert sorted(op_types(after)) == sorted(["MatMul", "Gemm", "MatMul", operator, "Tanh"])

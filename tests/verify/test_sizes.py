@@ -1,0 +1,139 @@
+"""Sizes that a graph can take are found, not assumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from normfold.errors import InputSpecError
+from normfold.inputs.of_model import graph_inputs
+from normfold.verify.sizes import fitting
+from tests.verify.test_truth import saved, weight
+
+POOLED = """g (float[B,3,H,W] x) => (float[A,C,D,E] y)
+    { a = MaxPool<kernel_shape=[8,8],strides=[8,8]>(x)  u = Resize(a, , s)  y = Add(u, x) }"""
+TABLE = """g (int64[B,L] x) => (float[A,C,D] y) { a = Gather(t, x)  s = Shape(x)  n = Gather(s, one)
+    p = Slice(pt, zero, n, zero)  y = Add(a, p) }"""
+# The axis of the state counts samples too, and is not its first.
+STATE = """g (float[B,N] x, float[1,S,4] h) => (float[A,C,D,E] y)
+    { a = Unsqueeze(x, axis)  y = LSTM<hidden_size=4>(a, w, r, , , h, h) }"""
+HALVED = """g (float[B,3,H] x) => (float[A,C,D] y)
+    { a = MaxPool<kernel_shape=[8], strides=[8], auto_pad="SAME_UPPER">(x)
+      p = MaxPool<kernel_shape=[2], strides=[2]>(x)  u = Resize(a, , s)  y = Add(u, p) }"""
+RATES = """g (float[N,L] x, int64 rate) => (float[N,C] y) { c = Equal(rate, r)
+    y = If (c) <then_branch = t () => (float[N,C] z) { p = THEN  z = MatMul(p, w) },
+                else_branch = e () => (float[N,C] z) { q = MatMul(x, v)  z = Neg(q) }> }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "arrays", "found"),
+    [
+        ("g (float[B,8] x) => (float[A,C] y) { y = MatMul(x, w) }", {"w": weight(8, 4)}, ["x:float32[B,8]"]),
+        (
+            "g (float[B,3,H,W] x) => (float[A,C,D,E] y) { y = Conv(x, w) }",
+            {"w": weight(4, 3, 5, 5)},
+            ["x:float32[B=5,3,H=7>=5,W=11>=5]"],
+        ),
+        (POOLED, {"s": np.float32([1, 1, 8, 8])}, ["x:float32[B=5,3,H=8*n=8,W=8*n=8]"]),
+        ("g (float[B,N] x) => (float[A,C] y) { y = MatMul(x, w) }", {"w": weight(512, 4)}, ["x:float32[B=3,512]"]),
+        ("g (float[N,4] x) => (float[A,C] y) { y = Reshape(x, s) }", {"s": np.array([3, 4])}, ["x:float32[3,4]"]),
+        (
+            TABLE,
+            {"t": weight(50, 4), "pt": weight(40, 4), "one": np.array([1]), "zero": np.array([0])},
+            ["x:int64[B=3,L=5<=40]<50"],
+        ),
+        (
+            "g (float[B1,L1] x, float[B2,L2] z) => (float[A,C] y) { y = Concat<axis=0>(x, z)  q = Mul(x, z) }",
+            {},
+            ["x:float32[B1,L1]", "z:float32[B1,L1]"],
+        ),
+        (
+            STATE,
+            {"w": weight(1, 16, 512), "r": weight(1, 16, 4), "axis": np.array([0])},
+            ["x:float32[B=3,512]", "h:float32[1,B=3,4]"],
+        ),
+        # onnxruntime makes a window of its own where the padded input is smaller than one.
+        (
+            "g (float[B,3,H] x) => (float[A,C,D] y) { y = MaxPool<kernel_shape=[8], strides=[8]>(x) }",
+            {},
+            ["x:float32[B=5,3,H=8>=8]"],
+        ),
+        # At two and three pixels one of the two is broadcast, which nobody means.
+        (HALVED, {"s": np.float32([1, 1, 4])}, ["x:float32[B=5,3,H=8*n=8]"]),
+    ],
+    ids=["any", "least", "multiple", "single", "batch", "limit", "equal", "state", "window", "island"],
+)
+def test_what_an_axis_may_be(tmp_path: Path, text: str, arrays: dict[str, np.ndarray], found: list[str]) -> None:
+    path = saved(tmp_path, text, **arrays)
+    specs = fitting(graph_inputs(ir.load(path), path), path)
+    assert list(map(str, specs)) == found
+
+
+def test_a_graph_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
+    path = saved(tmp_path, "g (float[N] x) => (float[A] y) { y = Reshape(x, s) }", s=np.array([7919]))
+    with pytest.raises(InputSpecError, match=r"at any size that was tried.*--input"):
+        fitting(graph_inputs(ir.load(path), path), path)
+
+
+def test_dimensions_without_a_name_are_apart(tmp_path: Path) -> None:
+    path = saved(tmp_path, "g (float[N,C,H,W] x) => (float[A,D,E,F] y) { y = Relu(x) }")
+    model = ir.load(path)
+    model.graph.inputs[0].shape = ir.Shape(["-1", 3, "?", "?"])
+    assert str(graph_inputs(model, path)[0]) == "x:float32[x_0,3,x_2,x_3]"
+
+
+def test_multiples_that_a_graph_states_are_read(tmp_path: Path) -> None:
+    path = saved(tmp_path, POOLED, s=np.float32([1, 1, 8, 8]))
+    model = ir.load(path)
+    model.graph.inputs[0].shape = ir.Shape(["B", 3, "8*h", "8*w"])
+    specs = graph_inputs(model, path)
+    assert [str(spec) for spec in specs] == ["x:float32[B,3,hx8=8*n,wx8=8*n]"]
+    assert fitting(specs, path) == specs
+
+
+def test_numbers_that_decide_a_branch_are_drawn(tmp_path: Path) -> None:
+    text = """g (float[N,8] x, int64 rate) => (float[N,8] y) { c = Equal(rate, r)
+        y = If (c) <then_branch = t () => (float[N,8] z) { z = Neg(x) },
+                    else_branch = e () => (float[N,8] z) { z = Abs(x) }> }"""
+    path = saved(tmp_path, text, r=np.array(16000))
+    assert str(graph_inputs(ir.load(path), path)[1]) == "rate:int64[]{16000,16001}"
+
+
+@pytest.mark.parametrize(
+    ("then", "sizes", "numbers"),
+    [("Slice(x, one, nine, one)", ["x:float32[N=3,32]"], (7, 8)), ("Identity(x)", ["x:float32[N=3,8]"], (7,))],
+    ids=["both", "one"],
+)
+def test_sizes_fit_every_branch_or_the_first(
+    tmp_path: Path, then: str, sizes: list[str], numbers: tuple[int, ...]
+) -> None:
+    constants = {"r": np.array(7), "one": np.array([1]), "nine": np.array([9])}
+    path = saved(tmp_path, RATES.replace("THEN", then), w=weight(8, 4), v=weight(32, 4), **constants)
+    specs = fitting(graph_inputs(ir.load(path), path), path)
+    assert [str(spec) for spec in specs[:1]] == sizes
+    assert specs[1].values == numbers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Unsqueeze(x, axis)  b = Expand(a, shape)  c = Equal(b, range)  y = Cast<to=1>(c)",
+        "a = Cast<to=7>(x)  y = OneHot(a, depth, ends)",
+        "a = Reshape(x, shape)  y = Gather(table, a)",
+    ],
+    ids=["equal", "one-hot", "table"],
+)
+def test_the_vocabulary_of_an_integer_input_is_found(tmp_path: Path, body: str) -> None:
+    arrays = {
+        "axis": np.array([2]),
+        "shape": np.array([1, 1, 1]),
+        "range": np.arange(9, dtype=np.int32),
+        "depth": np.array(9),
+        "ends": np.array([0.0, 1.0]),
+        "table": weight(9, 4),
+    }
+    path = saved(tmp_path, f"g (int32[N,L] x) => (float[A,C,D] y) {{ {body} }}", **arrays)
+    assert str(graph_inputs(ir.load(path), path)[0]) == "x:int32[N,L]<9"
