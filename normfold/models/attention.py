@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.nn.attention import check_heads
+from normfold.nn.attention import LinearAttention as LinearAttention
+from normfold.nn.attention import check_heads as check_heads
+from normfold.nn.attention import depthwise as depthwise
+from normfold.nn.attention import linear_attention as linear_attention
 
 
 class Attention(nn.Module):

@@ -45,7 +45,10 @@ def linear_attention(
 
 
 class LinearAttention(nn.Module):
-    """`linear_attention` over (N, side^2, dim) between projections, with a learned position for every key."""
+    """SLA, SLAB's simplified linear attention: `linear_attention` over (N, side^2, dim) between projections.
+
+    Every key has a learned position. kernel: of the depthwise convolution over the values.
+    """
 
     def __init__(self, dim: int, heads: int, side: int, *, kernel: int = 5) -> None:
         super().__init__()
