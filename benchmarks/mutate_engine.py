@@ -50,7 +50,7 @@ NEAREST = {
 }
 # What is left: first what notices most for its time.
 REST = [
-    "test_random_operators.py", "rules", "test_random_opsets.py", "test_refusals.py", "test_analysis.py",
+    "test_random_operators.py", "rules", "test_random_opsets.py", "test_refusals.py", "test_analyse.py",
     "test_padding.py", "test_branches.py", "test_flood.py", "test_placement.py", "test_rewrite.py", "test_tied.py",
     "test_residual.py", "test_sites.py", "test_names.py", "test_random_graphs.py",
 ]  # fmt: skip

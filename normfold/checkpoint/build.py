@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from torch import nn
 
 from normfold.checkpoint import recognise, unfilled
 from normfold.checkpoint.contents import Contents
-from normfold.checkpoint.stated import known
+from normfold.checkpoint.prefixes import equal, part_of, strip_prefixes, under
+from normfold.checkpoint.stated import Said, Statement, known
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
 from normfold.system.failures import raised
 
 _LISTED = 10
+_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _HOW = (
     "Give one with --model pkg.module:factory (your own code, imported from the current directory too; --model-args "
     "takes its arguments as JSON) or --arch NAME (`normfold models` lists the built-in ones), or save the checkpoint "
@@ -30,17 +32,18 @@ _HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A fresh module, what it was built from and with which arguments, and warning sentences."""
+    """A fresh module, what it was built from and with which arguments, its weights by its names, warning sentences."""
 
     module: nn.Module
     name: str
     args: dict[str, Any]
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 def build(
     *,
-    model: str | None,
+    model: str | Callable[..., Any] | None,
     model_args: Mapping[str, Any] | None,
     arch: str | None,
     found: Contents,
@@ -55,30 +58,46 @@ def build(
     """
     if model is not None:
         args = dict(model_args or {})
-        return Built(_from_factory(model, args), model, args)
+        spec = model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
+        return Built(_from_factory(model, spec, args), spec, args, state)
     from normfold import models
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in strip_prefixes(state, ()).items()}
+    plain = strip_prefixes(state, ())
     name = arch if arch is not None else found.arch if found.arch in models.names() else None
     if name is not None and name not in models.names():
         raise ArchitectureError(f"--arch {name!r} is not built in{_closest(name)}. {_HOW}.")
     if name is not None and model_args is None and name == found.arch and found.arch_args:
         # Written together with the weights: nothing is left to derive.
-        return Built(_create(name, found.arch_args, shapes), name, dict(found.arch_args))
-    taken = _recognised(name, shapes, found, model_args or {}, source)
-    return Built(
-        _create(taken.name, taken.options, shapes), taken.name, taken.options, tuple(filter(None, [taken.sentence]))
-    )
+        return Built(_create(name, found.arch_args, _shapes(plain)), name, dict(found.arch_args), plain)
+    part, notes = under(plain, _prefix(name, plain, source))
+    taken = _recognised(name, part, found, model_args or {}, source)
+    module = _create(taken.name, taken.options, _shapes(part))
+    return Built(module, taken.name, taken.options, part, tuple(filter(None, [taken.sentence, *notes])))
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _prefix(name: str | None, state: Mapping[str, torch.Tensor], source: str) -> str:
+    """What stands in front of the names of the architecture `name`, or of any that is built in."""
+    family = catalogue.family_of(name) if name is not None else None
+    families = [family] if family is not None else catalogue.FAMILIES
+    try:
+        return part_of(_shapes(state), [family.key for family in families])
+    except ArchitectureError as e:
+        raise ArchitectureError(f"{source}: {e}.") from e
 
 
 def _recognised(
-    name: str | None, shapes: Mapping[str, tuple[int, ...]], found: Contents, given: Mapping[str, Any], source: str
+    name: str | None, state: Mapping[str, torch.Tensor], found: Contents, given: Mapping[str, Any], source: str
 ) -> recognise.Recognised:
     """The architecture `name`, or the one that the weights show, with its options. Errors name the source."""
+    shapes, said = _shapes(state), _with_tables(found.said, state)
     try:
         if name is not None:
-            return recognise.options_of(name, shapes, said=found.said, given=given)
-        return recognise.recognise(shapes, said=found.said, given=given)
+            return recognise.options_of(name, shapes, said=said, given=given)
+        return recognise.recognise(shapes, said=said, given=given)
     except recognise.ContradictionError as e:
         raise ArchitectureError(f"{source} contradicts itself, or the options given: {e}.") from e
     except recognise.UndecidedError as e:
@@ -87,6 +106,20 @@ def _recognised(
         own = next((word for word, _ in found.said.names if known(word) is None), None)
         word = f" says its architecture is {own!r}, which is not built in, and" if own is not None else ""
         raise ArchitectureError(f"{source}{word} holds weights without a known architecture: {e}. {_HOW}.") from e
+
+
+def _with_tables(said: Said, state: Mapping[str, torch.Tensor]) -> Said:
+    """What the values of an encoder-decoder's tables of words say, where the file does not: which of them are one."""
+    encoder, decoder, output = (state.get(name) for name in _TABLES)
+    if encoder is None or any(statement.option == "shared" for statement in said.statements):
+        return said
+    decoder = encoder if decoder is None else decoder
+    output = decoder if output is None else output
+    tied = decoder.shape == output.shape and equal(decoder, output)
+    shared = "none" if not tied else "all" if encoder.shape == decoder.shape and equal(encoder, decoder) else "decoder"
+    return replace(
+        said, statements=(*said.statements, Statement("shared", shared, "tables of words with equal values"))
+    )
 
 
 def _create(name: str, args: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
@@ -107,31 +140,38 @@ def _closest(name: str) -> str:
     return f" (close: {', '.join(close)})" if close else ""
 
 
-def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
-    """Import pkg.module:factory and call it; what the user's code raises becomes a sentence."""
-    module_name, colon, path = spec.partition(":")
-    if not colon or not module_name or not path:
-        raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
+def _from_factory(model: str | Callable[..., Any], spec: str, args: dict[str, Any]) -> nn.Module:
+    """Call a factory, imported where it is named pkg.module:factory; what it raises becomes a sentence."""
     with _current_directory_importable():
-        try:
-            factory: Any = importlib.import_module(module_name)
-        # The module is the user's program, and whatever it raises means that there is no architecture.
-        except Exception as e:
-            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
-        for part in path.split("."):
-            if not hasattr(factory, part):
-                raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
-            factory = getattr(factory, part)
-        if not callable(factory) or isinstance(factory, nn.Module):
-            raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
+        factory = _imported(model) if isinstance(model, str) else model
         try:
             built = factory(**args)
+        # It is the user's program, and whatever it raises means that there is no architecture.
         except Exception as e:
             given = args or "no arguments"
             raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {raised(e)}.") from e
     if not isinstance(built, nn.Module):
         raise ArchitectureError(f"--model {spec}: it returned a {type(built).__name__}, not a torch.nn.Module.")
     return built
+
+
+def _imported(spec: str) -> Callable[..., Any]:
+    """What pkg.module:factory names. Raises ArchitectureError."""
+    module_name, colon, path = spec.partition(":")
+    if not colon or not module_name or not path:
+        raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
+    try:
+        factory: Any = importlib.import_module(module_name)
+    except Exception as e:
+        raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
+    for part in path.split("."):
+        if not hasattr(factory, part):
+            raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
+        factory = getattr(factory, part)
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
+    found: Callable[..., Any] = factory
+    return found
 
 
 @contextlib.contextmanager
@@ -186,7 +226,7 @@ def _check_tied(module: nn.Module, state: Mapping[str, torch.Tensor], source: st
         if len(names) < 2:
             continue
         for name in names:
-            if _equal(own[name], state[name]):
+            if equal(own[name], state[name]):
                 continue
             others = [other for other in names if other != name and _overlap(own[name], own[other])]
             if others:
@@ -195,14 +235,6 @@ def _check_tied(module: nn.Module, state: Mapping[str, torch.Tensor], source: st
                     "architecture: only one of them could be loaded. Give an architecture that does not tie them "
                     "(--model, or --model-args), or save the checkpoint with equal values."
                 )
-
-
-def _equal(loaded: torch.Tensor, stored: torch.Tensor) -> bool:
-    stored = stored.to(device=loaded.device, dtype=loaded.dtype)
-    if torch.equal(loaded, stored):
-        return True
-    # A number that is none is like itself here.
-    return loaded.is_floating_point() and torch.allclose(loaded, stored, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -215,32 +247,6 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     reach = sum((int(size) - 1) * int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     first = int(tensor.storage_offset()) * tensor.element_size()
     return first, first + (reach + 1) * tensor.element_size()
-
-
-def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Any) -> Mapping[str, torch.Tensor]:
-    """Remove what DataParallel (`module.`, in front) and torch.compile (`_orig_mod.`, anywhere) add to names.
-
-    expected: the names that the module wants; a module that has a child of such a name keeps it.
-    Raises ArchitectureError where two names become one and their values differ.
-    """
-    names = {name: name for name in state}
-    if not any("_orig_mod" in name.split(".") for name in expected):
-        names = {name: ".".join(part for part in new.split(".") if part != "_orig_mod") for name, new in names.items()}
-    while names and all(new.startswith("module.") for new in names.values()):
-        if any(new in expected for new in names.values()):
-            break
-        names = {name: new.removeprefix("module.") for name, new in names.items()}
-    if all(name == new for name, new in names.items()):
-        return state
-    stripped: dict[str, torch.Tensor] = {}
-    for name, new in names.items():
-        if new in stripped and not (stripped[new].shape == state[name].shape and _equal(stripped[new], state[name])):
-            raise ArchitectureError(
-                f"several tensors are {new} without the prefixes of wrappers (module., _orig_mod.), {name} among them, "
-                "and they differ; save the state dict of the model itself."
-            )
-        stripped[new] = state[name]
-    return stripped
 
 
 def _key_report(source: str, missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -33,7 +33,8 @@ class Contents:
     One of: state, a state dict; module (trusted files only); program and the module that it is; graph, its external
     data mapped but not read. takes: the inputs of a program or a graph.
     arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. said: what it
-    states of its architecture in whatever words its authors have.
+    states of its architecture in whatever words its authors have. averaged: where it holds averaged weights that were
+    not taken.
     """
 
     state: Mapping[str, torch.Tensor] | None = None
@@ -42,6 +43,7 @@ class Contents:
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     said: Said = field(default_factory=Said)
+    averaged: str | None = None
     program: torch.export.ExportedProgram | None = None
     graph: ir.Model | None = None
     takes: tuple[InputSpec, ...] = ()
@@ -67,6 +69,7 @@ def contents_of(loaded: Any, path: Path, *, ema: bool) -> Contents:
         "arch_args": arguments(arch_args, path) if isinstance(arch_args, Mapping) else {},
         "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
         "said": stated.read(said),
+        "averaged": next((name for name in EMA_KEYS if not ema and name != key and _is_state(said.get(name))), None),
     }
     if isinstance(found, nn.Module):
         return Contents(None, found, **notes)
@@ -97,6 +100,12 @@ def arguments(found: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     if not is_plain(found):
         raise CheckpointError(f"{path}: its arch_args are not numbers, short strings, lists and dicts alone.")
     return dict(found)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, nn.Module) or (
+        isinstance(value, Mapping) and any(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
 
 
 def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[Any, str | None]:

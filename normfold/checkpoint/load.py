@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     *,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
     inputs: Sequence[str] = (),
     ema: bool = False,
@@ -97,8 +97,11 @@ def _built(source: Source, contents: Contents, options: LoadOptions) -> Source:
         )
         family = catalogue.family_of(built.name)
         computed = family.computed if family is not None else ()
-        loaded = load_weights(built.module, state, source=str(source.path), computed=computed)
+        loaded = load_weights(built.module, built.state, source=str(source.path), computed=computed)
         warnings = (*built.warnings, *loaded)
+    if contents.averaged is not None:
+        key = contents.averaged
+        warnings = (*warnings, f"The file holds averaged weights too, under {key!r}, which --ema takes instead.")
     module = built.module.cpu().eval()
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
         module = module.float()

@@ -8,21 +8,23 @@ the weights are an error that shows both.
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from normfold.checkpoint.evidence import ROWS, Row, value_of
+from normfold.checkpoint.evidence import ROWS
+from normfold.checkpoint.readers import Row, value_of
 from normfold.checkpoint.stated import Said, Statement
 from normfold.checkpoint.unfilled import difference
 from normfold.checkpoint.unfilled import without_values as _without_values
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
-from normfold.models.catalogue import Family
+from normfold.models.families import Family
 from normfold.norms.base import Shapes
 from normfold.norms.kinds import kind_in, kind_with_short
 
@@ -58,15 +60,16 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """unknown: options that change the function and that nobody tells. told: what was taken from the file's words.
-
-    against: the file's words that are not so of it, each with what is. assumed: what is its own, for want of words.
+    """unknown: options that change the function and nobody tells. own_size: whether the weights are of the size that
+    the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words. told:
+    what was taken from the file's words. against: those that are not so of it, each with what is.
     """
 
     name: str
     options: dict[str, Any]
     resolved: dict[str, Any]
     unknown: tuple[str, ...] = ()
+    own_size: bool = True
     assumed: tuple[str, ...] = ()
     told: tuple[Statement, ...] = ()
     against: tuple[str, ...] = ()
@@ -104,7 +107,7 @@ def recognise(shapes: Shapes, *, said: Said | None = None, given: Mapping[str, A
         raise ArchitectureError(
             f"its names are those of {titles} with {kind} for norms, which comes with {', '.join(kinds)}"
         )
-    compared = [_compared(candidate, shapes) for candidate in _distinct(candidates)]
+    compared = _compared(_distinct(candidates), shapes)
     fitting = [candidate for candidate in compared if not candidate.distance]
     if not fitting:
         raise ArchitectureError(f"the closest built-in architectures differ from it: {_closest(compared)}")
@@ -126,7 +129,7 @@ def options_of(
     if family is None:
         return Recognised(name, dict(given), "")
     candidate = _candidate(name, family, shapes, said or Said(), given, chosen=True)
-    if _compared(candidate, shapes).distance:
+    if _compared([candidate], shapes)[0].distance:
         return Recognised(name, dict(given), "")
     taken = _only([candidate])
     derived = {option: value for option, value in taken.options.items() if option not in given}
@@ -134,6 +137,16 @@ def options_of(
     if taken.told:
         sentence = f"{sentence} {_as_stated(taken)}.".strip()
     return Recognised(name, taken.options, sentence)
+
+
+def likeness(shapes: Shapes, families: Collection[str], *, whole: bool) -> float:
+    """How much of the names of the likest of these families is there, from 0 to 1; of one that is close at all.
+
+    whole: whether these are all the weights; where they are not, only families that are parts of networks count.
+    """
+    scores = [_score(ROWS[key], shapes) for key in families if whole or ROWS[key].part]
+    best = max(scores, default=0.0)
+    return best if best >= _MOST else 0.0
 
 
 def _families(shapes: Shapes) -> list[Family]:
@@ -144,9 +157,13 @@ def _families(shapes: Shapes) -> list[Family]:
 
 
 def _score(row: Row, shapes: Shapes) -> float:
-    if any(name in shapes for name in row.absent):
+    if any(_is_there(name, shapes) for name in row.absent):
         return 0.0
-    return sum(name in shapes for name in row.present) / len(row.present)
+    return sum(_is_there(name, shapes) for name in row.present) / len(row.present)
+
+
+def _is_there(name: str, shapes: Shapes) -> bool:
+    return name in shapes if "*" not in name else bool(fnmatch.filter(shapes, name))
 
 
 def _of_kind(family: Family, kind: str) -> list[str]:
@@ -179,6 +196,7 @@ def _candidate(
         options,
         resolved,
         tuple(unknown),
+        not sizes_differ,
         tuple(option for option in (*missing, *free) if option not in unknown),
         tuple(statement for statement in told if statement.option not in given),
         tuple(said.against(family.key, name, {**_facts(row, resolved), **resolved}, row.free)),
@@ -229,21 +247,34 @@ def _with_norm(options: dict[str, Any], usual: Mapping[str, Any], shapes: Shapes
 def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     """Sizes that differ in what the weights show are one network; its name is the one with the fewest options given."""
     best: list[_Candidate] = []
-    for candidate in sorted(candidates, key=lambda candidate: len(candidate.options)):
+    for candidate in sorted(candidates, key=_far):
         if all(candidate.resolved != other.resolved for other in best):
             best.append(candidate)
     return best
 
 
-def _compared(candidate: _Candidate, shapes: Shapes) -> _Candidate:
-    """The candidate with its difference from the weights."""
-    try:
-        module = _built(candidate)
-    except NormfoldError as e:
-        distance, text = len(shapes), f"it cannot be built with {candidate.options}: {e}"
-    else:
-        distance, text = difference(module, shapes, catalogue.family_of(candidate.name))
-    return replace(candidate, difference=text, distance=distance)
+def _far(candidate: _Candidate) -> tuple[bool, int]:
+    """How far the weights are from what a name speaks of; for a size that no name has, the family's first will do."""
+    return not candidate.own_size, len(candidate.options) if candidate.own_size else 0
+
+
+def _compared(candidates: Sequence[_Candidate], shapes: Shapes) -> list[_Candidate]:
+    """The candidates with their differences from the weights."""
+    found: dict[str, tuple[int, str]] = {}
+    compared = []
+    for candidate in candidates:
+        # What nobody tells changes no name and no shape.
+        sure = {option: value for option, value in candidate.resolved.items() if option not in candidate.unknown}
+        family = catalogue.family_of(candidate.name)
+        key = f"{family.key if family else ''} {sure}"
+        if key not in found:
+            try:
+                found[key] = difference(_built(candidate), shapes, family)
+            except NormfoldError as e:
+                found[key] = len(shapes), f"it cannot be built with {candidate.options}: {e}"
+        distance, text = found[key]
+        compared.append(replace(candidate, difference=text, distance=distance))
+    return compared
 
 
 def _built(candidate: _Candidate) -> nn.Module:
@@ -276,9 +307,9 @@ def _only(fitting: Sequence[_Candidate]) -> _Candidate:
             "state dict alone and give what is right"
         )
     known_ones = [candidate for candidate in agreeing if not candidate.unknown]
-    fewest = min((len(candidate.options) for candidate in known_ones), default=0)
-    known_ones = [candidate for candidate in known_ones if len(candidate.options) == fewest]
-    if len(known_ones) == 1:
+    nearest = min(map(_far, known_ones), default=(False, 0))
+    known_ones = [candidate for candidate in known_ones if _far(candidate) == nearest]
+    if len(known_ones) == 1 or (known_ones and not known_ones[0].own_size):
         return known_ones[0]
     if known_ones:
         listed = "; ".join(f"--arch {candidate.name}" for candidate in known_ones)

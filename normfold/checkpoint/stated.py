@@ -113,10 +113,13 @@ _OPTIONS: Mapping[str, str] = {
     "un_win": "norm_window",
     "no_scale_embedding": "unscaled_embedding",
     "no_token_positional_embeddings": "no_positions",
-    "share_all_embeddings": "shared_embeddings",
     "layernorm_embedding": "embedding_norm",
     "WINDOW_SIZE": "window",
     "MLP_RATIO": "mlp_ratio",
+    "attn_type": "attention",
+    "kernel_size": "kernel",
+    **dict.fromkeys(("ape", "APE"), "absolute_positions"),
+    **dict.fromkeys(("patch_norm", "PATCH_NORM"), "patch_norm"),
     **{
         key: key.lower()
         for key in (
@@ -127,9 +130,19 @@ _OPTIONS: Mapping[str, str] = {
 }  # fmt: skip
 # Of values that one library spells in its own way; what is not listed says nothing.
 _NORMS = {word: kind.short for kind in KINDS for word in kind.words}
-# yacs keeps these parts in every file; only the networks of the first kind read the second.
+# What encoder and decoder each have: two values where they differ.
+_EACH = {
+    "heads": ("encoder_attention_heads", "decoder_attention_heads"),
+    "hidden": ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"),
+}
+# yacs keeps the parts SWIN and LA in every file, with their defaults where nothing reads them: MODEL.TYPE says what is
+# read, and a default of LA says nothing.
 _SWIN = re.compile(r"(slab)?_?swin", re.IGNORECASE)
+_PYRAMID = re.compile(r"slab_pvt", re.IGNORECASE)
+_SLAB = re.compile(r"slab", re.IGNORECASE)
 _BY_RUN = "deits"
+_DEFAULT_ATTENTION, _DEFAULT_KERNEL, _DEFAULT_RATIOS, _DEFAULT_WINDOW = "LLLL", 5, "1111", 7
+_SOFTMAX_RATIOS = (8, 4, 2, 1)
 
 _TINY, _SMALL, _BASE = ({"dim": 64 * heads, "heads": heads} for heads in (3, 6, 12))
 _CSWIN = {"heads": (2, 4, 8, 16), "stripes": (1, 2, 7, 7), "image_size": 224}
@@ -146,13 +159,14 @@ _NAMES: tuple[tuple[str, Known], ...] = tuple(
         (r"(deit|vit)_tiny_", ("deit", "slab_deit"), _TINY),
         (r"(deit|vit)_small_", ("deit", "slab_deit"), _SMALL),
         (r"(deit|vit)_base_", ("deit", "slab_deit"), _BASE),
+        (r"(slab_)?pvt_v2_b\d", ("pvt_v2", "slab_pvt_v2"), {"heads": (1, 2, 5, 8)}),
         (r"(slab_)?pvt_(tiny|small|medium|large)(?![a-z])", ("pvt", "slab_pvt"), {"heads": (1, 2, 5, 8)}),
         (r"(slab_)?cswin_64_\d+_(tiny|small)_224", ("cswin", "slab_cswin"), _CSWIN),
         (r"transformer_(vaswani_|wmt_|iwslt_)?\w*_big", ("nmt",), {"heads": 16}),
         (r"transformer_iwslt_de_en", ("nmt",), {"heads": 4}),
         (r"transformer(_wmt_en_de|_vaswani_wmt_en_(de|fr))?$", ("nmt",), {"heads": 8}),
         (r"(llama|mistral)(forcausallm)?$", ("llama", "char_lm"), {}),
-        (r"(slab)?_?swin(_?transformer|_tiny|_small|_base)?", ("swin", "slab_swin"), {}),
+        (r"(slab)?_?swin(_?transformer|_tiny|_small|_base)?", ("swin", "slab_swin", "swin_backbone"), {}),
     )
 )
 
@@ -172,7 +186,9 @@ def read(content: Mapping[Any, Any]) -> Said:
         if where.endswith(".MODEL") and part.get("TYPE") == _BY_RUN and isinstance(part.get("NAME"), str):
             names.append((part["NAME"], f"{where}.NAME"))
     short = [(name, where) for name, where in names if len(name) <= 100]
-    return Said(tuple(dict.fromkeys(short)), tuple(said for where, part in parts for said in statements(part, where)))
+    found = [said for where, part in parts for said in statements(part, where)]
+    found += [said for where, part in parts if where.endswith(".MODEL") for said in _slab(part, where)]
+    return Said(tuple(dict.fromkeys(short)), tuple(found))
 
 
 def of_configuration(config: Mapping[str, Any], where: str) -> Said:
@@ -195,7 +211,13 @@ def of_configuration(config: Mapping[str, Any], where: str) -> Said:
 
 def statements(part: Mapping[Any, Any], where: str) -> Iterator[Statement]:
     """The lines of a configuration that speak of an option."""
+    twofold = {option: keys for option, keys in _EACH.items() if _differ(*(part.get(key) for key in keys))}
+    for option, keys in twofold.items():
+        yield Statement(option, tuple(part[key] for key in keys), f"{where}.{' and '.join(keys)}")
+    yield from _shared(part, where)
     for key, option in _OPTIONS.items():
+        if key in twofold.get(option, ()):
+            continue
         value = part.get(key)
         value = value.state.get("_val") if isinstance(value, StandIn) and isinstance(value.state, dict) else value
         if option == "image_size" and isinstance(value, (list, tuple)):
@@ -204,6 +226,41 @@ def statements(part: Mapping[Any, Any], where: str) -> Iterator[Statement]:
             value = _NORMS.get(value.lower()) if isinstance(value, str) else None
         if value is not None and is_plain(value) and not isinstance(value, dict):
             yield Statement(option, tuple(value) if isinstance(value, list) else value, f"{where}.{key}")
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return isinstance(one, int) and isinstance(other, int) and one != other
+
+
+def _shared(part: Mapping[Any, Any], where: str) -> Iterator[Statement]:
+    """Which of fairseq's tables of words are one."""
+    keys = ("share_all_embeddings", "share_decoder_input_output_embed")
+    every, decoder = (part.get(key) for key in keys)
+    if every is True:
+        yield Statement("shared", "all", f"{where}.{keys[0]}")
+    elif every is False and isinstance(decoder, bool):
+        yield Statement("shared", "decoder" if decoder else "none", f"{where}.{keys[1] if decoder else keys[0]}")
+
+
+def _slab(model: Mapping[Any, Any], where: str) -> Iterator[Statement]:
+    """What SLAB's networks read of MODEL.LA, and of MODEL.SWIN in a sense of its own."""
+    kind, linear = model.get("TYPE"), _items(model.get("LA"))
+    attention = str(linear.get("ATTN_TYPE"))
+    if not isinstance(kind, str) or not _SLAB.match(kind) or not re.fullmatch("[LS]{4}", attention):
+        return
+    if attention != _DEFAULT_ATTENTION:
+        one = attention[0] if len(set(attention)) == 1 else attention
+        yield Statement("attention", one, f"{where}.LA.ATTN_TYPE")
+    kernel, ratios = linear.get("KERNEL_SIZE"), str(linear.get("PVT_LA_SR_RATIOS"))
+    if isinstance(kernel, int) and kernel != _DEFAULT_KERNEL:
+        yield Statement("kernel", kernel, f"{where}.LA.KERNEL_SIZE")
+    if _PYRAMID.match(kind) and re.fullmatch(r"\d{4}", ratios) and ratios != _DEFAULT_RATIOS:
+        read = zip(attention, ratios, _SOFTMAX_RATIOS, strict=True)
+        value = tuple(int(ratio) if letter == "L" else usual for letter, ratio, usual in read)
+        yield Statement("reductions", value, f"{where}.LA.PVT_LA_SR_RATIOS")
+    window = _items(model.get("SWIN")).get("WINDOW_SIZE")
+    if _SWIN.match(kind) and "L" in attention and isinstance(window, int) and window != _DEFAULT_WINDOW:
+        yield Statement("linear_window", window, f"{where}.SWIN.WINDOW_SIZE")
 
 
 def _parts(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:

@@ -199,7 +199,11 @@ def _random_sizes(
     traced, axes = traced_sizes(specs), common_axes(specs)
     found = {letter: large_size(specs, letter, parameters=_OFTEN * parameters) for letter in traced}
     few = _few_rows(specs, parameters=parameters)
-    large = [(letter, min(size, axes[letter].nearest(_MANY))) for letter, size in found.items() if size is not None]
+    large = [
+        (letter, min(size, max(axes[letter].nearest(_MANY), axes[letter].smallest)))
+        for letter, size in found.items()
+        if size is not None
+    ]
     for number in range(count):
         sizes = {}
         for letter, size in traced.items():

@@ -55,17 +55,34 @@ def depthwise(channels: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, *, heads: int, conv: nn.Module, side: int) -> Tensor:
-    """SLAB's simplified linear attention over the tokens of a square picture: cost linear in their number.
+def letters(attention: str, stages: int) -> str:
+    """The attention of every stage, S for softmax and L for linear: one letter stands for all of them.
+
+    More letters than stages are of a deeper network. Raises ValueError.
+    """
+    whole = attention * stages if len(attention) == 1 else attention[:stages]
+    if len(whole) < stages or set(whole) - set("LS"):
+        raise ValueError(f"attention is L or S for each of {stages} stages, not {attention!r}")
+    return whole
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, heads: int, conv: nn.Module, height: int, width: int
+) -> Tensor:
+    """SLAB's simplified linear attention over the tokens of a picture: cost linear in their number.
 
     y_i = relu(q_i) (sum_j relu(k_j)^T v_j) / (relu(q_i) . sum_j relu(k_j) + 1e-6) + conv(v)_i, head by head.
-    q, k, v (N, L, C) with L = side^2; conv maps (N * heads, C / heads, side, side) to itself. Returns (N, heads, L, d).
+    q (N, L, C) with L = height * width; k and v the same, or of fewer tokens: values are then stretched along the row
+    of tokens for the convolution. conv maps (N * heads, C / heads, height, width) to itself. Returns (N, heads, L, d).
     Source: Guo et al., ICML 2024, arXiv:2405.11582, eq. 8.
     """
     q, k, v = (split_heads(x, heads) for x in (F.relu(q), F.relu(k), v))
     total = k.sum(-2, keepdim=True)
     mixed = q @ (k.transpose(-2, -1) @ v) / (q @ total.transpose(-2, -1) + _LINEAR_EPS)
-    local = to_tokens(conv(to_picture(v.flatten(0, 1), side)))
+    values = v.flatten(0, 1)
+    if v.shape[-2] != height * width:
+        values = F.interpolate(values.transpose(1, 2), size=height * width, mode="linear").transpose(1, 2)
+    local = to_tokens(conv(to_picture(values, height, width)))
     return mixed + split_axis(local, 0, (-1, heads))
 
 
@@ -84,5 +101,6 @@ class LinearAttention(nn.Module):
         """(N, side^2, dim) to the same shape."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         k = k + self.positional_encoding
-        y: Tensor = self.proj(merge_heads(linear_attention(q, k, v, heads=self.heads, conv=self.dwc, side=self.side)))
+        mixed = linear_attention(q, k, v, heads=self.heads, conv=self.dwc, height=self.side, width=self.side)
+        y: Tensor = self.proj(merge_heads(mixed))
         return y

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
@@ -48,19 +49,25 @@ def _prepbn(
     base: Literal["ln", "rms"] = "ln",
     base_eps: float | None = None,
     steps: int = 300000,
-    warm: int = 0,
+    warm: int | None = 0,
     r0: float = 1.0,
     accumulation: int | None = None,
     flatten: bool = False,
     eps: float = 1e-5,
     momentum: float = 0.1,
 ) -> nn.Module:
-    """PRepBN fading from `base` with its eps (None: its own); eps and momentum are those of the BatchNorm."""
+    """PRepBN fading from `base` with its eps (None: its own); eps and momentum are those of the BatchNorm.
+
+    warm: None for no warm-up and no such entry in the state dict, as the published detection code has it.
+    """
     if base not in ("ln", "rms"):
         raise ValueError(f"prepbn fades from 'ln' or 'rms', not from {base!r}")
     norm2 = RepBN(dim, eps=eps, momentum=momentum, flatten=flatten)
     norm1 = norm(base, dim) if base_eps is None else norm(base, dim, eps=base_eps)
-    return LinearNorm(dim, norm1, norm2, warm=warm, step=steps, r0=r0, accumulation=accumulation)
+    faded = LinearNorm(dim, norm1, norm2, warm=warm or 0, step=steps, r0=r0, accumulation=accumulation)
+    if warm is None:
+        faded.register_buffer("warm", torch.tensor(0), persistent=False)
+    return faded
 
 
 def _unified(
@@ -136,15 +143,17 @@ class Mlp(nn.Module):
         return y
 
 
-class _Block(nn.Module):
-    """norm: makes both norms. attention: any module over (N, L, dim)."""
+class Block(nn.Module):
+    """norm: makes both norms. attention: over (N, L, dim). mlp: what follows it, from its width and its hidden one."""
 
-    def __init__(self, dim: int, attention: nn.Module, *, norm: NormLayer, mlp_ratio: float) -> None:
+    def __init__(
+        self, dim: int, attention: nn.Module, *, norm: NormLayer, mlp_ratio: float, mlp: Callable[..., nn.Module] = Mlp
+    ) -> None:
         super().__init__()
         self.norm1 = norm(dim)
         self.attn = attention
         self.norm2 = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp(dim, int(dim * mlp_ratio))
 
     def attend(self, x: Tensor) -> Tensor:
         """The attention over (N, L, dim), its input normalised or not."""
@@ -152,7 +161,7 @@ class _Block(nn.Module):
         return y
 
 
-class PreNormBlock(_Block):
+class PreNormBlock(Block):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), over (N, L, dim)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,14 +171,23 @@ class PreNormBlock(_Block):
         return y
 
 
-class PostNormBlock(_Block):
-    """norm1(x + attn(x)), then norm2(x + mlp(x)), over (N, L, dim)."""
+class PostNormBlock(Block):
+    """norm1(alpha x + attn(x)), then norm2(alpha x + mlp(x)), over (N, L, dim).
+
+    alpha: 1 unless `nn.deepnorm_` sets it.
+    """
+
+    alpha = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, dim) to (N, L, dim)."""
-        x = self.norm1(x + self.attend(x))
-        y: Tensor = self.norm2(x + self.mlp(x))
+        x = self.norm1(self._scaled(x) + self.attend(x))
+        y: Tensor = self.norm2(self._scaled(x) + self.mlp(x))
         return y
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        # Without an operator where there is nothing to do.
+        return x if self.alpha == 1.0 else self.alpha * x
 
 
 class PatchEmbed(nn.Module):
@@ -189,6 +207,11 @@ class PatchEmbed(nn.Module):
         """(N, channels, H, W) to (N, patches, dim), row by row."""
         y: Tensor = self.norm(to_tokens(self.proj(x)))
         return y
+
+
+def classifier(dim: int, classes: int) -> nn.Module:
+    """The projection to logits; nothing for no classes, where a network gives what its head would read."""
+    return nn.Linear(dim, classes) if classes else nn.Identity()
 
 
 def init_weights(model: nn.Module) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import check_heads, depthwise, linear_attention, softmax_attention
-from normfold.models.blocks import Mlp, NormArgs, NormLayer, init_weights, norm_layer
+from normfold.models.attention import check_heads, depthwise, letters, linear_attention, softmax_attention
+from normfold.models.blocks import Mlp, NormArgs, NormLayer, classifier, init_weights, norm_layer
 from normfold.models.layout import (
     ToTokens,
     from_windows,
@@ -20,7 +20,6 @@ from normfold.models.layout import (
     to_tokens,
     to_windows,
 )
-from normfold.models.variants import norm_variants
 
 
 class StripeAttention(nn.Module):
@@ -39,7 +38,7 @@ class StripeAttention(nn.Module):
         """Queries, keys and values side by side (N, side^2, 3 * dim) to (N, side^2, dim)."""
         stripes = to_windows(split_axis(qkv, 1, (self.side, self.side)), *self.stripe)
         mixed = merge_heads(softmax_attention(*split_qkv(stripes, self.heads)))
-        return from_windows(mixed + self._position(stripes), self.side, *self.stripe).flatten(1, 2)
+        return from_windows(mixed + self._position(stripes), self.side, self.side, *self.stripe).flatten(1, 2)
 
     def _position(self, stripes: Tensor) -> Tensor:
         """The convolution of the values in (N, stripes, L, 3 * dim): (N, stripes, L, dim)."""
@@ -50,46 +49,56 @@ class StripeAttention(nn.Module):
 
 
 class LinearStripeAttention(nn.Module):
-    """`linear_attention` over the whole picture, the one stripe that SLAB keeps, with LePE as well.
+    """`linear_attention` inside stripes (height, width) of a square picture, plus the same convolution of the values.
 
     `scale` is in the published files and takes no part in the result.
     """
 
-    def __init__(self, dim: int, heads: int, *, side: int, kernel: int = 5) -> None:
+    def __init__(self, dim: int, heads: int, *, side: int, stripe: tuple[int, int], kernel: int = 5) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positional_encoding = nn.Parameter(torch.zeros(1, side * side, dim))
+        self.positional_encoding = nn.Parameter(torch.zeros(1, stripe[0] * stripe[1], dim))
         self.get_v = depthwise(dim, 3)
         self.dwc = depthwise(check_heads(dim, heads), kernel)
-        self.heads, self.side = heads, side
+        self.heads, self.side, self.stripe = heads, side, stripe
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values side by side (N, side^2, 3 * dim) to (N, side^2, dim)."""
+        if self.stripe == (self.side, self.side):
+            return self._inside(qkv)
+        stripes = to_windows(split_axis(qkv, 1, (self.side, self.side)), *self.stripe)
+        mixed = split_axis(self._inside(stripes.flatten(0, 1)), 0, (-1, stripes.shape[1]))
+        return from_windows(mixed, self.side, self.side, *self.stripe).flatten(1, 2)
+
+    def _inside(self, qkv: Tensor) -> Tensor:
+        """The attention over one stripe, (N, height * width, 3 * dim) to (N, height * width, dim)."""
+        height, width = self.stripe
         q, k, v = qkv.chunk(3, dim=-1)
         k = k + self.positional_encoding
-        mixed = merge_heads(linear_attention(q, k, v, heads=self.heads, conv=self.dwc, side=self.side))
-        return mixed + to_tokens(self.get_v(to_picture(v, self.side)))
+        mixed = linear_attention(q, k, v, heads=self.heads, conv=self.dwc, height=height, width=width)
+        return merge_heads(mixed) + to_tokens(self.get_v(to_picture(v, height, width)))
 
 
 class CSWinBlock(nn.Module):
     """Pre-norm: half of the heads attend in vertical stripes, half in horizontal ones, then an MLP.
 
-    One attention over everything instead of two halves when the stripe is the whole picture, or `linear`.
+    One attention over everything instead of two halves when the stripe is the whole picture.
     """
 
-    def __init__(self, dim: int, heads: int, *, side: int, stripe: int, linear: bool, norm: NormLayer) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, side: int, stripe: int, linear: bool, kernel: int, norm: NormLayer
+    ) -> None:
         super().__init__()
         self.qkv = nn.Linear(dim, dim * 3)
         self.norm1 = norm(dim)
         self.proj = nn.Linear(dim, dim)
+        attention = partial(LinearStripeAttention, kernel=kernel) if linear else StripeAttention
         branches: list[nn.Module]
-        if linear:
-            branches = [LinearStripeAttention(dim, heads, side=side)]
-        elif stripe >= side:
-            branches = [StripeAttention(dim, heads, side=side, stripe=(side, side))]
+        if stripe >= side:
+            branches = [attention(dim, heads, side=side, stripe=(side, side))]
         else:
             stripes = ((side, stripe), (stripe, side))
-            branches = [StripeAttention(dim // 2, heads // 2, side=side, stripe=shape) for shape in stripes]
+            branches = [attention(dim // 2, heads // 2, side=side, stripe=shape) for shape in stripes]
         self.attns = nn.ModuleList(branches)
         self.mlp = Mlp(dim, 4 * dim)
         self.norm2 = norm(dim)
@@ -121,15 +130,16 @@ class ConvMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, side^2, dim) to (N, side^2 / 4, 2 * dim)."""
-        y: Tensor = self.norm(to_tokens(self.conv(to_picture(x, self.side))))
+        y: Tensor = self.norm(to_tokens(self.conv(to_picture(x, self.side, self.side))))
         return y
 
 
 class CSWinTransformer(nn.Module):
     """Pictures (N, 3, image_size, image_size) to logits (N, classes), read from the average token.
 
-    stripes: their width in each stage. linear_stages: how many of the first stages have linear attention (SLAB: two).
-    norm: any name `blocks.norm` knows; norm_args: its options.
+    attention: a letter for every stage, S for softmax and L for linear, or one for all. stripes: the width of softmax
+    attention's in each stage; linear_stripes: of linear attention's, the whole picture up to that side; kernel: of its
+    convolution. The last stage has one stripe. norm: any name `blocks.norm` knows; norm_args: its options.
     """
 
     def __init__(
@@ -141,22 +151,26 @@ class CSWinTransformer(nn.Module):
         depths: Sequence[int] = (2, 4, 18, 1),
         heads: Sequence[int] = (2, 4, 8, 16),
         stripes: Sequence[int] = (1, 2, 7, 7),
-        linear_stages: int = 0,
+        attention: str = "S",
+        linear_stripes: Sequence[int] = (56, 28, 14, 7),
+        kernel: int = 5,
         norm: str = "ln",
         norm_args: NormArgs | None = None,
     ) -> None:
         super().__init__()
         layer, side = norm_layer(norm, norm_args), image_size // 4
+        stages, kinds = len(depths), letters(attention, len(depths))
         self.stage1_conv_embed = nn.Sequential(nn.Conv2d(3, dim, 7, stride=4, padding=2), ToTokens(), layer(dim))
-        stages = len(depths)
-        for stage, (depth, count, stripe) in enumerate(zip(depths, heads, stripes, strict=True)):
+        for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
             if stage:
                 self.add_module(f"merge{stage}", ConvMerging(dim, side, norm=layer))
                 dim, side = 2 * dim, side // 2
-            make = partial(CSWinBlock, dim, count, side=side, stripe=stripe, linear=stage < linear_stages, norm=layer)
+            linear = kinds[stage] == "L"
+            stripe = side if stage == stages - 1 else (linear_stripes if linear else stripes)[stage]
+            make = partial(CSWinBlock, dim, count, side=side, stripe=stripe, linear=linear, kernel=kernel, norm=layer)
             self.add_module(f"stage{stage + 1}", nn.Sequential(*(make() for _ in range(depth))))
         self.norm = layer(dim)
-        self.head = nn.Linear(dim, classes)
+        self.head = classifier(dim, classes)
         self.stages = stages
         init_weights(self)
 
@@ -169,14 +183,3 @@ class CSWinTransformer(nn.Module):
             x = self.get_submodule(f"stage{stage + 1}")(x)
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
-
-
-_TINY = CSWinTransformer
-_SMALL = partial(CSWinTransformer, depths=(2, 4, 32, 2))
-
-CSWIN = {
-    **norm_variants("cswin_tiny", _TINY, steps=120000),
-    **norm_variants("cswin_small", _SMALL, steps=120000),
-    **norm_variants("slab_cswin_tiny", partial(_TINY, linear_stages=2), steps=120000, plain="prepbn"),
-    **norm_variants("slab_cswin_small", partial(_SMALL, linear_stages=2), steps=120000, plain="prepbn"),
-}

@@ -19,9 +19,9 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_picture(x: Tensor, side: int) -> Tensor:
-    """Tokens (N, side^2, C) as a picture (N, C, side, side): the inverse of `to_tokens`."""
-    return split_axis(x.transpose(1, 2), 2, (side, side))
+def to_picture(x: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (N, height * width, C) as a picture (N, C, height, width): the inverse of `to_tokens`."""
+    return split_axis(x.transpose(1, 2), 2, (height, width))
 
 
 class ToTokens(nn.Module):
@@ -58,11 +58,11 @@ def to_windows(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(-1, rows * columns // (height * width), height * width, channels)
 
 
-def from_windows(x: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Windows (N, windows, height * width, C) back to (N, side, side, C): the inverse of `to_windows`."""
+def from_windows(x: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
+    """Windows (N, windows, height * width, C) back to (N, rows, columns, C): the inverse of `to_windows`."""
     channels = x.shape[-1]
-    x = x.reshape(-1, side // height, side // width, height, width, channels).transpose(2, 3)
-    return x.reshape(-1, side, side, channels)
+    x = x.reshape(-1, rows // height, columns // width, height, width, channels).transpose(2, 3)
+    return x.reshape(-1, rows, columns, channels)
 
 
 def relative_positions(window: int) -> Tensor:
@@ -75,13 +75,18 @@ def relative_positions(window: int) -> Tensor:
     return rows * (2 * window - 1) + columns
 
 
-def shift_mask(side: int, window: int, shift: int) -> Tensor:
+def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     """What keeps tokens apart that a cyclic shift brought into one window: 0 for neighbours, -100 for strangers.
 
-    (windows, window^2, window^2) for a picture of side^2 tokens rolled by -shift both ways. Source: arXiv:2103.14030.
+    (windows, window^2, window^2) for a picture of rows * columns tokens rolled by -shift both ways.
+    Source: arXiv:2103.14030.
     """
-    index = torch.arange(side)
-    region = (index >= side - window).long() + (index >= side - shift).long()
-    regions = (3 * region[:, None] + region)[None, :, :, None]
+    row, column = (_regions(size, window, shift) for size in (rows, columns))
+    regions = (3 * row[:, None] + column)[None, :, :, None]
     label = to_windows(regions, window, window)[0, :, :, 0]
     return torch.where(label[:, None] == label[:, :, None], 0.0, -100.0)
+
+
+def _regions(size: int, window: int, shift: int) -> Tensor:
+    index = torch.arange(size)
+    return (index >= size - window).long() + (index >= size - shift).long()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, cast, overload
+from collections.abc import Callable, Sequence
+from typing import cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +154,7 @@ class _Trunk(nn.Module):
 class CausalLM(nn.Module):
     """Token numbers (N, L) int64 in [0, vocab) to the logits (N, L, vocab) of the token that follows each.
 
-    The defaults are tiny; LLAMA lists the published sizes.
+    The defaults are tiny; the catalogue lists the published sizes.
     norm: any name `blocks.norm` knows; norm_args: its options. tied: the output projection is the embedding table.
     rope_base: of the rotary positions.
     Source of layout and names: Touvron et al., arXiv:2302.13971.
@@ -202,20 +201,3 @@ class CausalLM(nn.Module):
             return logits
         x, caches = self.model(ids, unstack(past_keys, past_values, len(self.model.layers)))
         return Decoded(self.lm_head(x), *stack(caches))
-
-
-_350M: Mapping[str, Any] = {"vocab": 32000, "dim": 1024, "depth": 18, "heads": 8, "hidden": 4096}
-# One step of the published schedule is 16 training forwards.
-_PREPBN: NormArgs = {
-    "base": "rms",
-    "base_eps": 1e-6,
-    "eps": 1e-6,
-    "flatten": True,
-    "warm": 10000,
-    "steps": 18000,
-    "accumulation": 16,
-}
-LLAMA: dict[str, Callable[..., nn.Module]] = {
-    "llama_350m_prepbn": partial(CausalLM, **_350M, norm="prepbn", norm_args=_PREPBN),
-    "llama_350m_rms": partial(CausalLM, **_350M, norm="rms", norm_args={"eps": 1e-6}),
-}

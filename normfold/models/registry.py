@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,35 +12,61 @@ from torch import nn
 from normfold.errors import ArchitectureError
 from normfold.models import catalogue
 from normfold.models.convnet import ConvNet
-from normfold.models.cswin import CSWIN
-from normfold.models.deepnet import DEEPNET
-from normfold.models.deit import DEIT
+from normfold.models.cswin import CSWinTransformer
+from normfold.models.deepnet import DeepNetEncoder, DeepNetTranslator
+from normfold.models.deit import SlabDeiT
 from normfold.models.encoder import PostNormEncoder
-from normfold.models.llama import LLAMA, CausalLM
-from normfold.models.nmt import NMT
-from normfold.models.pvt import PVT
-from normfold.models.swin import SWIN
-from normfold.models.t2t import T2T
+from normfold.models.llama import CausalLM
+from normfold.models.nmt import TranslationTransformer
+from normfold.models.pvt import PyramidVisionTransformer, PyramidVisionTransformerV2
+from normfold.models.swin import SwinTransformer
+from normfold.models.swin_backbone import SwinBackbone
+from normfold.models.t2t import T2TViT
 from normfold.models.vit import VisionTransformer
 
 # Words of the largest vocabularies, several times.
 _LARGEST = 1 << 22
 
-# One row an architecture; the keyword arguments of the class are its options.
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+# The blocks of every family; the rows in families_*.py have the options.
+_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "char_lm": CausalLM,
     "convnet": ConvNet,
+    "cswin": CSWinTransformer,
+    "deepnet_encoder": DeepNetEncoder,
+    "deepnet_nmt": DeepNetTranslator,
+    "deit": VisionTransformer,
+    "llama": CausalLM,
+    "nmt": TranslationTransformer,
     "postnorm_encoder": PostNormEncoder,
+    "pvt": PyramidVisionTransformer,
+    "pvt_v2": PyramidVisionTransformerV2,
+    "slab_cswin": CSWinTransformer,
+    "slab_deit": SlabDeiT,
+    "slab_pvt": PyramidVisionTransformer,
+    "slab_pvt_v2": PyramidVisionTransformerV2,
+    "slab_swin": SwinTransformer,
+    "swin": SwinTransformer,
+    "swin_backbone": SwinBackbone,
+    "t2t": T2TViT,
     "vit": VisionTransformer,
-    **CSWIN,
-    **DEEPNET,
-    **DEIT,
-    **LLAMA,
-    **NMT,
-    **PVT,
-    **SWIN,
-    **T2T,
 }
+
+
+def _architectures() -> dict[str, Callable[..., nn.Module]]:
+    rows = [
+        (name, size, family, kind)
+        for family in catalogue.FAMILIES
+        for size in family.sizes
+        for kind, name in size.names.items()
+    ]
+    return {
+        name: partial(_CLASSES[family.key], **family.options, **size.options, **size.norms[kind])
+        for name, size, family, kind in rows
+    }
+
+
+# The keyword arguments of each are the options that it can be built with.
+ARCHITECTURES = _architectures()
 
 
 def names() -> list[str]:

@@ -41,7 +41,10 @@ class _Stack(nn.Module):
 
     embed_positions: maps position rows, PADDING + 1 for the first token, to vectors.
     scaled: whether token vectors are multiplied by sqrt(dim) before the positions are added.
+    embedding_norm: whether the sum of both is normalised.
     """
+
+    layernorm_embedding: nn.Module | None
 
     def __init__(
         self,
@@ -51,10 +54,12 @@ class _Stack(nn.Module):
         config: LayerConfig,
         *,
         scaled: bool,
+        embedding_norm: bool = False,
     ) -> None:
         super().__init__()
         self.embed_tokens = embed_tokens
         self.embed_positions = embed_positions
+        self.layernorm_embedding = config.norm(config.dim) if embedding_norm else None
         self.layers = nn.ModuleList(layers)
         self.layer_norm = config.norm(config.dim) if config.alpha is None else None
         self.embed_scale = math.sqrt(config.dim) if scaled else None
@@ -63,7 +68,7 @@ class _Stack(nn.Module):
         tokens: Tensor = self.embed_tokens(ids)
         scaled = tokens if self.embed_scale is None else self.embed_scale * tokens
         x: Tensor = scaled + self.embed_positions(rows)
-        return x
+        return x if self.layernorm_embedding is None else self.layernorm_embedding(x)
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.layer_norm is None else self.layer_norm(x)
@@ -73,10 +78,17 @@ class Encoder(_Stack):
     """Source tokens (N, S) int64, padded on either side with PADDING, to (N, S, dim)."""
 
     def __init__(
-        self, embed_tokens: nn.Embedding, embed_positions: nn.Module, config: LayerConfig, *, depth: int, scaled: bool
+        self,
+        embed_tokens: nn.Embedding,
+        embed_positions: nn.Module,
+        config: LayerConfig,
+        *,
+        depth: int,
+        scaled: bool,
+        embedding_norm: bool = False,
     ) -> None:
         layers = [EncoderLayer(config) for _ in range(depth)]
-        super().__init__(layers, embed_tokens, embed_positions, config, scaled=scaled)
+        super().__init__(layers, embed_tokens, embed_positions, config, scaled=scaled, embedding_norm=embedding_norm)
 
     def forward(self, src: Tensor) -> Tensor:
         """(N, S) to (N, S, dim); what stands at padding means nothing."""
@@ -97,10 +109,17 @@ class Decoder(_Stack):
     """
 
     def __init__(
-        self, embed_tokens: nn.Embedding, embed_positions: nn.Module, config: LayerConfig, *, depth: int, scaled: bool
+        self,
+        embed_tokens: nn.Embedding,
+        embed_positions: nn.Module,
+        config: LayerConfig,
+        *,
+        depth: int,
+        scaled: bool,
+        embedding_norm: bool = False,
     ) -> None:
         layers = [DecoderLayer(config) for _ in range(depth)]
-        super().__init__(layers, embed_tokens, embed_positions, config, scaled=scaled)
+        super().__init__(layers, embed_tokens, embed_positions, config, scaled=scaled, embedding_norm=embedding_norm)
         self.output_projection = nn.Linear(config.dim, embed_tokens.num_embeddings, bias=False)
         self.cache_shape = CacheShape(depth, config.heads, config.dim // config.heads)
 

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import LinearAttention, check_heads, softmax_attention
-from normfold.models.blocks import NormArgs, NormLayer, PatchEmbed, PreNormBlock, init_weights, norm_layer
+from normfold.models.attention import LinearAttention, check_heads, letters, softmax_attention
+from normfold.models.blocks import NormArgs, NormLayer, PatchEmbed, PreNormBlock, classifier, init_weights, norm_layer
 from normfold.models.layout import (
     from_windows,
     merge_heads,
@@ -19,7 +19,6 @@ from normfold.models.layout import (
     split_qkv,
     to_windows,
 )
-from normfold.models.variants import norm_variants
 
 
 class WindowAttention(nn.Module):
@@ -51,27 +50,54 @@ class SwinBlock(PreNormBlock):
     """A pre-norm block over (N, side^2, dim) that attends inside windows, which are shifted by half in every other one.
 
     A window never exceeds the picture, and one as large is not shifted.
+    linear: `LinearAttention` inside the windows, which no mask keeps from strangers, as published.
     """
 
     attn_mask: Tensor | None
 
-    def __init__(self, dim: int, heads: int, *, side: int, window: int, shifted: bool, norm: NormLayer) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        side: int,
+        window: int,
+        shifted: bool,
+        norm: NormLayer,
+        linear: bool = False,
+        kernel: int = 5,
+    ) -> None:
         window = min(window, side)
-        super().__init__(dim, WindowAttention(dim, heads, window), norm=norm, mlp_ratio=4.0)
-        self.side, self.window = side, window
+        inside = LinearAttention(dim, heads, window, kernel=kernel) if linear else WindowAttention(dim, heads, window)
+        super().__init__(dim, inside, norm=norm, mlp_ratio=4.0)
+        self.side, self.window, self.linear = side, window, linear
         self.shift = window // 2 if shifted and window < side else 0
-        self.register_buffer("attn_mask", shift_mask(side, window, self.shift) if self.shift else None)
+        self.register_buffer("attn_mask", shift_mask(side, side, window, self.shift) if self.shift else None)
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention inside the windows of (N, side^2, dim)."""
+        if self.linear and self.window == self.side:
+            whole: Tensor = self.attn(x)
+            return whole
         picture = split_axis(x, 1, (self.side, self.side))
         if self.shift:
             picture = picture.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = self.attn(to_windows(picture, self.window, self.window), self.attn_mask)
-        picture = from_windows(windows, self.side, self.window, self.window)
+        windows = self._inside(to_windows(picture, self.window, self.window))
+        picture = from_windows(windows, self.side, self.side, self.window, self.window)
         if self.shift:
             picture = picture.roll((self.shift, self.shift), dims=(1, 2))
         return picture.flatten(1, 2)
+
+    def _inside(self, windows: Tensor) -> Tensor:
+        """The attention over (N, windows, window^2, dim)."""
+        y: Tensor = attend_windows(self.attn, windows) if self.linear else self.attn(windows, self.attn_mask)
+        return y
+
+
+def attend_windows(attention: nn.Module, windows: Tensor) -> Tensor:
+    """Attention over (N, L, dim) for every window of (N, windows, L, dim)."""
+    y: Tensor = attention(windows.flatten(0, 1))
+    return split_axis(y, 0, (-1, windows.shape[1]))
 
 
 class PatchMerging(nn.Module):
@@ -87,11 +113,15 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, side^2, dim) to (N, side^2 / 4, 2 * dim)."""
-        half = self.side // 2
-        # (N, row, row of the square, column, column of the square, dim); a square is read column by column.
-        squares = split_axis(x, 1, (half, 2, half, 2)).permute(0, 1, 3, 4, 2, 5)
-        y: Tensor = self.reduction(self.norm(squares.flatten(3).flatten(1, 2)))
+        y: Tensor = self.reduction(self.norm(squares(x, self.side, self.side)))
         return y
+
+
+def squares(x: Tensor, height: int, width: int) -> Tensor:
+    """The tokens of every 2 x 2 square side by side: (N, height * width, C) to (N, height * width / 4, 4 * C)."""
+    # (N, row, row of the square, column, column of the square, dim); a square is read column by column.
+    cut = split_axis(x, 1, (height // 2, 2, width // 2, 2)).permute(0, 1, 3, 4, 2, 5)
+    return cut.flatten(3).flatten(1, 2)
 
 
 class SwinStage(nn.Module):
@@ -111,8 +141,9 @@ class SwinStage(nn.Module):
 class SwinTransformer(nn.Module):
     """Pictures (N, 3, image_size, image_size) to logits (N, classes), read from the average token.
 
-    linear_stages: how many of the first stages have linear attention over the whole picture instead of windows (SLAB:
-    two). norm: any name `blocks.norm` knows; norm_args: its options.
+    attention: a letter for every stage, S for softmax and L for linear, or one for all. window: of softmax attention;
+    linear_window: of linear attention, the whole picture up to that side; kernel: of its convolution.
+    norm: any name `blocks.norm` knows; norm_args: its options.
     """
 
     def __init__(
@@ -125,27 +156,29 @@ class SwinTransformer(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
         window: int = 7,
-        linear_stages: int = 0,
+        attention: str = "S",
+        linear_window: int = 56,
+        kernel: int = 5,
         norm: str = "ln",
         norm_args: NormArgs | None = None,
     ) -> None:
         super().__init__()
         layer, side = norm_layer(norm, norm_args), image_size // patch_size
+        kinds = letters(attention, len(depths))
         self.patch_embed = PatchEmbed(image_size, patch_size, 3, dim, norm=layer)
         self.layers = nn.Sequential()
         for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
-            blocks: list[nn.Module] = [
-                PreNormBlock(dim, LinearAttention(dim, count, side), norm=layer, mlp_ratio=4.0)
-                if stage < linear_stages
-                else SwinBlock(dim, count, side=side, window=window, shifted=number % 2 == 1, norm=layer)
-                for number in range(depth)
+            linear = kinds[stage] == "L"
+            make = partial(SwinBlock, dim, count, side=side, norm=layer, linear=linear, kernel=kernel)
+            blocks = [
+                make(window=linear_window if linear else window, shifted=number % 2 == 1) for number in range(depth)
             ]
             last = stage == len(depths) - 1
             self.layers.append(SwinStage(blocks, nn.Identity() if last else PatchMerging(dim, side, norm=layer)))
             if not last:
                 dim, side = 2 * dim, side // 2
         self.norm = layer(dim)
-        self.head = nn.Linear(dim, classes)
+        self.head = classifier(dim, classes)
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,16 +186,3 @@ class SwinTransformer(nn.Module):
         x = self.norm(self.layers(self.patch_embed(x)))
         logits: Tensor = self.head(x.mean(1))
         return logits
-
-
-_SMALL = partial(SwinTransformer, depths=(2, 2, 18, 2))
-_SLAB_TINY = partial(SwinTransformer, linear_stages=2)
-_SLAB_SMALL = partial(_SMALL, linear_stages=2)
-
-# The published swin_*_prepbn hold bare RepBN.
-SWIN = {
-    **norm_variants("swin_tiny", SwinTransformer, prepbn="repbn"),
-    **norm_variants("swin_small", _SMALL, prepbn="repbn"),
-    **norm_variants("slab_swin_tiny", _SLAB_TINY, steps=60000, plain="prepbn"),
-    **norm_variants("slab_swin_small", _SLAB_SMALL, steps=60000, plain="prepbn"),
-}

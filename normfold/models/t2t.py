@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfold.models.attention import Attention
-from normfold.models.blocks import NormArgs, NormLayer, PreNormBlock, init_weights, norm_layer
+from normfold.models.blocks import Mlp, NormArgs, NormLayer, PreNormBlock, classifier, init_weights, norm_layer
 from normfold.models.layout import to_picture
-from normfold.models.variants import norm_variants
 
 # As published: keeps the division of the attention from overflowing.
 _PERFORMER_EPS = 1e-8
@@ -58,24 +58,69 @@ class TokenPerformer(nn.Module):
         return torch.exp(x @ self.w.t() - half_square) / math.sqrt(self.features)
 
 
-class TokensToToken(nn.Module):
-    """Three overlapping splits (7, 3 and 3 wide, strides 4, 2 and 2), a TokenPerformer after each but the last."""
+class _TokenAttention(nn.Module):
+    """Self-attention in one head from (N, L, channels) to (N, L, dim), around which the values are added.
 
-    def __init__(self, image_size: int, dim: int, *, token_dim: int, norm: NormLayer) -> None:
+    Scores are scaled by the root of `channels`, not of `dim`, as published.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
+        self.qkv = nn.Linear(channels, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.scale = channels**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, channels) to (N, L, dim)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        mixed = torch.softmax((q * self.scale) @ k.transpose(-2, -1), -1) @ v
+        y: Tensor = v + self.proj(mixed)
+        return y
+
+
+class TokenTransformer(nn.Module):
+    """Softmax attention in one head, then an MLP, from (N, L, channels) to (N, L, dim); a skip around the MLP alone."""
+
+    def __init__(self, channels: int, dim: int, *, norm: NormLayer) -> None:
+        super().__init__()
+        self.norm1 = norm(channels)
+        self.attn = _TokenAttention(channels, dim)
+        self.norm2 = norm(dim)
+        self.mlp = Mlp(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, channels) to (N, L, dim)."""
+        x = self.attn(self.norm1(x))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
+
+
+_TOKENS: dict[str, Callable[..., nn.Module]] = {"performer": TokenPerformer, "transformer": TokenTransformer}
+
+
+class TokensToToken(nn.Module):
+    """Three overlapping splits (7, 3 and 3 wide, strides 4, 2 and 2), attention after each but the last.
+
+    tokens: the attention, "performer" or "transformer".
+    """
+
+    def __init__(self, image_size: int, dim: int, *, token_dim: int, tokens: str, norm: NormLayer) -> None:
+        super().__init__()
+        if tokens not in _TOKENS:
+            raise ValueError(f"tokens are mixed by {' or '.join(_TOKENS)}, not by {tokens!r}")
         if image_size % 16:
             raise ValueError(f"an image of {image_size} cannot be shrunk 16 times")
-        self.attention1 = TokenPerformer(3 * 7 * 7, token_dim, norm=norm)
-        self.attention2 = TokenPerformer(token_dim * 3 * 3, token_dim, norm=norm)
+        self.attention1 = _TOKENS[tokens](3 * 7 * 7, token_dim, norm=norm)
+        self.attention2 = _TOKENS[tokens](token_dim * 3 * 3, token_dim, norm=norm)
         self.project = nn.Linear(token_dim * 3 * 3, dim)
         self.side = image_size // 4
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, image_size, image_size) to (N, (image_size / 16)^2, dim)."""
         x = self.attention1(F.unfold(x, 7, stride=4, padding=2).transpose(1, 2))
-        x = F.unfold(to_picture(x, self.side), 3, stride=2, padding=1).transpose(1, 2)
+        x = F.unfold(to_picture(x, self.side, self.side), 3, stride=2, padding=1).transpose(1, 2)
         x = self.attention2(x)
-        x = F.unfold(to_picture(x, self.side // 2), 3, stride=2, padding=1).transpose(1, 2)
+        x = F.unfold(to_picture(x, self.side // 2, self.side // 2), 3, stride=2, padding=1).transpose(1, 2)
         y: Tensor = self.project(x)
         return y
 
@@ -83,6 +128,7 @@ class TokensToToken(nn.Module):
 class T2TViT(nn.Module):
     """Pictures (N, 3, image_size, image_size) to logits (N, classes), read from a class token.
 
+    tokens: what mixes them while they are split, see `TokensToToken`.
     norm: any name `blocks.norm` knows, for every norm of the network; norm_args: its options.
     """
 
@@ -96,20 +142,21 @@ class T2TViT(nn.Module):
         heads: int = 6,
         mlp_ratio: float = 3.0,
         token_dim: int = 64,
+        tokens: str = "performer",
         norm: str = "ln",
         norm_args: NormArgs | None = None,
     ) -> None:
         super().__init__()
         layer = norm_layer(norm, norm_args)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.tokens_to_token = TokensToToken(image_size, dim, token_dim=token_dim, norm=layer)
+        self.tokens_to_token = TokensToToken(image_size, dim, token_dim=token_dim, tokens=tokens, norm=layer)
         self.pos_embed = nn.Parameter(sinusoids((image_size // 16) ** 2 + 1, dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             PreNormBlock(dim, Attention(dim, heads, qkv_bias=False), norm=layer, mlp_ratio=mlp_ratio)
             for _ in range(depth)
         )
         self.norm = layer(dim)
-        self.head = nn.Linear(dim, classes)
+        self.head = classifier(dim, classes)
         init_weights(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
@@ -121,6 +168,3 @@ class T2TViT(nn.Module):
             x = block(x)
         logits: Tensor = self.head(self.norm(x)[:, 0])
         return logits
-
-
-T2T = norm_variants("t2t_vit_14", T2TViT)

@@ -29,6 +29,11 @@ def _steps_left(module: nn.Module) -> str | None:
     return f"{steps:g} of {total:g} steps left{done}{warmup}"
 
 
+def _prepbn_options(shapes: Shapes) -> Mapping[str, Any]:
+    """Published detection code has no warm-up, and no entry for it."""
+    return {} if "warm" in endings(shapes) else {"warm": None}
+
+
 def _is_repbn(module: nn.Module) -> bool:
     inner = module._modules.get("bn")
     return "alpha" in own_names(module) and inner is not None and _is_batch_norm(inner)
@@ -86,6 +91,8 @@ KINDS: tuple[NormKind, ...] = (
         classes=("PRepBN", "LinearNorm"),
         inner="norm2",
         schedule=Schedule("norm1", "norm2", _steps_left),
+        options=_prepbn_options,
+        defaults={"warm": 0},
     ),
     NormKind(
         "RepBN",
@@ -194,3 +201,15 @@ def token_norm(*, centred: bool) -> NormKind:
 def is_token_norm(name: str) -> bool:
     """Whether a norm of this name computes its statistics for every token, so that it stays in the graph."""
     return any(kind.per_token and kind.name == name for kind in KINDS)
+
+
+def name_of(module: nn.Module) -> str | None:
+    """The name of the kind of norm that a module is, or None."""
+    kind = kind_of(module)
+    return None if kind is None else kind.name
+
+
+def steps_left(module: nn.Module) -> str | None:
+    """How far an unfinished schedule is, or None where it has ended or there is none."""
+    kind = kind_of(module)
+    return None if kind is None or kind.schedule is None else kind.schedule.left(module)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
 import time
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from torch import nn
 from normfold import models
 from normfold.checkpoint import recognise
 from normfold.checkpoint.recognise import defaults, options_of
-from normfold.checkpoint.stated import Said, Statement
+from normfold.checkpoint.stated import Said, Statement, of_configuration, read
 from normfold.errors import ArchitectureError
-from normfold.models import catalogue
-from normfold.models.catalogue import Family, Size
-from tests.paths import ROOT, TESTS
+from normfold.models import catalogue, registry
+from normfold.models.families import Family
+from tests.models import authors
+from tests.paths import ROOT
 
-REFERENCES = sorted((TESTS / "models" / "reference").glob("*.json"))
 FIXTURES = sorted((ROOT / "fixtures").glob("*.pt"))
 Shapes = dict[str, tuple[int, ...]]
 BUILD = recognise._without_values
@@ -45,10 +45,6 @@ def shapes_of(name: str, **options: Any) -> Shapes:
     return {key: tuple(value.shape) for key, value in built(name, json.dumps(options)).state_dict().items()}
 
 
-def reference(path: Path) -> Shapes:
-    return {entry["name"]: tuple(entry["shape"]) for entry in json.loads(path.read_text())["entries"]}
-
-
 # --- what is recognised --------------------------------------------------------------------------------------------
 
 
@@ -60,47 +56,75 @@ def named(name: str) -> Said:
     return Said(names=((name, "arch"),))
 
 
-SHOWN = ("swin", "slab_swin", "slab_deit", "slab_pvt", "convnet")
+SHOWN = ("swin", "slab_swin", "swin_backbone", "slab_deit", "slab_pvt", "slab_pvt_v2", "convnet")
 """Families whose names and shapes show all that changes the function; of the others something has to be said."""
 
+_LLAMA = {"vocab": 160, "dim": 96, "depth": 2, "hidden": 176}
+_EPS = {**defaults("llama_350m_prepbn")["norm_args"], "base_eps": 1e-5, "eps": 1e-5}
+_NMT = {"vocab": 600, "depth": 1}
+TAKEN_FOR: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit_tiny_prepbn_distilled": ("deit_tiny_prepbn", {"distilled": True}),
+    "det_slab_swin_tiny_odd": ("det_slab_swin_tiny", {}),
+    "det_swin_tiny_prepbn_odd": ("det_swin_tiny_prepbn", {}),
+    "llama_prepbn_heads2": ("llama_350m_prepbn", {**_LLAMA, "heads": 2, "norm_args": _EPS}),
+    "llama_prepbn_heads6": ("llama_350m_prepbn", {**_LLAMA, "heads": 6}),
+    "nmt_un": ("nmt_un", {"vocab": 1000}),
+    "nmt_un_layernorm_embedding": ("nmt_un", {**_NMT, "embedding_norm": True}),
+    "nmt_un_learned_pos": ("nmt_un", {**_NMT, "positions": 64, "learned_positions": True}),
+    "nmt_un_postnorm": ("nmt_un", {"vocab": 600, "depth": (2, 1), "pre_norm": False}),
+    "nmt_un_postnorm_untied_wmt": (
+        "nmt_wmt_un",
+        {**_NMT, "pre_norm": False, "shared": "none", "norm_args": {"window": 8}},
+    ),
+    "nmt_un_share_decoder": ("nmt_un", {**_NMT, "shared": "decoder"}),
+    "nmt_un_untied": ("nmt_un", {**_NMT, "shared": "none"}),
+    "nmt_un_wmt_base": ("nmt_wmt_un", _NMT),
+    "slab_pvt_tiny_llss": ("slab_pvt_tiny", {"attention": "LLSS", "reductions": (1, 1, 2, 1)}),
+    "slab_pvt_tiny_sr8421": ("slab_pvt_tiny", {"reductions": (8, 4, 2, 1)}),
+    "slab_pvt_v2_b0_sr8421": ("slab_pvt_v2_b0", {"attention": "LLSS", "reductions": (8, 4, 2, 1)}),
+    "slab_swin_tiny_llll_w7_k3": ("slab_swin_tiny", {"attention": "L", "kernel": 3, "linear_window": 7}),
+}
+"""What the papers' files are, by reference; a name that is missing here is the architecture's own."""
 
-@pytest.mark.parametrize("path", REFERENCES, ids=[path.stem for path in REFERENCES])
-def test_published_state_dicts_are_recognised(path: Path) -> None:
-    norms, epsilons = defaults("llama_350m_prepbn")["norm_args"], {"base_eps": 1e-5, "eps": 1e-5}
-    llama = {"vocab": 160, "dim": 96, "depth": 2, "hidden": 176}
-    own = {
-        "llama_prepbn_heads2": ("llama_350m_prepbn", {**llama, "heads": 2, "norm_args": {**norms, **epsilons}}),
-        "llama_prepbn_heads6": ("llama_350m_prepbn", {**llama, "heads": 6}),
-        "nmt_un": ("nmt_un", {"vocab": 1000}),
-    }
-    name, options = own.get(path.stem, (path.stem, {}))
-    # LLaMA's folder has a config.json, the files of the others a name.
-    eps = 1e-5 if "norm_args" in options else 1e-6
-    config = stating(eps=eps, rope_base=10000.0, **{key: value for key, value in options.items() if key != "norm_args"})
-    stated = config if name.startswith("llama") else named(name)
-    found = recognise.recognise(reference(path), said=stated)
-    assert (found.name, found.options) == (name, options)
+
+@pytest.mark.parametrize("name", authors.NAMES)
+def test_the_papers_files_are_recognised(name: str) -> None:
+    """From names and shapes and what stands beside them."""
+    content = authors.content(name, {})
+    said = of_configuration(content, "config.json") if name.startswith("llama") else read(content)
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in authors.record(name)["entries"]}
+    found = recognise.recognise(shapes, said=said)
+    assert (found.name, found.options) == TAKEN_FOR.get(name, (name, {}))
     assert found.sentence.startswith(f"Recognised as {found.name}")
 
 
 def test_there_are_references() -> None:
-    assert len(REFERENCES) == 11
+    assert len(authors.NAMES) == 40
+    assert TAKEN_FOR.keys() < set(authors.NAMES)
     assert len(FIXTURES) == 9
 
 
+def recognises_itself(name: str, family: Family) -> None:
+    found = recognise.recognise(shapes_of(name), said=named(name))
+    assert (found.name, found.options) == (name, {})
+    assert options_of(name, shapes_of(name)) == recognise.Recognised(name, {}, "")
+    if family.key in SHOWN:
+        assert recognise.recognise(shapes_of(name)).name == name
+    else:
+        with pytest.raises(ArchitectureError, match=rf"do not show \w+.*--arch {name} \(\w+ = "):
+            recognise.recognise(shapes_of(name))
+
+
 @pytest.mark.parametrize("family", catalogue.FAMILIES, ids=lambda family: family.key)
-def test_every_architecture_recognises_itself(family: Family) -> None:
-    names = [name for size in family.sizes for name in size.names.values()]
-    assert names
-    for name in names:
-        found = recognise.recognise(shapes_of(name), said=named(name))
-        assert (found.name, found.options) == (name, {})
-        assert options_of(name, shapes_of(name)) == recognise.Recognised(name, {}, "")
-        if family.key in SHOWN:
-            assert recognise.recognise(shapes_of(name)).name == name
-        else:
-            with pytest.raises(ArchitectureError, match=rf"do not show \w+.*--arch {name} \(\w+ = "):
-                recognise.recognise(shapes_of(name))
+def test_every_family_recognises_its_first_size(family: Family) -> None:
+    for name in family.sizes[0].names.values():
+        recognises_itself(name, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family"), [(name, family) for name, _, family in catalogue.entries()])
+def test_every_architecture_recognises_itself(name: str, family: Family) -> None:
+    recognises_itself(name, family)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +215,7 @@ def test_fixtures_without_what_they_say_of_themselves(path: Path) -> None:
 
 
 def test_a_second_is_enough() -> None:
-    shapes = reference(TESTS / "models" / "reference" / "slab_deit_tiny.json")
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in authors.record("slab_deit_tiny")["entries"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recognise, "_without_values", BUILD)
         recognise.recognise(shapes)
@@ -248,17 +272,17 @@ def test_norms_that_a_family_does_not_come_with() -> None:
 
 
 def test_a_size_of_its_own_is_asked_for() -> None:
-    shapes = shapes_of("deit_tiny_un", dim=768)
+    shapes = shapes_of("deit_tiny_un", dim=576)
     with pytest.raises(ArchitectureError, match="do not show heads; give what it was trained with") as caught:
         recognise.recognise(shapes)
-    assert """--arch deit_tiny_un --model-args '{"dim": 768, "heads": "?"}'""" in str(caught.value)
+    assert """--arch deit_tiny_un --model-args '{"dim": 576, "heads": "?"}'""" in str(caught.value)
     assert "deit_small" not in str(caught.value), "the same question twice"
     for told in (
         recognise.recognise(shapes, said=stating(heads=12)),
         recognise.recognise(shapes, given={"heads": 12}),
         options_of("deit_tiny_un", shapes, given={"heads": 12}),
     ):
-        assert (told.name, told.options) == ("deit_tiny_un", {"dim": 768, "heads": 12})
+        assert (told.name, told.options) == ("deit_tiny_un", {"dim": 576, "heads": 12})
     with pytest.raises(ArchitectureError, match="do not show heads"):
         options_of("deit_tiny_un", shapes)
 
@@ -266,22 +290,12 @@ def test_a_size_of_its_own_is_asked_for() -> None:
 @pytest.fixture
 def twins(monkeypatch: pytest.MonkeyPatch) -> Shapes:
     """Two architectures that differ in nothing but a head count that shapes do not show."""
-    from normfold.models.deit import DEIT
-    from normfold.models.registry import ARCHITECTURES
-
-    def few_heads(**options: Any) -> nn.Module:
-        return DEIT["deit_tiny_ln"](**{**options, "heads": 2})
-
-    signature = inspect.signature(DEIT["deit_tiny_ln"])
-    heads = signature.parameters["heads"].replace(default=2)
-    parameters = [heads if parameter.name == "heads" else parameter for parameter in signature.parameters.values()]
-    few_heads.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    monkeypatch.setitem(ARCHITECTURES, "deit_few_heads", few_heads)
-    twin = Size("deit_few_heads", {"ln": "deit_few_heads"}, 0, {"image_size": 224})
     first, *others = catalogue.FAMILIES
     assert first.key == "deit"
-    widened = Family(first.key, first.title, first.papers, first.inputs, (*first.sizes, twin))
-    monkeypatch.setattr(catalogue, "FAMILIES", (widened, *others))
+    like, name = first.sizes[0], "deit_few_heads"
+    twin = replace(like, stem=name, names={"ln": name}, options={**like.options, "heads": 2}, published={})
+    monkeypatch.setitem(registry.ARCHITECTURES, name, partial(registry.ARCHITECTURES["deit_tiny_ln"], heads=2))
+    monkeypatch.setattr(catalogue, "FAMILIES", (replace(first, sizes=(*first.sizes, twin)), *others))
     return shapes_of("deit_tiny_ln")
 
 
@@ -341,11 +355,13 @@ def test_the_catalogue_has_what_is_built_in() -> None:
             for kind, name in size.names.items():
                 known = defaults(name)
                 assert known["norm"] == kind
-                assert {option: known[option] for option in size.usual} == size.usual
+                chosen = {**family.options, **size.options}
+                assert {option: known[option] for option in chosen} == chosen
                 assert catalogue.inputs_of(name, known) == catalogue.usual_inputs(family, size)
             assert set(size.published.values()) <= set(size.names.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", catalogue.FAMILIES, ids=lambda family: family.key)
 def test_the_catalogue_counts_parameters(family: Family) -> None:
     for size in family.sizes:

@@ -64,7 +64,8 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], Said, str]] = [
     ),
     ("nmt_un", {}, stating(heads=4, encoder_depth=12), "encoder_depth = 12, .*has encoder_depth = 6"),
     ("nmt_un", {}, stating(heads=4, activation="gelu"), "activation = gelu, .*has activation = relu"),
-    ("nmt_un", {}, stating(heads=4, shared_embeddings=False), "shared_embeddings = False.* = True"),
+    ("nmt_un", {}, stating(heads=4, pre_norm=False), "pre_norm = False.* = True"),
+    ("nmt_un", {}, stating(heads=4, learned_positions=True), "learned_positions = True.* = False"),
     ("nmt_un", {}, stating(heads=4, unscaled_embedding=True), "unscaled_embedding = True"),
     ("nmt_un", {}, stating(heads=4, norm_window=8), "norm_window = 8.* = 4"),
     ("llama_350m_rms", {}, stating(eps=1e-6, rope_base=1e4, heads=16), "heads = 16.* heads = 8"),
@@ -175,12 +176,11 @@ def test_fairseqs_own_configuration_is_read(tmp_path: Path, packages: Any, wrap:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"decoder_attention_heads": 4}, "cfg.model.decoder_attention_heads = 4, .*heads = 8"),
         ({"decoder_layers": 6}, "cfg.model.decoder_layers = 6, .* has decoder_depth = 1"),
         ({"activation_fn": "gelu"}, "cfg.model.activation_fn = gelu, .*relu"),
         ({"no_scale_embedding": True}, "cfg.model.no_scale_embedding = True"),
         ({"encoder_normalize_before": False}, "cfg.model.encoder_normalize_before = False"),
-        ({"share_all_embeddings": False}, "cfg.model.share_all_embeddings = False"),
+        ({"layernorm_embedding": True}, "cfg.model.layernorm_embedding = True"),
         ({"un_win": 8}, "cfg.model.un_win = 8"),
         ({"no_token_positional_embeddings": True}, "no_token_positional_embeddings = True"),
     ],

@@ -163,7 +163,7 @@ Change = Callable[[dict[str, Tensor]], None]
     [
         (
             "nmt_un",
-            {"vocab": 40, "dim": 16, "depth": 1, "hidden": 24, "heads": 2},
+            {"vocab": 40, "dim": 16, "depth": 1, "hidden": 24, "heads": 2, "shared": "all"},
             ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight"),
         ),
         (
@@ -200,6 +200,29 @@ def test_the_untied_form_is_taken_where_there_is_one(tmp_path: Path) -> None:
     assert source.module is not None and "tied" not in source.arch_args
     assert torch.equal(source.module.get_parameter("lm_head.weight"), state["lm_head.weight"])
     assert torch.equal(source.module.get_parameter("model.embed_tokens.weight"), state["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "shared"),
+    [
+        ((), "all"),
+        (("encoder.embed_tokens.weight",), "decoder"),
+        (("decoder.output_projection.weight",), "none"),
+        (("encoder.embed_tokens.weight", "decoder.output_projection.weight"), "none"),
+    ],
+)
+def test_which_tables_of_a_translator_are_one_is_read_from_their_values(
+    tmp_path: Path, changed: tuple[str, ...], shared: str
+) -> None:
+    """Averaging writes every name apart, so that memory does not tell."""
+    options = {"vocab": 40, "dim": 16, "depth": 1, "hidden": 24, "heads": 2}
+    state = {key: value.clone() for key, value in state_of("nmt_un", **options).items()}
+    state |= {name: state[name] + 1.0 + number for number, name in enumerate(changed)}
+    torch.save(state, tmp_path / "c.pt")
+    source = load_checkpoint(tmp_path / "c.pt", model_args={"heads": 2})
+    assert source.module is not None and source.arch_args.get("shared", "all") == shared
+    own = source.module.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items())
 
 
 # --- several names that become one ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from normfold.models import create, names
-from normfold.models.deepnet import encoder_decoder, encoder_only
+from normfold.nn.deepnorm import encoder_decoder, encoder_only
 from normfold.norms.detect import find_norms
 from tests.models.reference import fill
 
@@ -38,6 +38,10 @@ NORMS = {
     "llama_350m_rms": ("RMSNorm", 37),
     "nmt_ln": ("LayerNorm", 32),
     "nmt_un": ("UN", 32),
+    "nmt_wmt_big_ln": ("LayerNorm", 32),
+    "nmt_wmt_big_un": ("UN", 32),
+    "nmt_wmt_ln": ("LayerNorm", 32),
+    "nmt_wmt_un": ("UN", 32),
 }
 
 

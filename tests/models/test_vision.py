@@ -33,7 +33,7 @@ from normfold.models.t2t import sinusoids
 IMAGE = 64
 SMALL: dict[str, dict[str, Any]] = {
     "cswin_tiny_un": {"dim": 8, "depths": (1, 1, 1), "heads": (2, 2, 2), "stripes": (1, 2, 4)},
-    "slab_cswin_tiny": {"dim": 8, "depths": (1, 1), "heads": (2, 2), "stripes": (1, 8), "linear_stages": 1},
+    "slab_cswin_tiny": {"dim": 8, "depths": (1, 1), "heads": (2, 2), "stripes": (1, 8), "attention": "LS"},
     "slab_deit_tiny": {"dim": 12, "depth": 1, "heads": 2},
     "deit_tiny_prepbn": {"dim": 12, "depth": 1, "heads": 2},
     "pvt_tiny_prepbn": {
@@ -45,8 +45,21 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "slab_pvt_tiny": {"dims": (8, 12), "depths": (1, 1), "heads": (1, 2), "mlp_ratios": (2, 2)},
     "swin_tiny_bn": {"dim": 8, "depths": (2, 2), "heads": (2, 2), "window": 4},
-    "slab_swin_tiny": {"dim": 8, "depths": (1, 2), "heads": (2, 2), "window": 4, "linear_stages": 1},
+    "slab_swin_tiny": {"dim": 8, "depths": (1, 2), "heads": (2, 2), "window": 4, "attention": "LS"},
+    "slab_swin_tiny_un": {"dim": 8, "depths": (2, 2), "heads": (2, 2), "attention": "L", "linear_window": 4},
+    "slab_cswin_tiny_un": {"dim": 8, "depths": (1, 1), "heads": (2, 2), "attention": "L", "linear_stripes": (2, 8)},
+    "slab_pvt_tiny_un": {
+        "dims": (8, 12),
+        "depths": (1, 1),
+        "heads": (1, 2),
+        "mlp_ratios": (2, 2),
+        "reductions": (4, 2),
+    },
+    "pvt_v2_b0_un": {"dims": (8, 12), "depths": (1, 1), "heads": (1, 2), "reductions": (4, 1)},
+    "slab_pvt_v2_b0": {"dims": (8, 12), "depths": (1, 1), "heads": (1, 2), "reductions": (4, 1)},
+    "deit_tiny_bn": {"dim": 12, "depth": 1, "heads": 2, "distilled": True},
     "t2t_vit_14_un": {"dim": 12, "depth": 1, "heads": 2, "token_dim": 8},
+    "t2t_vit_t_14_un": {"dim": 12, "depth": 1, "heads": 2, "token_dim": 8},
 }
 # float32 rounding over a few layers on logits of order 1; a baked-in size or a wrong axis is off by far more.
 TOLERANCE = 1e-4
@@ -126,14 +139,15 @@ def test_windows_come_back_and_hold_neighbours() -> None:
     assert windows.shape == (2, 4, 6, 3)
     torch.testing.assert_close(windows[1, 1], x[1, :2, 3:].reshape(6, 3))
     torch.testing.assert_close(windows[1, 2], x[1, 2:, :3].reshape(6, 3))
+    torch.testing.assert_close(from_windows(windows, 4, 6, 2, 3), x)
     square = x[:, :, :4]
     for shape in ((2, 2), (4, 1), (1, 4), (4, 4)):
-        torch.testing.assert_close(from_windows(to_windows(square, *shape), 4, *shape), square)
+        torch.testing.assert_close(from_windows(to_windows(square, *shape), 4, 4, *shape), square)
 
 
 def test_tokens_and_heads_come_back() -> None:
     x = torch.randn(2, 6, 4, 4)
-    torch.testing.assert_close(to_picture(to_tokens(x), 4), x)
+    torch.testing.assert_close(to_picture(to_tokens(x), 4, 4), x)
     tokens = to_tokens(x)
     torch.testing.assert_close(tokens[0, 5], x[0, :, 1, 1])
     torch.testing.assert_close(split_heads(tokens, 3)[:, 1], tokens[..., 2:4])
@@ -159,7 +173,7 @@ def test_the_shift_mask_separates_what_the_roll_brought_together() -> None:
         (tokens // side)[:, :, None].sub((tokens // side)[:, None]).abs() < window,
         (tokens % side)[:, :, None].sub((tokens % side)[:, None]).abs() < window,
     ]
-    torch.testing.assert_close(shift_mask(side, window, shift), torch.where(near[0] & near[1], 0.0, -100.0))
+    torch.testing.assert_close(shift_mask(side, side, window, shift), torch.where(near[0] & near[1], 0.0, -100.0))
 
 
 def test_patch_merging_reads_a_square_column_by_column() -> None:
@@ -181,7 +195,7 @@ def test_linear_attention_is_attention_with_a_product_of_rectified_vectors() -> 
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 9, 4, dtype=torch.float64)
     conv = depthwise(2, 3).double()
-    got = linear_attention(q, k, v, heads=2, conv=conv, side=3)
+    got = linear_attention(q, k, v, heads=2, conv=conv, height=3, width=3)
     for head in range(2):
         one, other, value = (x[..., 2 * head : 2 * head + 2] for x in (q, k, v))
         weights = one.relu() @ other.relu().transpose(1, 2)

@@ -14,7 +14,7 @@ from normfold.analysis.centre import Centring, plan_centring
 from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
 from normfold.rewrite.centre import centre
-from tests.pipeline.test_fixtures_fold import FIXTURES
+from tests.paths import FIXTURES
 from tests.support.graphs import EXACT, as_float32, build, draw, feeds_for, run
 
 HEAD = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
