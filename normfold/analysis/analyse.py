@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from normfold.analysis.edits import Edit
+from normfold.analysis.frames.equalize import Spreads, balance, spreads
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
 from normfold.analysis.placement.propagate import Half, State
 from normfold.analysis.placement.shared_weights import Sharing
-from normfold.analysis.plan import Plan, ShiftPlace, Status
+from normfold.analysis.plan import Plan, ShiftPlace, Spread, Status
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.deepnorm import residual_scales
 from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
@@ -59,6 +60,7 @@ def analyse(
     only: Collection[str] | None = None,
     keep_tied: bool = False,
     ranges: Ranges | None = None,
+    equalize: bool = False,
 ) -> Plan:
     """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
@@ -66,6 +68,7 @@ def analyse(
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
     tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
+    equalize: choose the scales that are still free so that the ranges of weights balance (frames/equalize.py).
     Raises GraphError, NormStateError.
     """
     names = [value.name for node in model.graph for value in node.outputs if value.name]
@@ -82,6 +85,7 @@ def analyse(
     graph = collapse(Graph(model, operators(model)))
     state = State(graph, Ranges({}) if ranges is None and holds_half(model) else ranges)
     sharing = Sharing(state, keep=keep_tied)
+    before = spreads(state)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
@@ -104,6 +108,9 @@ def analyse(
         if _stayed_for_cost(attempts[op]):
             attempts[op] = _fold(state, sharing, op, frame)
     _fold_followers(state, sharing, attempts)
+    folded = spreads(state)
+    if equalize and whole is None:
+        balance(state, sharing)
     merged = _merged(state, sharing, attempts.values())
     maps = tuple(
         written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
@@ -119,7 +126,18 @@ def analyse(
         edits=tuple(_edits(state)),
         merges=tuple(found.merge for found in merged),
         untied=sharing.untied,
+        spreads=_spreads(before, folded, spreads(state) if equalize else None),
     )
+
+
+def _spreads(before: Spreads, folded: Spreads, equalized: Spreads | None) -> tuple[Spread, ...]:
+    """The weights whose spread changes."""
+    found = []
+    for key, (name, first) in before.items():
+        second, third = folded[key][1], None if equalized is None else equalized[key][1]
+        if not np.allclose([second, second if third is None else third], first, rtol=1e-9):
+            found.append(Spread(name, first, second, third))
+    return tuple(found)
 
 
 def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, Frame]]:

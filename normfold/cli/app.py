@@ -20,6 +20,7 @@ from normfold.cli.terminal import (
     DebugOption,
     DtypeOption,
     EmaOption,
+    EqualizeOption,
     InputOption,
     ModelArgsOption,
     ModelOption,
@@ -111,6 +112,7 @@ def fold(
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
     center: CenterOption = False,
+    equalize: EqualizeOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -150,6 +152,7 @@ def fold(
             center=center,
             only=tuple(only or ()),
             keep_tied=keep_tied,
+            equalize=equalize,
             dry_run=dry_run,
             strict=strict,
             verify=not no_verify,

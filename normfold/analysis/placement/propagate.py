@@ -18,7 +18,7 @@ import numpy as np
 from normfold.analysis.placement.float16_range import Ranges, scale_in_range
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
-from normfold.analysis.rules.base import Surroundings, value_at, wall
+from normfold.analysis.rules.base import OUT, Surroundings, value_at, wall
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
 from normfold.graph.types import Op, Value
@@ -59,9 +59,10 @@ class State:
         holds = op.affine.has_scale if half == "scale" else op.affine.has_shift
         return not holds or op in self.fixed[half]
 
-    def commit(self, half: Half, op: Op, decided: Mapping[Value, Array]) -> None:
+    def commit(self, half: Half, op: Op | None, decided: Mapping[Value, Array]) -> None:
+        """op: the norm that is folded with it; None for a frame that is chosen freely."""
         self.frames[half].update(decided)
-        if op.affine is not None:
+        if op is not None and op.affine is not None:
             self.fixed[half].add(op)
 
 
@@ -125,7 +126,7 @@ def flood(
     half: Half,
     start: Mapping[Value, Array],
     *,
-    folding: Op,
+    folding: Op | None = None,
     writer_limit: float = 0.0,
     map_limit: float = 0.0,
 ) -> Outcome | Refuse:
@@ -146,11 +147,41 @@ def short_flood(
     return None if isinstance(found, Refuse) else found
 
 
+def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
+    """Whether `op` writes a tensor in any such scale by itself, whatever becomes of what it reads."""
+    rule = rule_of(op.type)
+    if not rule.reads(op) or OUT not in rule.ports(state.graph, op):
+        return False
+    found = rule.scale(_around(state, "scale", op, {OUT: scale}))
+    return not isinstance(found, Refuse) and not found
+
+
+def _around(
+    state: State,
+    half: Half,
+    op: Op,
+    known: Mapping[int, Array],
+    folding: Op | None = None,
+    limits: tuple[float, float] = (0.0, 0.0),
+) -> Surroundings:
+    writer_limit, map_limit = limits
+    return Surroundings(
+        graph=state.graph,
+        op=op,
+        known=known,
+        before=lambda port: state.half(half, value_at(op, port)),
+        fixed=op is folding or state.is_fixed(op, half),
+        costs=ShiftCosts(state),
+        writer_limit=writer_limit,
+        map_limit=map_limit,
+        folding=op is folding,
+    )
+
+
 class _Flood:
-    def __init__(self, state: State, half: Half, folding: Op, writer_limit: float, map_limit: float) -> None:
+    def __init__(self, state: State, half: Half, folding: Op | None, writer_limit: float, map_limit: float) -> None:
         self.state, self.graph, self.half, self.folding = state, state.graph, half, folding
-        self.writer_limit, self.map_limit = writer_limit, map_limit
-        self.costs = ShiftCosts(state)
+        self.limits = writer_limit, map_limit
         self.known: dict[Value, Array] = {}
         self.reached: dict[Op, None] = {}
         self.absorbed: set[Op] = set()
@@ -218,7 +249,7 @@ class _Flood:
                 return wall(op)
             known[port] = self.known[value]
         self.reached[op] = None
-        at = self._around(op, known)
+        at = _around(self.state, self.half, op, known, self.folding, self.limits)
         demands = rule.scale(at) if self.half == "scale" else rule.shift(at)
         if isinstance(demands, Refuse):
             return demands
@@ -232,20 +263,6 @@ class _Flood:
                     else refused
                 )
         return None
-
-    def _around(self, op: Op, known: dict[int, Array]) -> Surroundings:
-        fixed = op is self.folding or self.state.is_fixed(op, self.half)
-        return Surroundings(
-            graph=self.graph,
-            op=op,
-            known=known,
-            before=lambda port: self.state.half(self.half, value_at(op, port)),
-            fixed=fixed,
-            costs=self.costs,
-            writer_limit=self.writer_limit,
-            map_limit=self.map_limit,
-            folding=op is self.folding,
-        )
 
 
 def _without_shape(graph: Graph, value: Value, array: Array) -> Refuse | None:
