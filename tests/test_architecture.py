@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "nn", "report", "rewrite", "system", "verify",
     },
+    "graphsurgeon": {"pipeline", "report", "system"},
     "bench": {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
         "verify",
@@ -46,7 +47,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnx_ir": {"analysis", "bench", "checkpoint", "export", "graph", "inputs", "pipeline", "rewrite", "verify"},
     "rich": {"bench", "cli", "report"},
     "typer": {"cli"},
-    "onnx_graphsurgeon": set(),
+    "onnx_graphsurgeon": {"graphsurgeon"},
 }
 # They start quickly, or have no business with tensors of torch.
 WITHOUT_TORCH = {"system", "analysis", "report", "cli"}

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import BatchError, UsageError
-from normfold.nn import MABN2d, MaskPowerNorm, TokenBatchNorm, UN1d, pnac, recalibrate
-from normfold.nn.calibrate import Moments
-from normfold.nn.normality import kurtosis_statistic, normality, skew_statistic
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.calibrate import Moments, recalibrate
+from normfold.nn.mabn import MABN2d
+from normfold.nn.normality import kurtosis_statistic, normality, pnac, skew_statistic
+from normfold.nn.powernorm import MaskPowerNorm
+from normfold.nn.un import UN1d
 from tests.nn.norms import CHANNELS, NORMS, batch, network
 
 # float64 sums of a few hundred numbers.

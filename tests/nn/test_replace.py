@@ -15,9 +15,9 @@ from normfold.nn import progress
 from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.nn.mabn import CenConv2d, MABN2d
 from normfold.nn.powernorm import PowerNorm
-from normfold.nn.schedules import finish
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.replace import replace_layernorm
+from normfold.nn.schedules import finish
 from normfold.nn.un import UN1d
 from normfold.norms.detect import find_norms
 from normfold.pipeline import run as pipeline

@@ -67,6 +67,10 @@ def _fills_with_zeros(graph: Graph, op: Op) -> Refuse | None:
     return refuse(op, "shift-meets-padding", "zero padding would not receive the shift")
 
 
+def _some_become_zero(graph: Graph, op: Op) -> Refuse | None:
+    return refuse(op, "shift-meets-padding", "the zeros that it writes would not receive the shift")
+
+
 def _zero_stays_zero(graph: Graph, op: Op) -> Refuse | None:
     return refuse(op, "shift-meets-activation", "a shift moves the point where it bends")
 
@@ -137,6 +141,7 @@ TABLE: dict[str, Rule] = {
     "Expand": CarryRule(expand, mean_passes=True),
     "Slice": CarryRule(slices, mean_passes=True),
     "Pad": PadRule(pad, attributes=["mode"], scale=_fills_with_a_number, shift=_fills_with_zeros),
+    "Trilu": CarryRule(same, attributes=["upper"], shift=_some_become_zero),
     "Concat": JoinRule(joined=-1),
     "Split": JoinRule(joined=0),
     # Activations.

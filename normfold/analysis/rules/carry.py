@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import final
 
 import numpy as np
 
@@ -161,10 +162,12 @@ class _Carry(Rule):
         return {OUT if port == 0 else 0: found[0]}
 
 
+@final
 class CarryRule(_Carry):
     """An operator that carries a frame, and nothing else."""
 
 
+@final
 class PadRule(_Carry):
     """Pad. Its zeros do not receive a shift: behind it every position has its own, which only a Conv can take."""
 
