@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "rewrite": {"analysis", "checkpoint", "graph", "inputs", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},
     "report": {"analysis", "export", "models", "system", "verify"},
-    "pipeline": {"analysis", "checkpoint", "export", "graph", "inputs", "report", "rewrite", "system", "verify"},
+    "pipeline": {
+        "analysis", "checkpoint", "export", "graph", "inputs", "models", "nn", "report", "rewrite", "system", "verify",
+    },
     "graphsurgeon": {"pipeline", "report", "system"},
     "bench": {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",

@@ -14,6 +14,7 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.cli.bench import bench
 from normfold.cli.check import check
 from normfold.cli.diff import diff
+from normfold.cli.recalibrate import recalibrate
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
     AffineOption,
@@ -307,6 +308,7 @@ def _tell(verdict: Verdict, files: VerdictFiles) -> None:
 app.command()(bench)
 app.command()(check)
 app.command()(diff)
+app.command()(recalibrate)
 
 
 @app.command("models")
