@@ -40,6 +40,15 @@ class Frame:
         """The frame of `scale * v + shift`, for `v` in this frame."""
         return Frame(scale * self.scale, scale * self.shift + shift)
 
+    def between(self, before: Frame, after: Frame) -> Frame:
+        """This map as one of stored tensors: its input is stored in `before`, its output in `after`.
+
+        Where the scale of `after` is 0 the output is its shift, whatever is stored, and nothing is divided by 0.
+        """
+        size = np.where(after.scale == 0.0, 1.0, after.scale)
+        shift = self.scale * before.shift + self.shift - after.shift
+        return Frame(self.scale * before.scale / size, shift / size)
+
     def plus(self, other: Frame, sign: float) -> Frame:
         """The frame of `v + sign * w`, for `v` and `w` both fixed maps of one stored tensor."""
         return Frame(self.scale + sign * other.scale, self.shift + sign * other.shift)

@@ -15,11 +15,9 @@ def written_map(state: State, op: Op) -> Map | None:
     """The affine map of `op` between stored tensors; None when it is what stands in the graph already."""
     affine, source = op.affine, value_at(op, 0)
     assert affine is not None
-    before, after = state.frame(source), state.frame(op.output)
-    scale = affine.frame.scale * before.scale / after.scale if not state.is_fixed(op, "scale") else None
-    shift = None
-    if not state.is_fixed(op, "shift"):
-        shift = (affine.frame.scale * before.shift + affine.frame.shift - after.shift) / after.scale
+    stored = affine.frame.between(state.frame(source), state.frame(op.output))
+    scale = None if state.is_fixed(op, "scale") else stored.scale
+    shift = None if state.is_fixed(op, "shift") else stored.shift
     touched = op in state.fixed["scale"] or op in state.fixed["shift"]
     same_scale = scale is None or _equal(scale, affine.frame.scale)
     same_shift = shift is None or _equal(shift, affine.frame.shift)

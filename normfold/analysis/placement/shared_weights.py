@@ -6,10 +6,7 @@ weight serves them all. Otherwise each gets a copy of its own, and the file grow
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-
-import numpy as np
 
 from normfold.analysis.edits import NewConstant
 from normfold.analysis.placement.propagate import Half, Outcome, State
@@ -17,7 +14,7 @@ from normfold.analysis.plan import Untied
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import FrameOf, name_of, value_at
-from normfold.graph.affine import Array, Frame
+from normfold.graph.affine import Frame
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
@@ -95,7 +92,7 @@ def _version(graph: Graph, op: Op, index: int, frame_of: FrameOf) -> tuple[objec
         return None
     for edit in rule_of(op.type).edits(graph, op, frame_of):
         if isinstance(edit, NewConstant) and edit.input == index:
-            return (edit.source, *(_digest(part) for part in (edit.times, edit.over, edit.add)))
+            return edit.key
     return None
 
 
@@ -134,9 +131,3 @@ def _bytes(graph: Graph, value: Value) -> int:
 
 def _total(graph: Graph) -> int:
     return sum(_bytes(graph, value) for value in graph.model.graph.initializers.values())
-
-
-def _digest(array: Array | None) -> str | None:
-    if array is None:
-        return None
-    return f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
