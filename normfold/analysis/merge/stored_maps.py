@@ -18,7 +18,7 @@ def written_map(state: State, op: Op) -> Map | None:
     stored = affine.frame.between(state.frame(source), state.frame(op.output))
     scale = None if state.is_fixed(op, "scale") else stored.scale
     shift = None if state.is_fixed(op, "shift") else stored.shift
-    touched = op in state.fixed["scale"] or op in state.fixed["shift"]
+    touched = state.is_folded(op, "scale") or state.is_folded(op, "shift")
     same_scale = scale is None or _equal(scale, affine.frame.scale)
     same_shift = shift is None or _equal(shift, affine.frame.shift)
     if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
@@ -43,7 +43,7 @@ def _equal(first: Array, second: Array) -> bool:
 
 def _is_batch_norm(affine: Affine, scale: Array | None, shift: Array | None) -> bool:
     """Whether a BatchNormalization wrote the map and can write what has become of it."""
-    axes = {axis for half in (scale, shift) if half is not None for axis in varying_axes(half)}
+    axes = {axis for part in (scale, shift) if part is not None for axis in varying_axes(part)}
     return len(affine.nodes) == 1 and affine.nodes[0].op_type == "BatchNormalization" and axes <= {1}
 
 
