@@ -22,7 +22,14 @@ from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan, ShiftPlace, Status
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.deepnorm import residual_scales
-from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
+from normfold.analysis.recognition.naming import (
+    NormModule,
+    OperatorOutcome,
+    name_sites,
+    per_token,
+    site_names,
+    token_norm,
+)
 from normfold.analysis.recognition.quantised import quantised
 from normfold.analysis.refusal import Code, Refuse, refuse
 from normfold.analysis.rules import rule_of
@@ -207,29 +214,29 @@ def _with_merges(attempts: Mapping[Op, _Attempt], found: Iterable[Merged]) -> di
     return attempts
 
 
-def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
+def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> OperatorOutcome:
     refused = attempt.scale_refused or attempt.shift_refused
     status: Status = "folded" if refused is None else "kept" if attempt.scale_refused is not None else "partial"
     takers = [op for op in attempt.reached if op is not attempt.op and _takes(state, op)]
     takers += [attempt.merged] if attempt.merged is not None else []
     into = tuple(dict.fromkeys(op.name for op in takers))
     channels = _channels(attempt.frame)
-    return Named(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
+    return OperatorOutcome(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
 
 
-def _no_maps(graph: Graph) -> Iterable[Named]:
+def _no_maps(graph: Graph) -> Iterable[OperatorOutcome]:
     """The BatchNormalizations that run and are no fixed map of the main graph, each with the reason."""
     for op in graph.ops:
         if op.type == BATCH_NORM:
             why = fixed_batch_norm(graph, op)
             if not isinstance(why, Refuse):
                 why = refuse(op, "not-affine", "it reads a constant, or a tensor that is no floating one")
-            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+            yield OperatorOutcome(op, "kept", why, (), _stored_channels(graph, op))
     running = {op.index for op in graph.ops}
     for op in inner_operators(graph.model):
         if op.type == BATCH_NORM and op.index in running:
             why = refuse(op, "in-subgraph", "it runs inside the body of an If, a Loop or a Scan")
-            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+            yield OperatorOutcome(op, "kept", why, (), _stored_channels(graph, op))
 
 
 def _stored_channels(graph: Graph, op: Op) -> int:

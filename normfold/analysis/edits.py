@@ -57,6 +57,21 @@ class NewAdd:
     add: Array
 
 
+@dataclass(frozen=True, slots=True)
+class NewMap:
+    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors.
+
+    Both None: nothing is left of it. input, output: tensor names. batch_norm: its channels lie on axis 1, and one
+    BatchNormalization wrote it.
+    """
+
+    input: str
+    output: str
+    scale: Array | None
+    shift: Array | None
+    batch_norm: bool
+
+
 Edit = NewConstant | NewAttribute | NewAdd
 
 

@@ -1,11 +1,11 @@
 """The algebra of frames: numpy float64, nothing else.
 
-Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both halves
+Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both
 are arrays of the rank of `v` whose every dimension is either 1 (the frame is the same all along that axis) or the
 size of that axis; so a frame on the channels of an (N, L, C) tensor has the shape (1, 1, C), and a layout operator
 carries it exactly as it carries the tensor. `(1, 0)` is the identity.
 
-The two halves obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales
+Scales and shifts obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales
 around an operator never enter the relation between its shifts: so scales are folded first, and shifts are placed
 afterwards.
 """

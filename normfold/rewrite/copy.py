@@ -111,7 +111,7 @@ class _Computed(ir.LazyTensor):
         elements = int(np.prod(self._sizes, dtype=np.int64))
         self._step = max(1, _BLOCK_ELEMENTS * rows // max(elements, 1) if by_rows else rows)
         small = elements * dtype.itemsize <= _KEPT_BYTES
-        super().__init__(self._whole, dtype, ir.Shape(shape), cache=small, name=name)
+        super().__init__(self._all, dtype, ir.Shape(shape), cache=small, name=name)
 
     def _blocks(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
         starts = range(0, self._sizes[0], self._step) if self._sizes else [...]
@@ -119,7 +119,7 @@ class _Computed(ir.LazyTensor):
             rows = start if isinstance(start, EllipsisType) else slice(start, start + self._step)
             yield rows, np.asarray(self._compute(rows)).astype(self.dtype.numpy())
 
-    def _whole(self) -> ir.Tensor[Any]:
+    def _all(self) -> ir.Tensor[Any]:
         array = np.empty(self._sizes, self.dtype.numpy())
         for rows, block in self._blocks():
             array[rows] = block

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
-from normfold.analysis.plan import Branch, Map, Merge, Plan
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant, NewMap
+from normfold.analysis.plan import Branch, Merge, Plan
 from normfold.errors import InternalError
 from normfold.graph.affine import Array
 from normfold.graph.constants import Rows
@@ -89,8 +89,8 @@ class _Folded(Copy):
 
     def _content(self, source: Value, shape: Sequence[int], rows: Rows) -> Array:
         """The source of a constant of `shape`, in these rows of it."""
-        whole = tuple(dim.size for dim in self.source.dims(source) or ()) != tuple(shape)
-        return spread(self.source.constant(source), shape, rows) if whole else self.source.rows(source, rows)
+        widened = tuple(dim.size for dim in self.source.dims(source) or ()) != tuple(shape)
+        return spread(self.source.constant(source), shape, rows) if widened else self.source.rows(source, rows)
 
     def add_after(self, edit: NewAdd) -> None:
         value = self.values[edit.output]
@@ -110,7 +110,7 @@ class _Folded(Copy):
         self.take_over_output(value, result)
         self.stands_for[value] = result
 
-    def write_map(self, written: Map) -> None:
+    def write_map(self, written: NewMap) -> None:
         source, target = self.now(written.input), self.values[written.output]
         last = self.node(written.output)
         if written.scale is not None and written.shift is not None and written.batch_norm:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
-from normfold.analysis.plan import Map, Plan
+from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant, NewMap
+from normfold.analysis.plan import Plan
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.checkpoint.source import Source
@@ -151,7 +151,7 @@ class _Draft:
         if self.attributes.setdefault((path, "eps"), edit.value) != edit.value:
             raise NotExpressibleError(f"{path} is called at two places, which need different eps")
 
-    def write_map(self, written: Map) -> None:
+    def write_map(self, written: NewMap) -> None:
         """An affine map is a norm, or a parameter added to or multiplied with one tensor, or not of the module."""
         node = self.node(written.output)
         if self._write_norm(written):
@@ -171,12 +171,12 @@ class _Draft:
             leftover = np.full(self.state[name].shape, 0.0 if node.op_type == "Add" else 1.0)
         self._put(self._slot(node, name), leftover.T if transposed else leftover, (node, index))
 
-    def _write_norm(self, written: Map) -> bool:
+    def _write_norm(self, written: NewMap) -> bool:
         """What is left of a norm, in its place; False where no norm is in the map.
 
         The map may end behind layout operators that follow the norm; what is left goes back through them.
         """
-        halves = {"scale": written.scale, "shift": written.shift}
+        coefficients = {"scale": written.scale, "shift": written.shift}
         name = written.output
         while (norm := self._norm_of(self.producer[name])) is None:
             op = self.ops[name]
@@ -186,15 +186,15 @@ class _Draft:
             axis_map = rule.axis_map(self.view, op)
             if isinstance(axis_map, Refuse):
                 return False
-            for half, array in halves.items():
+            for which, array in coefficients.items():
                 carried = None if array is None else axis_map.backward(array)
                 if isinstance(carried, Refuse):
                     raise NotExpressibleError(f"{_where(self.producer[name])}: {carried.reason}")
-                halves[half] = carried
+                coefficients[which] = carried
             name = str(op.inputs[0].name)
             if name not in self.producer:
                 return False
-        tensors = [None if half is None else torch.from_numpy(half.copy()) for half in halves.values()]
+        tensors = [None if array is None else torch.from_numpy(array.copy()) for array in coefficients.values()]
         left: nn.Module = nn.Identity() if tensors == [None, None] else ChannelMap(*tensors)
         before = self.replaced.setdefault(norm, left)
         if before is not left and not _same(before, left):

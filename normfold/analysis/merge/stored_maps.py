@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from normfold.analysis.edits import NewMap
 from normfold.analysis.placement.propagate import State
-from normfold.analysis.plan import Map
 from normfold.analysis.rules.base import name_of, value_at
 from normfold.graph.affine import Array, varying_axes
 from normfold.graph.types import Affine, Op
 
 
-def written_map(state: State, op: Op) -> Map | None:
+def written_map(state: State, op: Op) -> NewMap | None:
     """The affine map of `op` between stored tensors; None when it is what stands in the graph already."""
     affine, source = op.affine, value_at(op, 0)
     assert affine is not None
@@ -23,7 +23,7 @@ def written_map(state: State, op: Op) -> Map | None:
     same_shift = shift is None or _equal(shift, affine.frame.shift)
     if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
         return None
-    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
+    return NewMap(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
 
 
 def _leans_on_moved(state: State, op: Op) -> bool:

@@ -215,10 +215,10 @@ def _error(array: Array, weighted: Array, kept: tuple[int, ...]) -> Array:
     size = np.where(array == 0.0, 1.0, np.abs(array))
     loss = np.where(array == 0.0, 0.0, np.abs(nearest - array) / size)
     axes = tuple(axis for axis in range(array.ndim) if axis not in kept)
-    lost, whole = (
+    lost, size_of_all = (
         np.sqrt(np.square(part).sum(axis=axes, keepdims=True)) for part in (loss * weighted, np.abs(weighted))
     )
-    found: Array = lost / np.where(whole == 0.0, 1.0, whole)
+    found: Array = lost / np.where(size_of_all == 0.0, 1.0, size_of_all)
     return found
 
 
