@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.rules.sandwich import DIRECTIONS, Direction, Sandwich
-from tests.support.graphs import (
-    FOLDED,
-    build,
-    check,
-    draw,
-    fold,
-    kept,
-    op_types,
-    outcomes,
-    partial,
-)
+from tests.support.graphs import FOLDED, build, check, draw, fold, kept, op_types, outcomes, partial, same_function
 
 ACTIVATIONS = {
     "Relu": "o = Relu(i)",
