@@ -25,10 +25,13 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
     "export": {"checkpoint", "inputs", "norms", "system"},
     "analysis": {"graph", "inputs", "norms", "system"},
-    "rewrite": {"analysis", "checkpoint", "graph", "inputs", "system"},
+    "rewrite": {"analysis", "checkpoint", "graph", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},
     "report": {"analysis", "export", "models", "system", "verify"},
-    "pipeline": {"analysis", "checkpoint", "export", "graph", "inputs", "report", "rewrite", "system", "verify"},
+    "pipeline": {
+        "analysis", "checkpoint", "export", "graph", "inputs", "models", "nn", "report", "rewrite", "system", "verify",
+    },
+    "graphsurgeon": {"pipeline", "report", "system"},
     "bench": {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
         "verify",
@@ -44,7 +47,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnx_ir": {"analysis", "bench", "checkpoint", "export", "graph", "inputs", "pipeline", "rewrite", "verify"},
     "rich": {"bench", "cli", "report"},
     "typer": {"cli"},
-    "onnx_graphsurgeon": set(),
+    "onnx_graphsurgeon": {"graphsurgeon"},
 }
 # They start quickly, or have no business with tensors of torch.
 WITHOUT_TORCH = {"system", "analysis", "report", "cli"}

@@ -167,9 +167,7 @@ def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
     twin = twin_module(found.source)
     if twin is not None:
         name, module = twin
-        source = replace(
-            found.source, format="torch", module=module, graph=None, program=None, norms=find_norms(module)
-        )
+        source = replace(found.source, module=module, graph=None, program=None, norms=find_norms(module))
         return Variant(LAYERNORM, _write(export(source), place), f"the architecture {name}, random weights")
     made = layer_norm_twin(found.graph, kind=token_twin(found.source.module))
     return Variant(

@@ -12,6 +12,9 @@ import typer
 from normfold._version import __version__
 from normfold.checkpoint.options import LoadOptions
 from normfold.cli.bench import bench
+from normfold.cli.check import check
+from normfold.cli.diff import diff
+from normfold.cli.recalibrate import recalibrate
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
     AffineOption,
@@ -303,6 +306,9 @@ def _tell(verdict: Verdict, files: VerdictFiles) -> None:
 
 
 app.command()(bench)
+app.command()(check)
+app.command()(diff)
+app.command()(recalibrate)
 
 
 @app.command("models")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
-from normfold.models.layout import to_tokens
 from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.layout import to_tokens
 from normfold.nn.powernorm import PowerNorm
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.un import UN1d

@@ -51,6 +51,15 @@ REPORT = Report(
 )
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the commands below name is there, and looked at only by what is replaced."""
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+    (folder / "a.pt").touch()
+    (folder / "pkg").mkdir()
+
+
 def returning(monkeypatch: pytest.MonkeyPatch, name: str, result: Report | BaseException) -> dict[str, Any]:
     """Replace a step of the pipeline; what it was called with ends up in the dictionary."""
     called: dict[str, Any] = {}
@@ -81,7 +90,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    returning(monkeypatch, "fold", REPORT)
+    returning(monkeypatch, "run", REPORT)
     for said, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
         monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
         if said is None:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import BatchError, UsageError
-from normfold.nn import MABN2d, MaskPowerNorm, TokenBatchNorm, UN1d, pnac, recalibrate
-from normfold.nn.calibrate import Moments
-from normfold.nn.normality import kurtosis_statistic, normality, skew_statistic
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.calibrate import Moments, recalibrate
+from normfold.nn.mabn import MABN2d
+from normfold.nn.normality import kurtosis_statistic, normality, pnac, skew_statistic
+from normfold.nn.powernorm import MaskPowerNorm
+from normfold.nn.un import UN1d
 from tests.nn.norms import CHANNELS, NORMS, batch, network
 
 # float64 sums of a few hundred numbers.
@@ -149,10 +152,9 @@ def test_what_cannot_be_done_says_so_and_changes_nothing() -> None:
         recalibrate(nn.Sequential(nn.LayerNorm(4)), [torch.ones(2, 4)])
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-    wider = nn.Module()
-    wider.used, wider.spare = model, UN1d(4)
-    wider.forward = model  # type: ignore[method-assign]
-    assert recalibrate(wider, [batch(0)]).unseen == ("spare",)
+    both = nn.ModuleDict({"used": model, "spare": UN1d(4)})
+    both.forward = lambda x: both["used"](x)  # type: ignore[method-assign]
+    assert recalibrate(both, [batch(0)]).unseen == ("spare",)
 
 
 def test_moments_of_pieces_are_moments_of_the_whole() -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from normfold.errors import UsageError
 from normfold.models.deepnet import DeepNetTranslator
 from normfold.models.encoder import PostNormEncoder
-from normfold.nn import FFNBN, LinearAttention, deepnorm_
-from normfold.nn.deepnorm import decoder_only, encoder_decoder, encoder_only
+from normfold.nn.attention import LinearAttention
+from normfold.nn.deepnorm import decoder_only, deepnorm_, encoder_decoder, encoder_only
+from normfold.nn.ffn import FFNBN
 
 
 def gain(weight: Tensor) -> float:

@@ -1,23 +1,12 @@
-"""Sums of tensors: two and more, one scale for all, a shift where it costs least."""
+"""Sums of tensors: which frames they tie, and what stops them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.support.graphs import (
-    FOLDED,
-    Outcome,
-    build,
-    check,
-    fold,
-    kept,
-    op_types,
-    outcomes,
-    same_function,
-)
-
-# Sums.
+from tests.analysis.rules.test_pointwise import ZERO
+from tests.support.graphs import FOLDED, Outcome, build, check, fold, kept, op_types, outcomes, same_function
 
 SUM = """g (double[B,3,4] x{more}) => (double y) {{
     h = Tanh(x)
@@ -116,7 +105,28 @@ def test_a_tiny_channel_is_told_from_another_tiny_channel() -> None:
     same_function(model, after)
 
 
-# Sums and means of several tensors.
+def test_a_shift_behind_a_channel_with_scale_zero_stays_possible() -> None:
+    """An Add that stays cannot be written on a tensor that is stored as nothing: 0 times what?"""
+    text = """g (double[B,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        r = Reshape(n, s)
+        p = Add(r, b)
+        q = Reshape(p, t)
+        k = Mul(q, d)
+        y = {0}
+    }"""
+    constants = {"a": ZERO, "b": (2, 2), "d": (4,), "w": (4, 3), "s": np.array([-1, 2, 2]), "t": np.array([-1, 4])}
+    for reader in ("Tanh(k)", "Gemm(k, w)"):
+        model = build(text.replace("{0}", reader), **constants)
+        after, plan = fold(model)
+        assert outcomes(plan)[0] == kept("zero-scale")
+        same_function(model, after)
+        whole = build(text.replace("{0}", reader), **{**constants, "a": (4,)})
+        after, plan = fold(whole)
+        assert outcomes(plan)[0] == FOLDED
+        same_function(whole, after)
+
 
 SEVERAL = """g (double[B,3,4] x) => (double y) {{
     h = Tanh(x)
