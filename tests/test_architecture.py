@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
     "export": {"checkpoint", "inputs", "norms", "system"},
     "analysis": {"graph", "inputs", "norms", "system"},
-    "rewrite": {"analysis", "checkpoint", "graph", "inputs", "system"},
+    "rewrite": {"analysis", "checkpoint", "graph", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},
     "report": {"analysis", "export", "models", "system", "verify"},
     "pipeline": {
