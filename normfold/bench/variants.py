@@ -22,7 +22,7 @@ from normfold.errors import CannotJudgeError, NormfoldError, UsageError
 from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, to_half
+from normfold.graph.float16 import to_half
 from normfold.graph.write import save
 from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec
@@ -32,6 +32,7 @@ from normfold.norms.kinds import KINDS
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.system.clock import Clock
+from normfold.system.numbers import HALF
 from normfold.verify.manifest import read_manifest
 from normfold.verify.source import find_source, load_source
 

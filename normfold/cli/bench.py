@@ -28,6 +28,7 @@ from normfold.cli.terminal import (
     with_progress,
 )
 from normfold.errors import OutputError, UsageError
+from normfold.pipeline import early
 
 if TYPE_CHECKING:
     from normfold.bench.result import Bench
@@ -135,6 +136,8 @@ def bench(
         )
 
     with exit_codes(debug=debug):
+        early.check_sources(model_file, against)
+        early.check_factory(model)
         _check_places(json_file, plot, force=force)
         result = with_progress(run)
         from normfold.bench.table import render_bench

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from normfold._version import __version__
+from normfold.checkpoint.in_memory import Dynamic, Examples, Model, is_model, source_of
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
@@ -18,16 +19,17 @@ from normfold.export.opset import opset_for
 from normfold.export.parts import split
 from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF
 from normfold.graph.operators import op_counts
 from normfold.graph.operators import opset as opset_of
 from normfold.inputs.cases import BY_VALUES
+from normfold.pipeline.early import check_places
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, check_places, write
+from normfold.pipeline.outputs import Folded, Planned, write
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
+from normfold.system.numbers import HALF
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
 
 AnyPath = str | os.PathLike[str]
@@ -52,13 +54,15 @@ class DifferenceError(VerificationError):
 
 
 def fold(
-    source: AnyPath,
+    source: AnyPath | Model,
     output: AnyPath,
     *,
+    example_inputs: Examples | None = None,
+    dynamic: Dynamic | None = None,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
+    inputs: str | Sequence[str] = (),
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
@@ -73,21 +77,24 @@ def fold(
     allow_unfinished: bool = False,
     norm_affine: bool = False,
     center: bool = False,
-    only: Collection[str] | None = None,
+    only: str | Collection[str] | None = None,
     keep_tied: bool = False,
     external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Fold the norms of the checkpoint `source` into its weights and write the result to `output` as ONNX.
+    """Fold the norms of `source` into its weights and write the result to `output` as ONNX.
 
+    source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
+    ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
+    order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
     arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
     options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -95,7 +102,7 @@ def fold(
         dtype=dtype,
         norm_affine=norm_affine,
         center=center,
-        only=tuple(only or ()),
+        only=_several(only or ()),
         keep_tied=keep_tied,
         dry_run=dry_run,
         strict=strict,
@@ -105,15 +112,48 @@ def fold(
         external_data=external_data,
         force=force,
     )
-    return run(Path(source), Path(output), load_options, options, progress)
+    return run(_source(source, load_options, example_inputs, dynamic), Path(output), load_options, options, progress)
+
+
+def _several(texts: str | Collection[str]) -> tuple[str, ...]:
+    """A list of strings, or one where a list is meant."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _source(
+    given: AnyPath | Model, load_options: LoadOptions, examples: Examples | None, dynamic: Dynamic | None
+) -> Path | Source:
+    """The path of a file, or a model in memory as a source. Raises UsageError for what is neither."""
+    if is_model(given):
+        return source_of(given, load_options, examples=examples, dynamic=dynamic)
+    if not isinstance(given, str | os.PathLike):
+        raise UsageError(
+            f"the source is of type {type(given).__name__}; give the path of a checkpoint, as in "
+            'normfold.fold("model.pt", "out.onnx"), or a torch.nn.Module, an ExportedProgram or an ONNX model, as in '
+            'normfold.fold(module, "out.onnx", example_inputs=(x,), dynamic={"x": {0: "batch"}})'
+        )
+    if examples is not None or dynamic is not None:
+        raise UsageError(
+            f"{os.fspath(given)} is a file: example_inputs and dynamic are for a module; inputs=[...] says the same"
+        )
+    return Path(given)
 
 
 def run(
-    source: Path, output: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
+    source: Path | Source,
+    output: Path,
+    load_options: LoadOptions,
+    options: FoldOptions,
+    progress: Progress | None = None,
 ) -> Report:
     """`fold`, its options as two values."""
     outputs = places(output, options.task)
-    check_places(source, (*outputs, *filter(None, [options.emit_torch])), options.report, force=options.force)
+    check_places(
+        source if isinstance(source, Path) else None,
+        (*outputs, *filter(None, [options.emit_torch])),
+        options.report,
+        force=options.force,
+    )
     clock = Clock(progress or (lambda _: None))
     planned = plan(source, load_options, options, clock)
     result = planned.report
@@ -136,12 +176,14 @@ def run(
 
 
 def inspect(
-    source: AnyPath,
+    source: AnyPath | Model,
     *,
+    example_inputs: Examples | None = None,
+    dynamic: Dynamic | None = None,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
+    inputs: str | Sequence[str] = (),
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
@@ -153,22 +195,25 @@ def inspect(
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
-    return look(Path(source), load_options, options, progress)
+    return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
 
-def look(source: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None) -> Report:
+def look(
+    source: Path | Source, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
+) -> Report:
     """`inspect`, its options as two values."""
     clock = Clock(progress or (lambda _: None))
     planned = plan(source, load_options, options, clock)
     return replace(planned.report, seconds=dict(clock.seconds))
 
 
-def plan(path: Path, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
+def plan(source: Path | Source, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
     """Every graph of the task, folded and not yet written."""
+    path = source if isinstance(source, Path) else source.path
     with clock.stage("load", f"reading {path.name}"):
-        source = load(path, load_options)
+        source = load(source, load_options) if isinstance(source, Path) else source
         parts = split(source, options.task)
     if (options.opset is not None or options.target is not None) and source.graph is not None:
         asked = "--target" if options.opset is None else "--opset"

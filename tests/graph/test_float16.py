@@ -20,10 +20,11 @@ from normfold import errors
 from normfold.analysis.analyse import analyse
 from normfold.bench.variants import FOLDED, collect
 from normfold.cli.app import app
-from normfold.graph.float16 import check_dtype, to_half
+from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
 from normfold.pipeline import fold_graph
 from normfold.pipeline import run as pipeline
+from normfold.pipeline.early import check_dtype
 from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, HALF_EDGE, RUNTIME_EDGE
 from normfold.verify.manifest import KEY as MANIFEST_KEY

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from normfold.checkpoint.archive import read_graph
+from normfold.graph.read import read_graph
 from torch import nn
 
 from benchmarks.large_model import write
