@@ -3,9 +3,9 @@
     python -m benchmarks.mutate_engine [--mutations 200] [--seed 0] [--only linear.py] [--seconds 0]
 
 A mutation is one sign, one comparison, one dropped guard or one constant, drawn at random from the rules, the
-placement, the rewriting and the judge. Each runs in a fork of its own, in which the module is compiled with it: the nearest tests
-first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left out. What no
-test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
+placement, the rewriting and the judge. Each runs in a fork of its own, in which the module is compiled with it: the
+nearest tests first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left
+out. What no test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfold.norms.kinds import name_of
 from normfold.errors import BatchError, UsageError
 from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.nn.powernorm import MaskPowerNorm
 from normfold.nn.recall import across_ranks
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.un import UN1d
+from normfold.norms.kinds import name_of
 
 # What is passed to the model: one input, several, or several by name.
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfold.norms.kinds import name_of
 from normfold.errors import UsageError
 from normfold.nn.calibrate import Batch, evaluating, run, watched
+from normfold.norms.kinds import name_of
 
 # D'Agostino and Pearson's test is for samples of this size and more.
 _FEWEST = 20

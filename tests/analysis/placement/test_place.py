@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from normfold.graph.read import read_graph
 from torch import nn
 
 from benchmarks.large_model import write
@@ -21,6 +20,7 @@ from normfold.analysis.refusal import Refuse
 from normfold.export.to_onnx import export
 from normfold.graph.operators import op_counts
 from normfold.graph.prepare import prepare
+from normfold.graph.read import read_graph
 from normfold.graph.types import Model, Op
 from normfold.models import create
 from normfold.rewrite.graph import rewrite
