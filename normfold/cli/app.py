@@ -14,6 +14,7 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.cli.bench import bench
 from normfold.cli.check import check
 from normfold.cli.diff import diff
+from normfold.cli.help import Command
 from normfold.cli.recalibrate import recalibrate
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     # Rich help costs more time to import than everything else here together.
     rich_markup_mode=None,
@@ -83,7 +84,11 @@ def root(
     """Fold norms with stored statistics into the weights around them."""
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: normfold fold checkpoint.pt -o model.onnx --report report.json",
+    short_help="Checkpoint in, folded and verified ONNX out.",
+)
 def fold(
     source: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="Where to write the result.")],
@@ -167,7 +172,11 @@ def fold(
         print_report(with_progress(work))
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: normfold inspect checkpoint.pt",
+    short_help="Which norms there are, and what fold would do.",
+)
 def inspect(
     source: SourceArgument,
     arch: ArchOption = None,
@@ -204,7 +213,11 @@ def inspect(
             print_report(report)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: normfold verify model.onnx --against checkpoint.pt --data samples.npz",
+    short_help="Whether an ONNX file computes what its source does.",
+)
 def verify(
     model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file to judge.")],
     against: Annotated[
@@ -217,7 +230,9 @@ def verify(
     ] = None,
     npz: Annotated[
         list[Path] | None,
-        typer.Option("--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."),
+        typer.Option(
+            "--data", "--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", metavar="N", help="Samples in all, real and drawn.")] = 32,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the inputs that are drawn.")] = 0,
@@ -305,13 +320,29 @@ def _tell(verdict: Verdict, files: VerdictFiles) -> None:
         raise typer.Exit(1)
 
 
-app.command()(bench)
-app.command()(check)
-app.command()(diff)
-app.command()(recalibrate)
+app.command(
+    cls=Command,
+    epilog="Example: normfold bench model.onnx --batch 1,8 --plot latency.png",
+    short_help="Latency and memory beside the LayerNorm baseline.",
+)(bench)
+app.command(
+    cls=Command,
+    epilog="Example: normfold check --jobs 4 --summary summary.md",
+    short_help="Verify all models of a repository.",
+)(check)
+app.command(
+    cls=Command,
+    epilog="Example: normfold diff before.onnx after.onnx",
+    short_help="What differs between two ONNX files.",
+)(diff)
+app.command(
+    cls=Command,
+    epilog="Example: normfold recalibrate ckpt.pt --data batches.npz -o ckpt2.pt",
+    short_help="Exact statistics for the norms of a checkpoint.",
+)(recalibrate)
 
 
-@app.command("models")
+@app.command("models", cls=Command, epilog="Example: normfold models", short_help="The built-in architectures.")
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
     debug: DebugOption = False,

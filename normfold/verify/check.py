@@ -90,7 +90,7 @@ def _model(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> Mo
         if key == "options":
             words += value
         elif key == "inputs":
-            words += [word for item in value for word in ("--inputs", str(path.parent / item))]
+            words += [word for item in value for word in ("--data", str(path.parent / item))]
         elif key == "against":
             words += ["--against", str(path.parent / str(value))]
         elif key != "model":

@@ -138,7 +138,7 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
 def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, meter: _Meter) -> Verdict:
     if asked.inputs or asked.tolerance is not None:
         raise UsageError(
-            f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
+            f"--data, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
             "in its folder: say where it is, --against SOURCE"
         )
     sketch = manifest.sketch
