@@ -24,6 +24,7 @@ from normfold.cli.terminal import (
     DebugOption,
     DtypeOption,
     EmaOption,
+    HtmlOption,
     InputOption,
     ModelArgsOption,
     ModelOption,
@@ -114,6 +115,7 @@ def fold(
     report: Annotated[
         Path | None, typer.Option(metavar="R.json", help="Also write the report as JSON (docs/report.md).")
     ] = None,
+    html: HtmlOption = None,
     trust: TrustOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
@@ -162,13 +164,14 @@ def fold(
             strict=strict,
             verify=not no_verify,
             report=report,
+            html=html,
             emit_torch=emit_torch,
             external_data=external_data,
             force=force,
         )
         early.check_sources(source)
         early.check_factory(model)
-        early.check_places(source, options.written(output), report, force=force)
+        early.check_places(source, options.written(output), options.reports, force=force)
         print_report(with_progress(work))
 
 
@@ -249,6 +252,7 @@ def verify(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="P.json", help="Also write all figures (docs/verification.md).")
     ] = None,
+    html: HtmlOption = None,
     arch: ArchOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
@@ -288,7 +292,7 @@ def verify(
         early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
 
-        files = VerdictFiles(junit, summary, json_file)
+        files = VerdictFiles(junit, summary, json_file, html)
         files.check()
         load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         try:

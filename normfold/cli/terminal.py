@@ -116,6 +116,10 @@ TiedOption = Annotated[
         "--keep-tied", help="Fold nothing that would need a second copy of a weight, such as a tied embedding."
     ),
 ]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="P.html", help="Also write a page to look at: one file, nothing to fetch or run."),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an internal error (exit code 4), for a report of it.")
 ]
