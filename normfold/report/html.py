@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 # Of the norms of a model these many are drawn; the table has them all.
 _DRAWN = 40
 _NAMES = 3
-_LONGEST = 34
 _REFUSALS = "https://github.com/normfold/normfold/blob/main/docs/refusals.md"
 
 STYLE = """
@@ -65,7 +64,7 @@ def _fold_parts(report: Report) -> Iterator[str]:
         yield table_html(
             ("Norm", "Kind", "Channels", "Status", "Into, or why not"), map(_norm_row, report.sites), right={2}
         )
-        yield heading("Before and after")
+        yield heading("Where each norm went")
         yield from (_norm_picture(site) for site in report.sites[:_DRAWN])
         if len(report.sites) > _DRAWN:
             yield f'<p class="soft">and {len(report.sites) - _DRAWN} more, in the table above</p>'
@@ -111,29 +110,20 @@ def _norm_row(site: Site) -> tuple[str, ...]:
 
 
 def _norm_picture(site: Site) -> str:
-    """The norm between its neighbours, before, and where it went, after."""
+    """The norm as it was, and the operators in front of it and behind it whose weights hold it now, or why it stays."""
     into = list(site.into[:_NAMES]) + ([f"and {len(site.into) - _NAMES} more"] if len(site.into) > _NAMES else [])
-    behind = into or ["what reads it"]
-    gone = site.status == "folded"
-    height = 26 + 30 * len(behind)
+    rows = [(f"{name}, folded", "took") for name in into]
+    if site.status != "folded":
+        rows.append(
+            (f"stays: {site.code or 'its shift'}" if site.status == "kept" else "one Add, for its shift", "kept")
+        )
+    rows = rows or [("nothing: it did nothing", "box")]
+    middle = 13 + 15 * len(rows)
     said = f"{site.name}: {site.kind}, {site.status}"
-    parts = [f'<svg viewBox="0 0 900 {height}" role="img" aria-label="{escaped(said)}">']
-    middle = 13 + 15 * len(behind)
-    parts += [_box(10, middle - 13, 190, f"{site.kind} {site.name}", "norm" if gone else "kept")]
-    parts += [
-        line
-        for row, name in enumerate(behind)
-        for line in (_arrow(200, middle, 240, 26 + 30 * row), _box(240, 13 + 30 * row, 200, name, "box"))
-    ]
-    parts.append(f'<text x="455" y="{middle + 5}">→</text>')
-    if gone:
-        parts += [_box(640, 13 + 30 * row, 240, f"{name}, folded", "took") for row, name in enumerate(behind)]
-        parts += [_arrow(500, middle, 640, 26 + 30 * row) for row in range(len(behind))]
-    else:
-        label = {"partial": "one Add", "kept": site.code or "stays"}[site.status]
-        parts += [_box(485, middle - 13, 125, label, "kept"), _arrow(610, middle, 640, middle)]
-        style = "took" if site.status == "partial" else "box"
-        parts += [_box(640, 13 + 30 * row, 240, name, style) for row, name in enumerate(behind)]
+    parts = [f'<svg viewBox="0 0 900 {26 + 30 * len(rows)}" role="img" aria-label="{escaped(said)}">']
+    parts.append(_box(10, middle - 13, 340, f"{site.kind} {site.name}", "norm" if site.status == "folded" else "kept"))
+    for row, (name, style) in enumerate(rows):
+        parts += [_arrow(350, middle, 480, 26 + 30 * row), _box(480, 13 + 30 * row, 400, name, style)]
     return "".join(parts) + "</svg>"
 
 
