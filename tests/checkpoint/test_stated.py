@@ -392,3 +392,75 @@ def test_the_users_own_word_for_what_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="do not show heads"):
         loaded(tmp_path / "c.pt", state, arch="nmt_un")
     assert models.create("nmt_un", **NMT, heads=2) is not None
+
+
+# --- SLAB's own words ------------------------------------------------------------------------------------------------
+
+PVT = {"depths": [1, 1, 1, 1], "image_size": 64}
+
+
+def linear(kind: str, attention: str, **words: Any) -> CfgNode:
+    window = words.pop("WINDOW_SIZE", 7)
+    return slab(kind, SWIN={"WINDOW_SIZE": window}, LA={"ATTN_TYPE": attention, "KERNEL_SIZE": 5, **words})
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "options", "complaint"),
+    [
+        (linear("slab_pvt_tiny", "LLSS"), "slab_pvt_tiny", {}, "ATTN_TYPE = LLSS, .* has attention = L"),
+        (linear("slab_pvt_tiny", "SSSS"), "slab_pvt_tiny", {}, "ATTN_TYPE = S, .* has attention = L"),
+        (linear("slab_pvt_tiny", "LLLL", KERNEL_SIZE=3), "slab_pvt_tiny", {}, "KERNEL_SIZE = 3, .* kernel = 5"),
+        (
+            linear("slab_pvt_tiny", "LLSS", PVT_LA_SR_RATIOS=8421),
+            "slab_pvt_tiny",
+            {"attention": "LLSS", "reductions": [1, 1, 2, 1]},
+            r"PVT_LA_SR_RATIOS = \(8, 4, 2, 1\), .* reductions = \(1, 1, 2, 1\)",
+        ),
+        (
+            linear("SlabSwinTransformer", "LLLL", WINDOW_SIZE=56),
+            "slab_swin_tiny",
+            {"depths": [2, 1], "heads": [3, 6], "linear_window": 7, "image_size": 56, "attention": "L"},
+            "WINDOW_SIZE = 56, .* linear_window = 7",
+        ),
+    ],
+)
+def test_what_slab_says_of_its_attention_is_held_against_the_weights(
+    tmp_path: Path, packages: Any, config: CfgNode, name: str, options: dict[str, Any], complaint: str
+) -> None:
+    state = state_of(name, **({} if "swin" in name else PVT), **options)
+    torch.save({"model": state, "config": config}, tmp_path / "c.pth")
+    packages()
+    with pytest.raises(ArchitectureError, match=complaint):
+        load_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "options"),
+    [
+        # Defaults that stand in every file say nothing, and nobody reads them of a network without linear attention.
+        (linear("slab_pvt_tiny", "LLLL"), "pvt_tiny_prepbn", PVT),
+        (linear("slab_pvt_tiny", "SSSS", PVT_LA_SR_RATIOS=8421), "pvt_tiny_prepbn", PVT),
+        (linear("slab_pvt_tiny", "LLSS"), "slab_pvt_tiny", {**PVT, "attention": "LLSS", "reductions": [1, 1, 2, 1]}),
+        (linear("slab_pvt_v2_b0", "LLLL"), "slab_pvt_v2_b0", {**PVT, "reductions": [8, 4, 2, 1]}),
+        (linear("deits", "LLSS", KERNEL_SIZE=3), "slab_deit_tiny", SMALL_DEIT),
+    ],
+)
+def test_what_slab_says_of_networks_that_do_not_read_it(
+    tmp_path: Path, packages: Any, config: CfgNode, name: str, options: dict[str, Any]
+) -> None:
+    torch.save({"model": state_of(name, **options), "config": config}, tmp_path / "c.pth")
+    packages()
+    source = load_checkpoint(tmp_path / "c.pth")
+    assert source.arch == name
+    known_ones = {**defaults(name), **source.arch_args}
+    assert all(tuple(known_ones[key]) == tuple(value) for key, value in options.items() if isinstance(value, list))
+
+
+def test_heads_of_encoder_and_decoder(tmp_path: Path) -> None:
+    words = {**FAIRSEQ, "decoder_attention_heads": 4}
+    state = state_of("nmt_un", **NMT, heads=[8, 4])
+    source = loaded(tmp_path / "c.pt", {"cfg": {"model": argparse.Namespace(**words)}, "model": state})
+    assert source.module is not None and heads_of(source) == (8, 4)
+    assert source.module.get_submodule("encoder.layers.0.self_attn").heads == 8
+    assert source.module.get_submodule("decoder.layers.0.encoder_attn").heads == 4
+    assert any("encoder_attention_heads and decoder_attention_heads = (8, 4)" in text for text in source.warnings)
