@@ -28,7 +28,7 @@ import onnx
 from benchmarks import gpu_budget, gpu_cells, gpu_device, gpu_figures
 from benchmarks.gpu_models import FOLDED, LAYERNORM, LIMIT, PUBLISHED, TINY, UNFOLDED, Model
 from normfold.bench import machine, nvidia
-from normfold.bench.engines import bound
+from normfold.bench.runners.ort import bound
 from normfold.inputs.spec import InputSpec, draw
 
 SCHEMA = 1

@@ -1,11 +1,11 @@
 """Whether the tests notice when one thing in the engine is wrong.
 
-    python -m benchmarks.mutate_engine [--mutations 200] [--seed 0] [--only rules/linear.py] [--seconds 0]
+    python -m benchmarks.mutate_engine [--mutations 200] [--seed 0] [--only linear.py] [--seconds 0]
 
-A mutation is one sign, one comparison, one dropped guard or one constant, drawn at random from the rules, flood,
-placement, rewrite and verify. Each runs in a fork of its own, in which the module is compiled with it: the nearest
-tests first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left out. What
-no test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
+A mutation is one sign, comparison, dropped guard or constant, drawn at random from the rules, the placement,
+the rewriting and the judge. Each runs in a fork of its own, in which the module is compiled with it: the nearest tests
+first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left out. What no
+test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
 """
 
 from __future__ import annotations
@@ -32,29 +32,41 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "normfold"
+RULES = PACKAGE / "analysis" / "rules"
 TARGETS = [
-    *sorted((PACKAGE / "rules").glob("*.py")),
-    *(PACKAGE / f"{name}.py" for name in ("flood", "placement", "rewrite", "verify")),
+    *sorted(RULES.glob("*.py")),
+    *(
+        PACKAGE / name
+        for name in ("analysis/placement/propagate.py", "analysis/placement/place.py", "analysis/edits.py")
+    ),
+    *(PACKAGE / name for name in ("rewrite/graph.py", "verify/judge.py", "verify/yardstick.py")),
 ]
 
-# The tests beside a module; without an entry, those of its name.
+# The tests beside a module, in tests/; without an entry, those of its name in its folder.
+_RULES = "analysis/rules"
 NEAREST = {
-    "rules/__init__.py": ["rules"],
-    "rules/base.py": ["rules/test_pointwise.py", "rules/test_linear.py"],
-    "rules/attention.py": ["rules/test_product.py"],
-    "rules/quantised.py": ["test_refusals.py"],
-    "rules/windows.py": ["test_padding.py", "rules/test_groups.py"],
-    "rules/linear.py": ["rules/test_linear.py", "rules/test_groups.py", "test_padding.py"],
-    "rules/normalize.py": ["rules/test_normalize.py"],
-    "verify.py": ["test_verify.py", "test_verify_figures.py"],
-}
+    "analysis/rules/__init__.py": [_RULES],
+    "analysis/rules/attention.py": [f"{_RULES}/test_product.py"],
+    "analysis/rules/axis_maps.py": [f"{_RULES}/test_layout.py", f"{_RULES}/test_reduce.py"],
+    "analysis/rules/base.py": [f"{_RULES}/test_pointwise.py", f"{_RULES}/test_linear.py"],
+    "analysis/rules/batch_norm.py": [f"{_RULES}/test_normalize.py", f"{_RULES}/test_linear.py"],
+    "analysis/rules/carry.py": [f"{_RULES}/test_layout.py", f"{_RULES}/test_pointwise.py"],
+    "analysis/rules/linear.py": [
+        f"{_RULES}/test_linear.py", f"{_RULES}/test_groups.py", "analysis/placement/test_padding.py",
+    ],
+    "analysis/rules/weights.py": [f"{_RULES}/test_linear.py", f"{_RULES}/test_contract.py"],
+    "analysis/rules/windows.py": ["analysis/placement/test_padding.py", f"{_RULES}/test_groups.py"],
+    "analysis/edits.py": ["analysis/placement/test_place.py", "rewrite/test_graph.py"],
+    "verify/judge.py": ["verify/test_judge.py", "verify/test_metrics.py"],
+    "verify/yardstick.py": ["verify/test_yardstick.py", "verify/test_truth.py", "verify/test_judge.py"],
+}  # fmt: skip
 # What is left: first what notices most for its time.
 REST = [
-    "test_random_operators.py", "rules", "test_random_opsets.py", "test_refusals.py", "test_analysis.py",
-    "test_padding.py", "test_branches.py", "test_flood.py", "test_placement.py", "test_rewrite.py", "test_tied.py",
-    "test_residual.py", "test_sites.py", "test_names.py", "test_random_graphs.py",
+    "random/test_random_operators.py", _RULES, "random/test_random_opsets.py", "analysis/test_refusals.py",
+    "analysis/test_analysis.py", "analysis/placement", "analysis/merge", "rewrite/test_graph.py",
+    "analysis/recognition", "analysis/test_stays.py", "random/test_random_graphs.py",
 ]  # fmt: skip
-REST_OF_THE_JUDGE = ["test_verify_mutations.py", "test_verify_localise.py"]
+REST_OF_THE_JUDGE = ["verify/test_mutations.py", "verify/test_localise.py", "verify/test_no_verdict.py"]
 LEFT_OUT = "not folds_into_its_convolution and not fixture"
 
 # Of processor time: a mutant that takes longer runs for ever.
@@ -236,16 +248,15 @@ def _run(mutant: Mutant | None, tests: Sequence[str], seconds: int, target: int)
     import normfold.graph.inference
 
     # A fork for every graph would take most of the time.
-    normfold.graph.inference.isolated = lambda work: work()
+    normfold.graph.inference.isolated = lambda work, *given: work(*given)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, "--no-header"]
     return int(pytest.main([*options, *(str(ROOT / "tests" / test) for test in tests)], plugins=[_First(target)]))
 
 
 def nearest(path: Path) -> list[str]:
     """The tests beside a module."""
-    name = path.relative_to(PACKAGE).as_posix()
-    stem = path.stem
-    return NEAREST.get(name, [f"rules/test_{stem}.py" if path.parent.name == "rules" else f"test_{stem}.py"])
+    name = path.relative_to(PACKAGE)
+    return NEAREST.get(name.as_posix(), [(name.parent / f"test_{path.stem}.py").as_posix()])
 
 
 def main() -> None:
@@ -260,7 +271,7 @@ def main() -> None:
     import onnx_ir, onnxruntime, pytest, torch  # noqa: E401, F401, I001
 
     if asked.as_it_is:
-        raise SystemExit(noticed(None, [*REST, *REST_OF_THE_JUDGE, "test_verify.py"], 10 * REST_SECONDS))
+        raise SystemExit(noticed(None, [*REST, *REST_OF_THE_JUDGE, *NEAREST["verify/yardstick.py"]], 10 * REST_SECONDS))
     files = [path for path in TARGETS if asked.only in path.as_posix()]
     weights = [len(candidates(path)[0][1]) for path in files]
     start, ends, survivors = time.monotonic(), Counter[str](), list[Mutant]()
@@ -270,7 +281,8 @@ def main() -> None:
         rng = random.Random(number)
         mutant = mutate(rng.choices(files, weights)[0], rng)
         near = nearest(mutant.path)
-        rest = REST_OF_THE_JUDGE if mutant.path.name == "verify.py" else [test for test in REST if test not in near]
+        everything = REST_OF_THE_JUDGE if mutant.path.parent.name == "verify" else REST
+        rest = [test for test in everything if test not in near]
         by = noticed(mutant, near, NEAR_SECONDS)
         end = "nearest" if by else "rest" if (by := noticed(mutant, rest, REST_SECONDS)) else "survived"
         ends[end] += 1

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {"system"},
     "graph": {"inputs", "system"},
     "norms": {"graph"},
-    "nn": set(),
+    "nn": {"norms"},
     "models": {"nn"},
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
     "export": {"checkpoint", "inputs", "norms", "system"},
@@ -28,12 +28,15 @@ ALLOWED: dict[str, set[str]] = {
     "rewrite": {"analysis", "checkpoint", "graph", "inputs", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},
     "report": {"analysis", "export", "models", "system", "verify"},
-    "pipeline": {"analysis", "checkpoint", "export", "graph", "inputs", "report", "rewrite", "system", "verify"},
-    "bench": {
-        "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "rewrite",
-        "system", "verify",
+    "pipeline": {
+        "analysis", "checkpoint", "export", "graph", "inputs", "models", "nn", "report", "rewrite", "system", "verify",
     },
-    "cli": {"bench", "checkpoint", "export", "models", "nn", "pipeline", "report", "system", "verify"},
+    "graphsurgeon": {"pipeline", "report", "system"},
+    "bench": {
+        "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
+        "verify",
+    },
+    "cli": {"bench", "checkpoint", "export", "models", "pipeline", "report", "system", "verify"},
 }  # fmt: skip
 
 # A folder inside a folder imports only those before it, and the modules that stand in none.
@@ -44,7 +47,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnx_ir": {"analysis", "bench", "checkpoint", "export", "graph", "inputs", "pipeline", "rewrite", "verify"},
     "rich": {"bench", "cli", "report"},
     "typer": {"cli"},
-    "onnx_graphsurgeon": set(),
+    "onnx_graphsurgeon": {"graphsurgeon"},
 }
 # They start quickly, or have no business with tensors of torch.
 WITHOUT_TORCH = {"system", "analysis", "report", "cli"}

@@ -21,14 +21,14 @@ from normfold.analysis.placement.place import leaves_range, place_scale, place_s
 from normfold.analysis.placement.propagate import Half, State
 from normfold.analysis.placement.shared_weights import Sharing
 from normfold.analysis.plan import Plan, ShiftPlace, Status
-from normfold.analysis.recognition.affine_maps import collapse, fixed_batchnorm
+from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.deepnorm import residual_scales
 from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
-from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules import TABLE
+from normfold.analysis.recognition.quantised import quantised
+from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of
-from normfold.analysis.rules.normalize import NormalizeRule
-from normfold.analysis.rules.quantised import quantised
+from normfold.analysis.rules.batch_norm import fixed_batch_norm
 from normfold.errors import GraphError
 from normfold.graph.affine import Frame, varying_axes
 from normfold.graph.operators import inner_operators, operators, opset
@@ -86,7 +86,7 @@ def analyse(
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
     if norm_affine:
-        found += [(op, frame) for op in graph.ops if (frame := _own_frame(graph, op)) is not None]
+        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
     whole = quantised(graph)
     attempts: dict[Op, _Attempt] = {}
     for op, frame in _in_turn(graph, found):
@@ -205,15 +205,6 @@ def _not_asked(attempt: _Attempt) -> bool:
     return "scale" in attempt.refusals and attempt.refusals["scale"].code == "not-asked"
 
 
-def _own_frame(graph: Graph, op: Op) -> Frame | None:
-    """The weight and bias of a LayerNormalization as the frame its output would have without them."""
-    rule = TABLE.get(op.type)
-    dims = graph.dims(op.output)
-    if not isinstance(rule, NormalizeRule) or dims is None:
-        return None
-    return rule.own_frame(graph, op, len(dims))
-
-
 def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
     refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
     status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
@@ -228,14 +219,14 @@ def _no_maps(graph: Graph) -> Iterable[Named]:
     """The BatchNormalizations that run and are no fixed map of the main graph, each with the reason."""
     for op in graph.ops:
         if op.type == BATCH_NORM:
-            why = fixed_batchnorm(graph, op)
+            why = fixed_batch_norm(graph, op)
             if not isinstance(why, Refuse):
-                why = Refuse("not-affine", f"{op.label}: it reads a constant, or a tensor that is no floating one")
+                why = refuse(op, "not-affine", "it reads a constant, or a tensor that is no floating one")
             yield Named(op, "kept", why, (), _stored_channels(graph, op))
     running = {op.index for op in graph.ops}
     for op in inner_operators(graph.model):
         if op.type == BATCH_NORM and op.index in running:
-            why = Refuse("in-subgraph", f"{op.label}: it runs inside the body of an If, a Loop or a Scan")
+            why = refuse(op, "in-subgraph", "it runs inside the body of an If, a Loop or a Scan")
             yield Named(op, "kept", why, (), _stored_channels(graph, op))
 
 
@@ -251,7 +242,7 @@ def _takes(state: State, op: Op) -> bool:
     if op.affine is not None:
         written = written_map(state, op)
         return written is not None and (written.scale is not None or written.shift is not None)
-    return any(True for _ in TABLE[op.type].edits(state.graph, op, state.frame))
+    return any(True for _ in rule_of(op.type).edits(state.graph, op, state.frame))
 
 
 def _channels(frame: Frame) -> int:
@@ -270,5 +261,5 @@ def _moved(state: State) -> list[Value]:
 def _edits(state: State) -> Iterable[Edit]:
     moved = set(_moved(state))
     for op in state.graph.ops:
-        if op.affine is None and op.type in TABLE and any(value in moved for value in (*op.inputs, *op.outputs)):
-            yield from TABLE[op.type].edits(state.graph, op, state.frame)
+        if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
+            yield from rule_of(op.type).edits(state.graph, op, state.frame)

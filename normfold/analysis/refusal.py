@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Code = Literal[
     "across-channels",
@@ -52,3 +52,15 @@ class Refuse:
 
     code: Code
     reason: str
+
+
+class Labelled(Protocol):
+    """What has a name for people: an operator."""
+
+    @property
+    def label(self) -> str: ...
+
+
+def refuse(op: Labelled, code: Code, why: str) -> Refuse:
+    """The refusal of one operator."""
+    return Refuse(code, f"{op.label}: {why}")

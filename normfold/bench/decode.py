@@ -19,7 +19,7 @@ PROMPT = 32
 GENERATED = 100
 MODES = ("prompt", "generate")
 
-_IDS, _KEYS, _VALUES = "ids", "past_keys", "past_values"
+IDS, KEYS, VALUES = "ids", "past_keys", "past_values"
 
 Ids = npt.NDArray[np.int64]
 # Token numbers and the cache before them: the largest logit's numbers at the last position, and the cache after them.
@@ -28,14 +28,14 @@ Step = Callable[[Ids, Any, Any], tuple[Ids, Any, Any]]
 
 def is_decoder(names: Iterable[str]) -> bool:
     """Whether a model with inputs of these names decodes with a cache."""
-    return {_IDS, _KEYS, _VALUES} <= set(names)
+    return {IDS, KEYS, VALUES} <= set(names)
 
 
 def sizes(inputs: Sequence[InputSpec], batch: int) -> dict[str, int]:
     """The dynamic axes of a prompt: `batch` rows of `PROMPT` tokens, nothing in the cache."""
     specs = {spec.name: spec for spec in inputs}
     found: dict[str, int] = {}
-    wanted = ((specs[_IDS].dims[:2], (batch, PROMPT)), (specs[_KEYS].dims[3:4], (0,)))
+    wanted = ((specs[IDS].dims[:2], (batch, PROMPT)), (specs[KEYS].dims[3:4], (0,)))
     for dims, chosen in wanted:
         found |= {dim: size for dim, size in zip(dims, chosen, strict=True) if isinstance(dim, str)}
     return found
@@ -43,7 +43,7 @@ def sizes(inputs: Sequence[InputSpec], batch: int) -> dict[str, int]:
 
 def generate(step: Step, feeds: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
     """A call that makes `GENERATED` tokens, the likeliest each time, after the prompt in `feeds`, which is run now."""
-    first = step(feeds[_IDS], feeds[_KEYS], feeds[_VALUES])
+    first = step(feeds[IDS], feeds[KEYS], feeds[VALUES])
 
     def call() -> None:
         ids, keys, values = first
@@ -51,39 +51,6 @@ def generate(step: Step, feeds: Mapping[str, npt.NDArray[Any]]) -> Callable[[], 
             ids, keys, values = step(ids, keys, values)
 
     return call
-
-
-def ort_step(session: Any, device: str) -> Step:
-    """One step in onnxruntime; the cache stays on the device and is not copied."""
-    import onnxruntime as ort
-
-    outputs = [entry.name for entry in session.get_outputs()]
-
-    def step(ids: Ids, keys: Any, values: Any) -> tuple[Ids, Any, Any]:
-        binding = session.io_binding()
-        for name, value in ((_IDS, ids), (_KEYS, keys), (_VALUES, values)):
-            held = ort.OrtValue.ortvalue_from_numpy(value, device) if isinstance(value, np.ndarray) else value
-            binding.bind_ortvalue_input(name, held)
-        for name in outputs:
-            binding.bind_output(name, device)
-        session.run_with_iobinding(binding)
-        logits, after, others = binding.get_outputs()[:3]
-        return likeliest(logits.numpy()), after, others
-
-    return step
-
-
-def torch_step(module: Callable[..., Any], device: str) -> Step:
-    """One step in torch."""
-    import torch
-
-    def step(ids: Ids, keys: Any, values: Any) -> tuple[Ids, Any, Any]:
-        held = [torch.from_numpy(each).to(device) if isinstance(each, np.ndarray) else each for each in (keys, values)]
-        with torch.inference_mode():
-            logits, after, others = module(torch.from_numpy(ids).to(device), *held)
-        return likeliest(logits.float().cpu().numpy()), after, others
-
-    return step
 
 
 def likeliest(logits: npt.NDArray[Any]) -> Ids:

@@ -11,11 +11,11 @@ from typing import Any
 class Job:
     """One model under one runtime at one size of its inputs.
 
-    model: an ONNX file (ort) or a pickled module of our own writing (torch). inputs: specifications (inputs.InputSpec).
-    sizes: of their dynamic axes. mode: plain, graph (a CUDA graph) or tensorrt (ort); eager, compile or graph (torch);
+    model: an ONNX file, or a pickled module of our own writing (`Runner.runs_modules`). inputs: specifications
+    (inputs.InputSpec). sizes: of their dynamic axes. runtime: the name of its `Runner`. mode: one of the runner's; or
     prompt or generate (decoders with a cache, decode.py).
-    threads: within one operator, CPU. seed: of the inputs, the same for all variants. optimised: where to write the
-    graph that the runtime really runs; empty: nowhere. import_from: folders that the module's classes come from.
+    threads: within one operator, CPU. seed: of the inputs, the same for all variants. scratch: a file that
+    `Runner.inspect` may write; empty: none. import_from: folders that the module's classes come from.
     delay: seconds slept in every call, with which the harness is tested.
     """
 
@@ -27,7 +27,7 @@ class Job:
     mode: str = "plain"
     threads: int = 1
     seed: int = 0
-    optimised: str = ""
+    scratch: str = ""
     import_from: tuple[str, ...] = ()
     delay: float = 0.0
 

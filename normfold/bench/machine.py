@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from normfold.bench import nvidia
-from normfold.bench.engines import TF32
+from normfold.bench.runners import RUNNERS
+from normfold.bench.runners.base import TF32, Runner
 from normfold.errors import CannotJudgeError
 
-_PACKAGES = ("normfold", "onnxruntime", "onnxruntime-gpu", "torch", "numpy")
+_PACKAGES = ("normfold", *(package for runner in RUNNERS.values() for package in runner.packages), "numpy")
 
 
 def processors() -> int:
@@ -49,41 +50,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def check_device(device: str, runtime: str) -> None:
+def check_device(device: str, runner: Runner) -> None:
     """Raise CannotJudgeError naming the package or the driver that `device` needs and this machine has not."""
     if device == "cpu":
         return
-    missing = [*_missing_runtime(runtime)]
+    missing = list(filter(None, [runner.lacks(device)]))
     if not _driver_loads():
         missing.append("there is no NVIDIA driver (libcuda cannot be loaded)")
     if missing:
         raise CannotJudgeError(
             f"--device cuda: {'; '.join(missing)}. Nothing was measured; --device cpu measures the CPU"
         )
-
-
-def _missing_runtime(runtime: str) -> list[str]:
-    if runtime == "torch":
-        import torch
-
-        if torch.version.cuda is None:
-            return [f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build (pytorch.org)"]
-        return [] if torch.cuda.is_available() else ["torch finds no CUDA device"]
-    import onnxruntime as ort
-
-    if "CUDAExecutionProvider" in ort.get_available_providers():
-        return []
-    return [
-        f"this onnxruntime ({ort.__version__}) has no CUDAExecutionProvider; replace it by onnxruntime-gpu "
-        "(pip uninstall onnxruntime; pip install onnxruntime-gpu)"
-    ]
-
-
-def has_tensorrt() -> bool:
-    """Whether the installed onnxruntime was built with TensorRT."""
-    import onnxruntime as ort
-
-    return "TensorrtExecutionProvider" in ort.get_available_providers()
 
 
 def _driver_loads() -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from normfold.bench import nvidia
-from normfold.bench.job import Job
 
 _STATUS = Path("/proc/self/status")
 
@@ -25,19 +24,12 @@ class Meter(Protocol):
     def state(self) -> dict[str, float]: ...
 
 
-def meter(job: Job) -> Meter:
-    """A meter for the device of `job`, set to zero."""
-    if job.device == "cpu":
-        return _Resident()
-    return _TorchCuda() if job.runtime == "torch" else _Driver()
-
-
 def above(later: int | None, earlier: int | None) -> int | None:
     """The growth, None where either is not known; memory given back in between counts as none."""
     return None if later is None or earlier is None else max(0, later - earlier)
 
 
-class _Resident:
+class Resident:
     """The resident set of this process (Linux)."""
 
     def __init__(self) -> None:
@@ -66,11 +58,10 @@ def _status(field: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-class _Driver:
-    """Memory of the device as its driver counts it, for a runtime that does not tell; the arena never shrinks."""
+class Driver:
+    """Memory of the device as its driver counts it, above what is held now."""
 
     def __init__(self) -> None:
-        _make_context()
         self.idle = nvidia.memory_used()
 
     def now(self) -> int | None:
@@ -81,37 +72,6 @@ class _Driver:
 
     def reserved(self) -> int | None:
         return None
-
-    def state(self) -> dict[str, float]:
-        return nvidia.state()
-
-
-def _make_context() -> None:
-    """The CUDA context and its libraries, which are there whatever the model is."""
-    import onnxruntime as ort
-
-    ort.preload_dlls()
-    ort.OrtValue.ortvalue_from_shape_and_type([1], "float32", "cuda", 0)
-
-
-class _TorchCuda:
-    """torch's own allocator on the device: what tensors took, and what it holds for them."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self.cuda: Any = torch.cuda
-        self.cuda.init()
-        self.cuda.reset_peak_memory_stats()
-
-    def now(self) -> int | None:
-        return int(self.cuda.memory_allocated())
-
-    def peak(self) -> int | None:
-        return int(self.cuda.max_memory_allocated())
-
-    def reserved(self) -> int | None:
-        return int(self.cuda.max_memory_reserved())
 
     def state(self) -> dict[str, float]:
         return nvidia.state()

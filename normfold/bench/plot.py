@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from normfold.bench.result import Bench, Row
 from normfold.errors import OutputError
-from normfold.system.files import beside, writing
+from normfold.system.files import replacing
 from normfold.system.text import printable
 
 # Fixed, so that a variant has one colour in every plot. Told apart in grey too.
@@ -88,6 +87,5 @@ def _text(seconds: float) -> str:
 
 
 def _save(figure: Any, place: Path) -> None:
-    with beside(place) as draft, writing(place):
+    with replacing(place) as draft:
         figure.savefig(draft, format=place.suffix.lower()[1:])
-        os.replace(draft, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +12,14 @@ from normfold.bench import decode, machine
 from normfold.bench.harness import LAUNCHES, QUICK_LAUNCHES, QUICK_ROUNDS, ROUNDS, examine, record
 from normfold.bench.job import Job
 from normfold.bench.result import Bench, Row
+from normfold.bench.runners import RUNNERS
+from normfold.bench.runners.base import Runner
 from normfold.bench.variants import Variants, collect
 from normfold.checkpoint.options import LoadOptions
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import Task
 from normfold.inputs.spec import InputSpec, common_axes, traced_sizes
 from normfold.system.files import scratch
-
-RUNTIMES = ("ort", "torch")
-DEVICES = ("cpu", "cuda")
-DTYPES = ("float32", "float16")
-# What each runtime is measured with where nothing is asked for, and what it can be.
-MODES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("ort", "cpu"): ("plain",),
-    ("ort", "cuda"): ("plain", "graph", "tensorrt"),
-    ("torch", "cpu"): ("eager", "compile"),
-    ("torch", "cuda"): ("eager", "compile", "graph"),
-}
 
 _AS_IT_IS = LoadOptions()
 
@@ -56,17 +47,18 @@ def bench(
     """Measure the LayerNorm baseline, the unfolded and the folded model against each other.
 
     model, against, baseline, load: see `variants.collect`. batches: sizes of the batch axis; other dynamic axes keep
-    the size that the specification gives. modes: of the runtime, see `MODES`; default: all on cuda, the first on cpu. A
-    decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (tasks.py). rounds, launches:
-    see `harness.record`. quick: few of them where they are not given, and marked as such. threads: of the CPU; default:
-    every processor there is.
+    the size that the specification gives. modes: of the runtime, see `Runner`; default: all on cuda, the first on cpu.
+    A decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (tasks.py). rounds,
+    launches: see `harness.record`. quick: few of them where they are not given, and marked as such. threads: of the
+    CPU; default: every processor there is.
     Interrupted (KeyboardInterrupt) while it measures, it returns what there is, marked. Raises a NormfoldError before
     anything is measured; a variant that fails is marked in its row and the others go on.
     """
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     launches = launches or (QUICK_LAUNCHES if quick else LAUNCHES)
-    _check(batches, modes, runtime, device)
-    machine.check_device(device, runtime)
+    runner = RUNNERS[runtime]
+    _check(batches, modes, runner, device, dtype)
+    machine.check_device(device, runner)
     threads = threads or machine.processors()
     with scratch() as folder:
         variants = collect(
@@ -81,7 +73,7 @@ def bench(
             progress=progress,
         )
         decoder = decode.is_decoder(spec.name for spec in variants.inputs)
-        modes = _modes(modes, runtime, device, decoder=decoder)
+        modes = _modes(modes, runner, device, decoder=decoder)
         axes = decode.sizes if decoder else axis_sizes
         sizes = [axes(variants.inputs, batch) for batch in batches]
         result = Bench(
@@ -106,22 +98,26 @@ def bench(
     return result
 
 
-def _check(batches: Sequence[int], modes: Sequence[str], runtime: str, device: str) -> None:
+def _check(batches: Sequence[int], modes: Sequence[str], runner: Runner, device: str, dtype: str) -> None:
     if not batches or min(batches) < 1:
         raise UsageError("--batch takes sizes of at least 1, for example --batch 1,8,32")
+    if device not in runner.modes:
+        raise UsageError(f"--device {device}: {runner.name} runs on {', '.join(runner.modes)}")
+    if dtype not in runner.dtypes:
+        raise UsageError(f"--dtype {dtype}: {runner.name} takes {', '.join(runner.dtypes)}")
     for mode in modes:
-        if mode not in (*MODES[runtime, device], *decode.MODES):
-            raise UsageError(f"--mode {mode}: {runtime} on {device} has {', '.join(MODES[runtime, device])}")
+        if mode not in (*runner.modes[device], *decode.MODES):
+            raise UsageError(f"--mode {mode}: {runner.name} on {device} has {', '.join(runner.modes[device])}")
 
 
-def _modes(asked: Sequence[str], runtime: str, device: str, *, decoder: bool) -> Sequence[str]:
+def _modes(asked: Sequence[str], runner: Runner, device: str, *, decoder: bool) -> Sequence[str]:
     """What to measure: a decoder's prompt and tokens, otherwise the modes of the runtime."""
-    every = decode.MODES if decoder else MODES[runtime, device]
-    if "tensorrt" in every and not machine.has_tensorrt():
-        if "tensorrt" in asked:
-            raise UsageError("--mode tensorrt: this onnxruntime has no TensorrtExecutionProvider")
-        every = tuple(mode for mode in every if mode != "tensorrt")
+    every = decode.MODES if decoder else runner.modes[device]
+    lacking = {mode: why for mode in every if (why := runner.lacks(device, mode))}
+    every = tuple(mode for mode in every if mode not in lacking)
     for mode in asked:
+        if mode in lacking:
+            raise UsageError(f"--mode {mode}: {lacking[mode]}")
         if mode not in every:
             raise UsageError(f"--mode {mode}: this model has {', '.join(every)}")
     return asked or (every if decoder or device == "cuda" else every[:1])
@@ -156,7 +152,7 @@ def _jobs(row: Row, variants: Variants, result: Bench, threads: int) -> dict[str
             device=result.device,
             mode=row.mode,
             threads=threads,
-            import_from=(os.getcwd(), *filter(None, sys.path)) if result.runtime == "torch" else (),
+            import_from=(os.getcwd(), *filter(None, sys.path)),
         )
         for variant in variants.found
     }
@@ -174,4 +170,4 @@ def _measure(row: Row, jobs: dict[str, Job], result: Bench, progress: Progress, 
     for name, job in jobs.items():
         if row.recordings[name].failure is None:
             progress(f"{where}: memory and operators of {name}")
-            row.probes[name] = examine(replace(job, optimised=str(folder / f"optimised_{name}.onnx")))
+            row.probes[name] = examine(replace(job, scratch=str(folder / f"optimised_{name}.onnx")))

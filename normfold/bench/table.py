@@ -11,6 +11,7 @@ from rich.text import Text
 from normfold.bench.decode import GENERATED, PROMPT
 from normfold.bench.job import Failure, Memory, Probe
 from normfold.bench.result import Bench, Row
+from normfold.bench.runners import RUNNERS
 from normfold.bench.statistics import CONFIDENCE, Ratio, Summary
 from normfold.report.render import add_row, line, size, table_of
 
@@ -25,9 +26,9 @@ def render_bench(bench: Bench) -> RenderableType:
 
 def _parts(bench: Bench) -> Iterator[RenderableType]:
     machine = bench.machine
-    threads = machine["threads"]
+    threads, version = machine["threads"], RUNNERS[bench.runtime].version(machine["versions"])
     yield line(
-        f"{bench.model}: {bench.runtime} {machine['versions'].get(_package(bench), '')}, {bench.device}, {bench.dtype}",
+        f"{bench.model}: {bench.runtime} {version}, {bench.device}, {bench.dtype}",
         style="bold",
     )
     yield line(f"{machine.get('gpu') or machine['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}")
@@ -47,12 +48,6 @@ def _parts(bench: Bench) -> Iterator[RenderableType]:
         yield line(f"Warning: the machine was busy with other work (load {machine['load']}).", style="yellow")
     if bench.interrupted:
         yield line("Interrupted: what was measured until then.", style="bold yellow")
-
-
-def _package(bench: Bench) -> str:
-    if bench.runtime == "torch":
-        return "torch"
-    return "onnxruntime-gpu" if "onnxruntime-gpu" in bench.machine["versions"] else "onnxruntime"
 
 
 def _row(bench: Bench, row: Row) -> Iterator[RenderableType]:

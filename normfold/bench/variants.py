@@ -11,8 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normfold.analysis.analyse import analyse
 from normfold.bench.baseline import layer_norm_twin
+from normfold.bench.runners import RUNNERS
 from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load as load_with
 from normfold.checkpoint.load import load_checkpoint
@@ -22,16 +22,17 @@ from normfold.errors import CannotJudgeError, NormfoldError, UsageError
 from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, to_half
-from normfold.graph.prepare import prepare
+from normfold.graph.float16 import to_half
 from normfold.graph.write import save
 from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec
 from normfold.models import catalogue
 from normfold.norms.detect import find_norms, token_twin
 from normfold.norms.kinds import KINDS
-from normfold.rewrite.graph import rewrite
-from normfold.rewrite.module import folded_module
+from normfold.pipeline.fold_graph import fold_graph
+from normfold.pipeline.options import FoldOptions
+from normfold.system.clock import Clock
+from normfold.system.numbers import HALF
 from normfold.verify.manifest import read_manifest
 from normfold.verify.source import find_source, load_source
 
@@ -42,9 +43,13 @@ _AS_IT_IS = LoadOptions()
 Progress = Callable[[str], None]
 
 
+def _in_silence(sentence: str) -> None:
+    """The progress of a part that is one step of this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One model to measure. file: ONNX or, for torch, a pickled module. origin: where it came from, in words."""
+    """One model to measure. file: ONNX, or a pickled module. origin: where it came from, in words."""
 
     name: str
     file: Path
@@ -96,13 +101,15 @@ def collect(
     progress(f"reading {model.name}")
     found, inputs = _find(model, against, load, task, progress)
     half = half or found.half
-    if runtime == "torch":
+    runner = RUNNERS[runtime]
+    if runner.runs_modules:
         if found.source is None or found.source.module is None:
             raise UsageError(
-                f"{model}: torch runs a checkpoint; give that instead of the ONNX file, or name it with --against"
+                f"{model}: {runner.name} runs a checkpoint; give that instead of the ONNX file, or name it with "
+                "--against"
             )
         if baseline is not None:
-            raise UsageError("--baseline names an ONNX graph, which torch does not run")
+            raise UsageError(f"--baseline names an ONNX graph, which {runner.name} does not run")
         return _modules(found.source, folder, half=half)
     made: list[Variant] = []
     missing: dict[str, str] = {}
@@ -119,7 +126,7 @@ def collect(
         )
     else:
         missing[UNFOLDED] = f"{model} names no source that is here; name it with --against"
-    made.append(_folded(found, folder, progress))
+    made.append(_folded(found, folder, progress, half=half))
     if half:
         made = [replace(variant, file=_to_half(variant.file, folder)) for variant in made]
         inputs = half_specs(inputs)
@@ -160,9 +167,7 @@ def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
     twin = twin_module(found.source)
     if twin is not None:
         name, module = twin
-        source = replace(
-            found.source, format="torch", module=module, graph=None, program=None, norms=find_norms(module)
-        )
+        source = replace(found.source, module=module, graph=None, program=None, norms=find_norms(module))
         return Variant(LAYERNORM, _write(export(source), place), f"the architecture {name}, random weights")
     made = layer_norm_twin(found.graph, kind=token_twin(found.source.module))
     return Variant(
@@ -187,19 +192,18 @@ def twin_module(source: Source) -> tuple[str, nn.Module] | None:
     return found.names[kind], create(found.names[kind], **args).eval()
 
 
-def _folded(found: _Found, folder: Path, progress: Progress) -> Variant:
+def _folded(found: _Found, folder: Path, progress: Progress, *, half: bool) -> Variant:
     if found.folded is not None:
         return Variant(FOLDED, found.folded, f"given: {found.folded.name}")
     assert found.graph is not None and found.source is not None, "what was not folded is a source"
     progress("folding")
-    graph = prepare(found.graph)
-    plan = analyse(graph, norms=found.source.norms)
-    stored = [site for site in plan.sites if site.counts and not site.per_token]
-    if plan.is_empty:
+    done = fold_graph(found.graph, found.source, FoldOptions(dtype=HALF if half else None), Clock(_in_silence))
+    stored = [site for site in done.plan.sites if site.counts and not site.per_token]
+    if done.plan.is_empty:
         reason = "; ".join(site.reason for site in stored if site.reason) or "it has no norm with stored statistics"
         raise CannotJudgeError(f"nothing of {found.source.path} folds, so there is nothing to measure: {reason}")
     count = sum(site.status == "folded" for site in stored)
-    place = _write(rewrite(graph, plan), folder / "folded.onnx")
+    place = _write(done.model, folder / "folded.onnx")
     return Variant(FOLDED, place, f"folded here: {count} of {len(stored)} norms")
 
 
@@ -207,9 +211,7 @@ def _modules(source: Source, folder: Path, *, half: bool) -> Variants:
     """The variants as torch modules, pickled for the workers to read back."""
     assert source.module is not None
     twin, missing = twin_module(source), {}
-    graph = prepare(export(source))
-    plan = analyse(graph, norms=source.norms)
-    folded = folded_module(source, graph, plan, rewrite(graph, plan))
+    folded = fold_graph(export(source), source, FoldOptions(), Clock(_in_silence)).module()
     made = [(UNFOLDED, source.module, f"the module of {source.path.name}"), (FOLDED, folded, "the same, folded here")]
     if twin is not None:
         made.insert(0, (LAYERNORM, twin[1], f"the architecture {twin[0]}, random weights"))

@@ -6,6 +6,7 @@ The first line is a job. The answer to every line is one line: `{"error": [code,
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from normfold.bench import engines, memory
-from normfold.bench.engines import Call, Feeds
 from normfold.bench.job import Failure, Job, Memory, Probe
+from normfold.bench.memory import above
+from normfold.bench.runners import RUNNERS
+from normfold.bench.runners.base import Call, Feeds
 from normfold.inputs.spec import draw, parse_specs
 from normfold.system.failures import is_out_of_memory, one_line
 
@@ -55,7 +57,7 @@ class _Session:
 
     def start(self) -> dict[str, Any]:
         """Open and warm up. `calls`: how many it took; `stable`: whether the last two windows agreed."""
-        self.call = engines.open_engine(self.job, _feeds(self.job))
+        self.call = _open(self.job, _feeds(self.job))
         calls, stable, self.seconds = warm_up(self.call)
         return {"calls": calls, "stable": stable}
 
@@ -92,6 +94,18 @@ def explain(error: BaseException) -> Failure:
     return Failure("rejected", reason)
 
 
+def _open(job: Job, feeds: Feeds) -> Call:
+    opened = RUNNERS[job.runtime].open(job, feeds)
+    if not job.delay:
+        return opened
+
+    def delayed() -> None:
+        opened()
+        time.sleep(job.delay)
+
+    return delayed
+
+
 def _feeds(job: Job) -> Feeds:
     return draw(parse_specs(job.inputs), job.sizes, seed=job.seed)
 
@@ -121,19 +135,19 @@ def warm_up(call: Call) -> tuple[int, bool, float]:
 
 def probe(job: Job) -> Probe:
     """Open the model in this process, which has done nothing else, and run it a few times."""
-    engines.import_runtime(job)
+    runner = RUNNERS[job.runtime]
+    # Now, so that its memory is not counted as the model's.
+    importlib.import_module(runner.library)
     feeds = _feeds(job)
-    meter = memory.meter(job)
-    call = engines.open_engine(replace(job, delay=0.0), feeds)
+    meter = runner.meter(job.device)
+    call = runner.open(job, feeds)
     loaded = meter.now()
     for _ in range(3):
         call()
-    found = Memory(None, memory.above(meter.now(), loaded), meter.peak(), meter.reserved())
+    found = Memory(None, above(meter.now(), loaded), meter.peak(), meter.reserved())
     state = meter.state()
-    if job.runtime != "ort":
-        return Probe(replace(found, weights=engines.module_bytes(job)), {}, state)
     # Only now: writing the optimised graph takes memory of its own.
-    counts, weights = engines.operators(job)
+    counts, weights = runner.inspect(job)
     return Probe(replace(found, weights=weights), counts, state)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ class Built:
 
 def build(
     *,
-    model: str | None,
+    model: str | Callable[..., Any] | None,
     model_args: Mapping[str, Any] | None,
     arch: str | None,
     found: Contents,
@@ -58,7 +58,8 @@ def build(
     """
     if model is not None:
         args = dict(model_args or {})
-        return Built(_from_factory(model, args), model, args, state)
+        spec = model if isinstance(model, str) else f"{model.__module__}:{model.__qualname__}"
+        return Built(_from_factory(model, spec, args), spec, args, state)
     from normfold import models
 
     plain = strip_prefixes(state, ())
@@ -139,31 +140,38 @@ def _closest(name: str) -> str:
     return f" (close: {', '.join(close)})" if close else ""
 
 
-def _from_factory(spec: str, args: dict[str, Any]) -> nn.Module:
-    """Import pkg.module:factory and call it; what the user's code raises becomes a sentence."""
-    module_name, colon, path = spec.partition(":")
-    if not colon or not module_name or not path:
-        raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
+def _from_factory(model: str | Callable[..., Any], spec: str, args: dict[str, Any]) -> nn.Module:
+    """Call a factory, imported where it is named pkg.module:factory; what it raises becomes a sentence."""
     with _current_directory_importable():
-        try:
-            factory: Any = importlib.import_module(module_name)
-        # The module is the user's program, and whatever it raises means that there is no architecture.
-        except Exception as e:
-            raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
-        for part in path.split("."):
-            if not hasattr(factory, part):
-                raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
-            factory = getattr(factory, part)
-        if not callable(factory) or isinstance(factory, nn.Module):
-            raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
+        factory = _imported(model) if isinstance(model, str) else model
         try:
             built = factory(**args)
+        # It is the user's program, and whatever it raises means that there is no architecture.
         except Exception as e:
             given = args or "no arguments"
             raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {raised(e)}.") from e
     if not isinstance(built, nn.Module):
         raise ArchitectureError(f"--model {spec}: it returned a {type(built).__name__}, not a torch.nn.Module.")
     return built
+
+
+def _imported(spec: str) -> Callable[..., Any]:
+    """What pkg.module:factory names. Raises ArchitectureError."""
+    module_name, colon, path = spec.partition(":")
+    if not colon or not module_name or not path:
+        raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
+    try:
+        factory: Any = importlib.import_module(module_name)
+    except Exception as e:
+        raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
+    for part in path.split("."):
+        if not hasattr(factory, part):
+            raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
+        factory = getattr(factory, part)
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
+    found: Callable[..., Any] = factory
+    return found
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     *,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
     inputs: Sequence[str] = (),
     ema: bool = False,

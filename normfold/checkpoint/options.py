@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,15 @@ class LoadOptions:
     """What a user may say of a checkpoint.
 
     arch: name in the built-in registry (default: the checkpoint's own, or the one recognised from its names and
-    shapes). model: "pkg.module:factory" of the user's own code. model_args: arguments of either. inputs: specifications
+    shapes). model: "pkg.module:factory" of the user's own code, or the
+    function itself. model_args: arguments of either. inputs: specifications
     such as "x:float32[B,3,32,32]" (default: those in the checkpoint or the graph, or of the built-in architecture).
     ema: take the averaged weights. trust: unpickle the file, which can run code in it. allow_unfinished: accept a
     PRepBN whose schedule has not ended.
     """
 
     arch: str | None = None
-    model: str | None = None
+    model: str | Callable[..., Any] | None = None
     model_args: Mapping[str, Any] | None = field(default=None, hash=False)
     inputs: tuple[str, ...] = ()
     ema: bool = False

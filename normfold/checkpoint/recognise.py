@@ -24,7 +24,7 @@ from normfold.checkpoint.unfilled import difference
 from normfold.checkpoint.unfilled import without_values as _without_values
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
-from normfold.models.catalogue import Family
+from normfold.models.families import Family
 from normfold.norms.base import Shapes
 from normfold.norms.kinds import kind_in, kind_with_short
 

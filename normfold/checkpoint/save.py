@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from normfold.checkpoint.formats.torch import TORCH
-from normfold.errors import InputSpecError, OutputError, UsageError
+from normfold.errors import InputSpecError, UsageError
 from normfold.inputs.of_model import with_vocabulary
 from normfold.inputs.spec import DTYPES, InputSpec, parse_specs
+from normfold.system.files import replacing
 
 FORMAT = "normfold/1"
 
@@ -49,7 +50,9 @@ def save_checkpoint(
     _check_examples(specs, examples)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     texts = [str(spec) for spec in specs]
-    _write_whole(path, {"format": FORMAT, "state_dict": state, "arch": arch, "arch_args": args, "inputs": texts})
+    content = {"format": FORMAT, "state_dict": state, "arch": arch, "arch_args": args, "inputs": texts}
+    with replacing(path) as draft, draft.open("wb") as file:
+        torch.save(content, file)
 
 
 def _first_input(model: nn.Module) -> str:
@@ -71,17 +74,3 @@ def _check_examples(specs: tuple[InputSpec, ...], examples: Mapping[str, torch.T
         )
         if spec.dtype != own.dtype or spec.dtype not in DTYPES or not fits:
             raise InputSpecError(f"input {spec} does not fit its example of {own.dtype}{list(tensor.shape)}.")
-
-
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the target, then rename, so that an interrupted run never leaves half a checkpoint."""
-    # Not longer than the name itself, which may be as long as a name can be.
-    temporary = path.with_name(f".normfold-{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            torch.save(dict(content), file)
-        temporary.replace(path)
-    except OSError as e:
-        raise OutputError(f"{path} cannot be written: {e.strerror or e}.") from e
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ class Source:
     sha256: of the file; of a folder as formats/hub.py has it. format: the name of its `Format`. module: in eval mode on
     the CPU, None for a graph. program: where the file is one. graph: the same; its external data is mapped but not
     read. arch: the built-in name or `pkg.module:factory` that the module was built from. trusted: reading the file
-    could run code in it, as the user allowed.
+    could run code in it, as the user allowed. in_memory: it was no file; path is what to call it.
     """
 
     path: Path
@@ -36,3 +36,4 @@ class Source:
     warnings: tuple[str, ...] = ()
     trusted: bool = False
     program: torch.export.ExportedProgram | None = None
+    in_memory: bool = False

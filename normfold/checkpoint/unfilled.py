@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from normfold.errors import ArchitectureError
 from normfold.models import catalogue
-from normfold.models.catalogue import Family
+from normfold.models.families import Family
 from normfold.norms.base import Shapes
 
 # What initialisation comes down to.

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normfold._version import __version__
+from normfold.checkpoint.options import LoadOptions
 from normfold.cli.bench import bench
+from normfold.cli.check import check
+from normfold.cli.diff import diff
+from normfold.cli.recalibrate import recalibrate
 from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
     AffineOption,
@@ -41,6 +45,8 @@ from normfold.cli.terminal import (
     run as run_app,
 )
 from normfold.errors import NormfoldError, OutputError, UsageError
+from normfold.pipeline import early
+from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
 from normfold.system.text import json_text, printable
 
@@ -132,35 +138,32 @@ def fold(
 
     def work(progress: Callable[[str], None]) -> Report:
         expect_large_tensors()
-        from normfold.checkpoint.options import LoadOptions
-        from normfold.pipeline.options import FoldOptions
         from normfold.pipeline.run import run
 
-        return run(
-            source,
-            output,
-            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
-            FoldOptions(
-                task=task,
-                opset=opset,
-                target=target,
-                dtype=dtype,
-                norm_affine=norm_affine,
-                center=center,
-                only=tuple(only or ()),
-                keep_tied=keep_tied,
-                dry_run=dry_run,
-                strict=strict,
-                verify=not no_verify,
-                report=report,
-                emit_torch=emit_torch,
-                external_data=external_data,
-                force=force,
-            ),
-            progress,
-        )
+        return run(source, output, load, options, progress)
 
     with exit_codes(debug=debug):
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        options = FoldOptions(
+            task=task,
+            opset=opset,
+            target=target,
+            dtype=dtype,
+            norm_affine=norm_affine,
+            center=center,
+            only=tuple(only or ()),
+            keep_tied=keep_tied,
+            dry_run=dry_run,
+            strict=strict,
+            verify=not no_verify,
+            report=report,
+            emit_torch=emit_torch,
+            external_data=external_data,
+            force=force,
+        )
+        early.check_sources(source)
+        early.check_factory(model)
+        early.check_places(source, options.written(output), report, force=force)
         print_report(with_progress(work))
 
 
@@ -185,18 +188,15 @@ def inspect(
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.checkpoint.options import LoadOptions
-        from normfold.pipeline.options import FoldOptions
         from normfold.pipeline.run import look
 
-        return look(
-            source,
-            LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
-            FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied),
-            progress,
-        )
+        return look(source, load, options, progress)
 
     with exit_codes(debug=debug):
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
+        early.check_sources(source)
+        early.check_factory(model)
         report = with_progress(work)
         if as_json:
             print(report.dumps(), end="")
@@ -251,12 +251,10 @@ def verify(
 
     def work(progress: Progress) -> Verdict:
         expect_large_tensors()
-        from normfold.checkpoint.options import LoadOptions
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
         from normfold.verify.runtime import parse_providers
 
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
         return judge(
             model_file,
@@ -271,10 +269,13 @@ def verify(
         )
 
     with exit_codes(debug=debug):
+        early.check_sources(model_file, against)
+        early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
 
         files = VerdictFiles(junit, summary, json_file)
         files.check()
+        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         try:
             verdict = _with_bar(work)
         except Exception as error:
@@ -305,6 +306,9 @@ def _tell(verdict: Verdict, files: VerdictFiles) -> None:
 
 
 app.command()(bench)
+app.command()(check)
+app.command()(diff)
+app.command()(recalibrate)
 
 
 @app.command("models")

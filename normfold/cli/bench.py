@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from normfold.bench.runners import DEVICES, DTYPES, RUNNERS
+from normfold.bench.runners.base import Runner
 from normfold.cli.terminal import (
     INTERRUPTED,
     ArchOption,
@@ -26,28 +28,39 @@ from normfold.cli.terminal import (
     with_progress,
 )
 from normfold.errors import OutputError, UsageError
+from normfold.pipeline import early
 
 if TYPE_CHECKING:
     from normfold.bench.result import Bench
+
+
+def _modes(runner: Runner) -> str:
+    """What the help says of a runtime's modes, those of all devices."""
+    every = dict.fromkeys(mode for modes in runner.modes.values() for mode in modes)
+    listed = (f"{mode} ({runner.glosses[mode]})" if mode in runner.glosses else mode for mode in every)
+    return f"{runner.name}: {', '.join(listed)}"
+
+
+_TITLES = [runner.title for runner in RUNNERS.values()]
+_MODES = [_modes(runner) for runner in RUNNERS.values()]
 
 
 def bench(
     model_file: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A folded or unfolded .onnx file, or a checkpoint that fold reads.")
     ],
-    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda")] = "cpu",
+    device: Annotated[str, typer.Option("--device", metavar="|".join(DEVICES))] = "cpu",
     batch: Annotated[str, typer.Option("--batch", metavar="LIST", help="Batch sizes.")] = "1,8,32",
-    dtype: Annotated[str, typer.Option("--dtype", metavar="float32|float16")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="|".join(DTYPES))] = "float32",
     runtime: Annotated[
-        str, typer.Option("--runtime", metavar="ort|torch", help="onnxruntime, or torch on the checkpoint.")
+        str, typer.Option("--runtime", metavar="|".join(RUNNERS), help=f"{', or '.join(_TITLES)}.")
     ] = "ort",
     mode: Annotated[
         str,
         typer.Option(
             "--mode",
             metavar="LIST",
-            help="ort: plain, graph (CUDA graph), tensorrt; torch: eager, compile, graph. Default: all "
-            "on cuda, the first on cpu.",
+            help=f"{'; '.join(_MODES)}. Default: all on cuda, the first on cpu.",
         ),
     ] = "",
     against: Annotated[
@@ -101,7 +114,7 @@ def bench(
     """
 
     def run(progress: Callable[[str], None]) -> Bench:
-        from normfold.bench.run import DEVICES, DTYPES, RUNTIMES, bench
+        from normfold.bench.run import bench
         from normfold.checkpoint.options import LoadOptions
 
         return bench(
@@ -109,7 +122,7 @@ def bench(
             device=_chosen("--device", device, DEVICES),
             batches=_numbers(batch),
             dtype=_chosen("--dtype", dtype, DTYPES),
-            runtime=_chosen("--runtime", runtime, RUNTIMES),
+            runtime=_chosen("--runtime", runtime, tuple(RUNNERS)),
             modes=[word.strip() for word in mode.split(",") if word.strip()],
             against=against,
             baseline=baseline,
@@ -123,6 +136,8 @@ def bench(
         )
 
     with exit_codes(debug=debug):
+        early.check_sources(model_file, against)
+        early.check_factory(model)
         _check_places(json_file, plot, force=force)
         result = with_progress(run)
         from normfold.bench.table import render_bench

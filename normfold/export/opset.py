@@ -13,7 +13,6 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxscript import version_converter
 
-from normfold.errors import UsageError
+from normfold.export.targets import check_target
 
 # torch.onnx translates to this opset and converts upwards; below it there is nothing.
 LOWEST_OPSET = 18
@@ -38,35 +37,6 @@ _WRITTEN = {
     "LayerNormalization": "(float[2,4] x, float[4] w) => (float[2,4] y) {y = LayerNormalization(x, w)}",
     "RMSNormalization": "(float[2,4] x, float[4] w) => (float[2,4] y) {y = RMSNormalization(x, w)}",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a model is meant to run on. opset: None where the installed onnxruntime is asked. why: for the report."""
-
-    opset: int | None
-    why: str
-
-
-# A runtime that is not installed cannot be asked: for these the opset is what its importers have read for years.
-TARGETS: dict[str, Target] = {
-    "onnxruntime": Target(None, ""),
-    "tensorrt": Target(
-        20, "for TensorRT: its parser has LayerNormalization and Gelu of it, and fuses attention from its parts"
-    ),
-    "openvino": Target(20, "for OpenVINO: every operator that is written in it has an operation of its own there"),
-    "mobile": Target(
-        18, "for converters to mobile runtimes: no Attention and no RMSNormalization, which few of them read"
-    ),
-}
-
-
-def check_target(name: str | None) -> Target:
-    """The target of this name, onnxruntime without one. Raises UsageError."""
-    found = TARGETS.get(name or "onnxruntime")
-    if found is None:
-        raise UsageError(f"--target {name}: choose from {', '.join(TARGETS)}")
-    return found
 
 
 def opset_for(target: str | None, opset: int | None) -> tuple[int, str]:

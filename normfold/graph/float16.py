@@ -17,29 +17,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from normfold.errors import GraphError, UsageError
+from normfold.errors import GraphError
 from normfold.graph.write import EXACT, in_memory
 from normfold.system.numbers import MASK
 
-HALF = "float16"
 LARGEST = float(np.finfo(np.float16).max)
 
-# What --dtype takes. onnxruntime's CPU provider has no bfloat16 kernels, so nothing could be verified in it.
-DTYPES = ("float32", HALF)
 
 Content = Callable[[], NDArray[Any]]
-
-
-def check_dtype(dtype: str | None) -> str | None:
-    """The type to convert to, None for none. Raises UsageError for a type that no graph can be converted to."""
-    if dtype == "bfloat16":
-        raise UsageError(
-            "--dtype bfloat16: onnxruntime has no bfloat16 operators on a CPU (MatMul, Add, Conv, Softmax ...), so the "
-            "result could be neither run nor verified; use --dtype float16"
-        )
-    if dtype not in (None, *DTYPES):
-        raise UsageError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
-    return HALF if dtype == HALF else None
 
 
 def to_half(model: ir.Model) -> ir.Model:

@@ -29,6 +29,11 @@ def read_graph(path: Path) -> ir.Model:
     # The protobuf backends raise different classes for bytes that are not a model.
     except Exception as e:
         raise GraphError(f"{path} cannot be read as an ONNX model ({one_line(e)}).") from e
+    return graph_of(proto, path)
+
+
+def graph_of(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    """The graph of a message, which is changed. path: where it was read from, or what to call it. Raises GraphError."""
     check_model(proto, path)
     _forget_negative_sizes(proto.graph)
     densify(proto, path)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normfold.inputs.spec import InputSpec
-
-HALF = "float16"
+from normfold.system.numbers import HALF
 
 
 def half_specs(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import ArchitectureError
-from normfold.models.layout import to_tokens
 from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.layout import to_tokens
 from normfold.nn.powernorm import PowerNorm
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.un import UN1d
@@ -172,13 +172,22 @@ class PreNormBlock(Block):
 
 
 class PostNormBlock(Block):
-    """norm1(x + attn(x)), then norm2(x + mlp(x)), over (N, L, dim)."""
+    """norm1(alpha x + attn(x)), then norm2(alpha x + mlp(x)), over (N, L, dim).
+
+    alpha: 1 unless `nn.deepnorm_` sets it.
+    """
+
+    alpha = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, dim) to (N, L, dim)."""
-        x = self.norm1(x + self.attend(x))
-        y: Tensor = self.norm2(x + self.mlp(x))
+        x = self.norm1(self._scaled(x) + self.attend(x))
+        y: Tensor = self.norm2(self._scaled(x) + self.mlp(x))
         return y
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        # Without an operator where there is nothing to do.
+        return x if self.alpha == 1.0 else self.alpha * x
 
 
 class PatchEmbed(nn.Module):

@@ -8,18 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import check_heads, depthwise, letters, linear_attention, softmax_attention
+from normfold.models.attention import letters, softmax_attention
 from normfold.models.blocks import Mlp, NormArgs, NormLayer, classifier, init_weights, norm_layer
-from normfold.models.layout import (
-    ToTokens,
-    from_windows,
-    merge_heads,
-    split_axis,
-    split_qkv,
-    to_picture,
-    to_tokens,
-    to_windows,
-)
+from normfold.models.layout import ToTokens, from_windows, merge_heads, split_qkv, to_windows
+from normfold.nn.attention import check_heads, depthwise, linear_attention
+from normfold.nn.layout import split_axis, to_picture, to_tokens
 
 
 class StripeAttention(nn.Module):

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normfold.models.blocks import NormArgs, norm_layer
 from normfold.models.seq2seq import PADDING, Decoder, Encoder, EncoderDecoder
 from normfold.models.text_blocks import LayerConfig
-
-
-class DeepNorm(NamedTuple):
-    """alpha, by which a residual stream is multiplied: norm(alpha * x + f(x)); beta, the gain f is initialised with."""
-
-    alpha: float
-    beta: float
-
-
-def encoder_only(layers: int) -> DeepNorm:
-    """The constants of an encoder without decoder: (2N)^(1/4) and (8N)^(-1/4). Source: arXiv:2203.00555, figure 2."""
-    return DeepNorm((2 * layers) ** 0.25, (8 * layers) ** -0.25)
-
-
-def encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple[DeepNorm, DeepNorm]:
-    """The constants of N encoder and of M decoder layers.
-
-    Encoder: 0.81 (N^4 M)^(1/16) and 0.87 (N^4 M)^(-1/16); decoder: (3M)^(1/4) and (12M)^(-1/4).
-    Source: arXiv:2203.00555, figure 2.
-    """
-    mixed = (encoder_layers**4 * decoder_layers) ** (1 / 16)
-    return DeepNorm(0.81 * mixed, 0.87 / mixed), DeepNorm((3 * decoder_layers) ** 0.25, (12 * decoder_layers) ** -0.25)
+from normfold.nn.deepnorm import encoder_decoder, encoder_only
 
 
 def initialise(stack: nn.Module, beta: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import LinearAttention
 from normfold.models.blocks import NormArgs, PatchEmbed, PreNormBlock, classifier, init_weights, norm_layer
+from normfold.nn.attention import LinearAttention
 
 
 class SlabDeiT(nn.Module):

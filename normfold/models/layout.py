@@ -8,20 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-def split_axis(x: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
-    """One axis as several of these sizes: the inverse of flattening them."""
-    return torch.unflatten(x, axis, sizes)
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """A picture (N, C, H, W) as tokens (N, H * W, C), row by row."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_picture(x: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (N, height * width, C) as a picture (N, C, height, width): the inverse of `to_tokens`."""
-    return split_axis(x.transpose(1, 2), 2, (height, width))
+from normfold.nn.layout import merge_heads as merge_heads
+from normfold.nn.layout import split_axis as split_axis
+from normfold.nn.layout import split_heads as split_heads
+from normfold.nn.layout import to_picture as to_picture
+from normfold.nn.layout import to_tokens as to_tokens
 
 
 class ToTokens(nn.Module):
@@ -32,20 +23,10 @@ class ToTokens(nn.Module):
         return to_tokens(x)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., L, C) to (..., heads, L, C / heads)."""
-    return split_axis(x, -1, (heads, x.shape[-1] // heads)).transpose(-3, -2)
-
-
 def split_qkv(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values side by side (..., L, 3 * C) to three of (..., heads, L, C / heads)."""
     parts = split_axis(x, -1, (3, heads, x.shape[-1] // (3 * heads))).movedim(-3, 0).transpose(-3, -2)
     return parts[0], parts[1], parts[2]
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(..., heads, L, d) to (..., L, heads * d): the inverse of `split_heads`."""
-    return x.transpose(-3, -2).flatten(-2)
 
 
 def to_windows(x: Tensor, height: int, width: int) -> Tensor:

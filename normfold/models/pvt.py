@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.models.attention import check_heads, depthwise, letters, linear_attention
+from normfold.models.attention import letters
 from normfold.models.blocks import (
     NormArgs,
     NormLayer,
@@ -22,7 +22,9 @@ from normfold.models.blocks import (
     init_weights,
     norm_layer,
 )
-from normfold.models.layout import merge_heads, split_heads, to_picture, to_tokens
+from normfold.models.layout import merge_heads, split_heads
+from normfold.nn.attention import check_heads, depthwise, linear_attention
+from normfold.nn.layout import to_picture, to_tokens
 
 
 class ReducedAttention(nn.Module):

@@ -8,17 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normfold.models.attention import LinearAttention, check_heads, letters, softmax_attention
+from normfold.models.attention import letters, softmax_attention
 from normfold.models.blocks import NormArgs, NormLayer, PatchEmbed, PreNormBlock, classifier, init_weights, norm_layer
-from normfold.models.layout import (
-    from_windows,
-    merge_heads,
-    relative_positions,
-    shift_mask,
-    split_axis,
-    split_qkv,
-    to_windows,
-)
+from normfold.models.layout import from_windows, merge_heads, relative_positions, shift_mask, split_qkv, to_windows
+from normfold.nn.attention import LinearAttention, check_heads
+from normfold.nn.layout import split_axis
 
 
 class WindowAttention(nn.Module):

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.models.attention import LinearAttention, letters
+from normfold.models.attention import letters
 from normfold.models.blocks import Block, NormArgs, NormLayer, init_weights, norm_layer
-from normfold.models.layout import from_windows, shift_mask, split_axis, to_picture, to_tokens, to_windows
+from normfold.models.layout import from_windows, shift_mask, to_windows
 from normfold.models.swin import WindowAttention, attend_windows, squares
+from normfold.nn.attention import LinearAttention
+from normfold.nn.layout import split_axis, to_picture, to_tokens
 
 
 def _padded(x: Tensor, height: int, width: int, multiple: int) -> tuple[Tensor, int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normfold.models.attention import Attention
 from normfold.models.blocks import Mlp, NormArgs, NormLayer, PreNormBlock, classifier, init_weights, norm_layer
-from normfold.models.layout import to_picture
+from normfold.nn.layout import to_picture
 
 # As published: keeps the division of the attention from overflowing.
 _PERFORMER_EPS = 1e-8

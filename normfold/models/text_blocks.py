@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -201,6 +201,15 @@ class _Layer(nn.Module):
         self.self_attn = MultiheadAttention(config.dim, config.heads)
         self.self_attn_layer_norm = config.norm(config.dim)
         self.config = config
+
+    @property
+    def alpha(self) -> float | None:
+        """What multiplies the residual stream of a post-norm layer; None of a pre-norm one."""
+        return self.config.alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self.config = replace(self.config, alpha=value)
 
     def _add_network(self) -> None:
         """Kept apart from the constructor so that the state dict is in the published order."""

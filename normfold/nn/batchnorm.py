@@ -164,11 +164,13 @@ class TokenBatchNorm(nn.Module):
 
 
 def over_last_axis(x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a norm over axis 1 to the last axis of x (..., C): (N, L, C) by transposing, the papers' vision form."""
+    """Apply a norm over axis 1 to the last axis of x (..., C): to tokens in rows (P, C).
+
+    Exported, (N, L, C) is transposed instead, the papers' vision form. Not elsewhere: what reads a LayerNorm may ask
+    for a view of it, and torch.compile (2.13) is wrong about the strides of a transposed BatchNorm.
+    """
     if x.dim() == 2:
         return norm(x)
-    # torch.compile (2.13) is wrong about the strides of a transposed BatchNorm and fails in what reads it.
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if x.dim() == 3 and not compiled:
+    if x.dim() == 3 and torch.compiler.is_exporting():
         return norm(x.transpose(1, 2)).transpose(1, 2)
     return norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)

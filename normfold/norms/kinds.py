@@ -201,3 +201,15 @@ def token_norm(*, centred: bool) -> NormKind:
 def is_token_norm(name: str) -> bool:
     """Whether a norm of this name computes its statistics for every token, so that it stays in the graph."""
     return any(kind.per_token and kind.name == name for kind in KINDS)
+
+
+def name_of(module: nn.Module) -> str | None:
+    """The name of the kind of norm that a module is, or None."""
+    kind = kind_of(module)
+    return None if kind is None else kind.name
+
+
+def steps_left(module: nn.Module) -> str | None:
+    """How far an unfinished schedule is, or None where it has ended or there is none."""
+    kind = kind_of(module)
+    return None if kind is None or kind.schedule is None else kind.schedule.left(module)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normfold.errors import UsageError
-from normfold.export.opset import check_target
-from normfold.export.tasks import Task, check_task
-from normfold.graph.float16 import check_dtype
-from normfold.inputs.float16 import HALF
+from normfold.export.targets import check_target
+from normfold.export.tasks import Task, check_task, places
+from normfold.pipeline.early import check_dtype
+from normfold.system.numbers import HALF
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class FoldOptions:
         check_target(self.target)
         if check_dtype(self.dtype) is not None and self.emit_torch is not None:
             raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {self.dtype}")
+
+    def written(self, output: Path) -> tuple[Path, ...]:
+        """The files that are asked for beside the report: the graphs of the task, and the torch module."""
+        module = () if self.emit_torch is None else (self.emit_torch,)
+        return (*places(output, self.task), *module)
 
     @property
     def half(self) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, OutputInfo, Report
 from normfold.rewrite.module import save_module
 from normfold.system.clock import Clock
-from normfold.system.files import beside, check_place, move, scratch, writing
+from normfold.system.files import beside, move, scratch, writing
 from normfold.verify.fingerprint import Sketch
 from normfold.verify.manifest import KEY, FoldedNorm, Manifest
 from normfold.verify.sizes import fitting
@@ -60,19 +60,6 @@ class Planned:
     load: LoadOptions
     graphs: tuple[Folded, ...]
     report: Report
-
-
-def check_places(source: Path, outputs: Sequence[Path], report: Path | None, *, force: bool) -> None:
-    """Raise OutputError now for what would otherwise fail after minutes of work."""
-    for place in outputs if report is None else (*outputs, report):
-        check_place(place)
-        # A source that cannot even be looked for is an error of its own.
-        if place.exists() and os.path.exists(source) and place.samefile(source):
-            raise OutputError(f"{place} is the source itself; write to another file")
-        if place.exists() and not force:
-            raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
-    if report is not None and report.absolute() in [place.absolute() for place in outputs]:
-        raise OutputError(f"{report} cannot be both an output and the report")
 
 
 def write(
@@ -120,7 +107,7 @@ def _draft(
     with scratch() as elsewhere:
         unfolded = (graph.source.path, *stored_beside(graph.original))
         if options.verify:
-            if graph.source.graph is None:
+            if graph.source.graph is None or graph.source.in_memory:
                 with clock.stage("save", "writing the unfolded graph"):
                     unfolded = save(graph.original, elsewhere / "unfolded.onnx")
             with clock.stage("verify", "running the source in float64"):
@@ -132,13 +119,14 @@ def _draft(
                 cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
                 yardstick, edges = lay(truth, unfolded[0], inputs, half=half)
-                report = replace(report, edges=edges)
+                # The float64 run of a module does not tell what its graph would meet.
+                report = replace(report, edges=edges, unexercised=None if truth.from_module else truth.unexercised)
                 if report.failed:
                     return report, ()
                 record = Sketch.record(yardstick)
         with clock.stage("save", f"writing {place.name}"):
             graph.model.metadata_props[KEY] = _manifest(planned, graph, report, place, record).dumps()
-            if graph.model is graph.source.graph and not options.external_data:
+            if graph.model is graph.source.graph and not (options.external_data or graph.source.in_memory):
                 files = save_unchanged(graph.source.path, graph.model, draft, name=place)
             else:
                 files = save(graph.model, draft, external=options.external_data, name=place)
@@ -148,7 +136,8 @@ def _draft(
             if yardstick.path != unfolded[0]:
                 # The yardstick's own graph: of the type that the output has.
                 unfolded = (yardstick.path, *data_of(yardstick.path))
-        measured = options.verify or (graph.source.graph is not None and not options.half)
+        is_file = graph.source.graph is not None and not graph.source.in_memory
+        measured = options.verify or (is_file and not options.half)
         output = OutputInfo(
             str(place),
             _size(files),
@@ -167,11 +156,11 @@ def _cases(specs: Sequence[InputSpec], *, half: bool, parameters: int) -> tuple[
 
 
 def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path, sketch: Sketch | None) -> Manifest:
-    path, info = graph.source.path.resolve(), planned.report.source
-    try:
-        relative = Path(os.path.relpath(path, place.parent.resolve())).as_posix()
-    except ValueError:  # on another drive
-        relative = None
+    info, relative = planned.report.source, None
+    if not graph.source.in_memory:
+        # None on another drive.
+        with suppress(ValueError):
+            relative = Path(os.path.relpath(graph.source.path.resolve(), place.parent.resolve())).as_posix()
     return Manifest(
         version=planned.report.normfold,
         name=info.path.replace("\\", "/").rsplit("/", 1)[-1],

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normfold._version import __version__
-from normfold.analysis.analyse import analyse
-from normfold.analysis.placement.calibrate import calibrate
-from normfold.analysis.placement.float16_range import Ranges, holds_half
-from normfold.analysis.plan import Plan
+from normfold.checkpoint.in_memory import Dynamic, Examples, Model, is_model, source_of
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
-from normfold.errors import CannotJudgeError, GraphError, NormfoldError, OutputError, UsageError, VerificationError
+from normfold.errors import NormfoldError, OutputError, UsageError, VerificationError
 from normfold.export.opset import opset_for
 from normfold.export.parts import split
 from normfold.export.tasks import Task, places
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF, to_half
 from normfold.graph.operators import op_counts
 from normfold.graph.operators import opset as opset_of
-from normfold.graph.prepare import prepare
 from normfold.inputs.cases import BY_VALUES
+from normfold.pipeline.early import check_places
+from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, check_places, write
+from normfold.pipeline.outputs import Folded, Planned, write
 from normfold.report.report import GraphReport, Report, SourceInfo
-from normfold.rewrite.centre import Centring, centre, plan_centring
-from normfold.rewrite.graph import rewrite
-from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
+from normfold.system.numbers import HALF
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 AnyPath = str | os.PathLike[str]
 
@@ -63,13 +54,15 @@ class DifferenceError(VerificationError):
 
 
 def fold(
-    source: AnyPath,
+    source: AnyPath | Model,
     output: AnyPath,
     *,
+    example_inputs: Examples | None = None,
+    dynamic: Dynamic | None = None,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
+    inputs: str | Sequence[str] = (),
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
@@ -84,21 +77,24 @@ def fold(
     allow_unfinished: bool = False,
     norm_affine: bool = False,
     center: bool = False,
-    only: Collection[str] | None = None,
+    only: str | Collection[str] | None = None,
     keep_tied: bool = False,
     external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Fold the norms of the checkpoint `source` into its weights and write the result to `output` as ONNX.
+    """Fold the norms of `source` into its weights and write the result to `output` as ONNX.
 
+    source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
+    ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
+    order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
     arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
     options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -106,7 +102,7 @@ def fold(
         dtype=dtype,
         norm_affine=norm_affine,
         center=center,
-        only=tuple(only or ()),
+        only=_several(only or ()),
         keep_tied=keep_tied,
         dry_run=dry_run,
         strict=strict,
@@ -116,15 +112,48 @@ def fold(
         external_data=external_data,
         force=force,
     )
-    return run(Path(source), Path(output), load_options, options, progress)
+    return run(_source(source, load_options, example_inputs, dynamic), Path(output), load_options, options, progress)
+
+
+def _several(texts: str | Collection[str]) -> tuple[str, ...]:
+    """A list of strings, or one where a list is meant."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _source(
+    given: AnyPath | Model, load_options: LoadOptions, examples: Examples | None, dynamic: Dynamic | None
+) -> Path | Source:
+    """The path of a file, or a model in memory as a source. Raises UsageError for what is neither."""
+    if is_model(given):
+        return source_of(given, load_options, examples=examples, dynamic=dynamic)
+    if not isinstance(given, str | os.PathLike):
+        raise UsageError(
+            f"the source is of type {type(given).__name__}; give the path of a checkpoint, as in "
+            'normfold.fold("model.pt", "out.onnx"), or a torch.nn.Module, an ExportedProgram or an ONNX model, as in '
+            'normfold.fold(module, "out.onnx", example_inputs=(x,), dynamic={"x": {0: "batch"}})'
+        )
+    if examples is not None or dynamic is not None:
+        raise UsageError(
+            f"{os.fspath(given)} is a file: example_inputs and dynamic are for a module; inputs=[...] says the same"
+        )
+    return Path(given)
 
 
 def run(
-    source: Path, output: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
+    source: Path | Source,
+    output: Path,
+    load_options: LoadOptions,
+    options: FoldOptions,
+    progress: Progress | None = None,
 ) -> Report:
     """`fold`, its options as two values."""
     outputs = places(output, options.task)
-    check_places(source, (*outputs, *filter(None, [options.emit_torch])), options.report, force=options.force)
+    check_places(
+        source if isinstance(source, Path) else None,
+        (*outputs, *filter(None, [options.emit_torch])),
+        options.report,
+        force=options.force,
+    )
     clock = Clock(progress or (lambda _: None))
     planned = plan(source, load_options, options, clock)
     result = planned.report
@@ -147,12 +176,14 @@ def run(
 
 
 def inspect(
-    source: AnyPath,
+    source: AnyPath | Model,
     *,
+    example_inputs: Examples | None = None,
+    dynamic: Dynamic | None = None,
     arch: str | None = None,
-    model: str | None = None,
+    model: str | Callable[..., Any] | None = None,
     model_args: Mapping[str, Any] | None = None,
-    inputs: Sequence[str] = (),
+    inputs: str | Sequence[str] = (),
     task: Task = "forward",
     ema: bool = False,
     opset: int | None = None,
@@ -164,22 +195,25 @@ def inspect(
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
-    return look(Path(source), load_options, options, progress)
+    return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
 
-def look(source: Path, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None) -> Report:
+def look(
+    source: Path | Source, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
+) -> Report:
     """`inspect`, its options as two values."""
     clock = Clock(progress or (lambda _: None))
     planned = plan(source, load_options, options, clock)
     return replace(planned.report, seconds=dict(clock.seconds))
 
 
-def plan(path: Path, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
+def plan(source: Path | Source, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
     """Every graph of the task, folded and not yet written."""
+    path = source if isinstance(source, Path) else source.path
     with clock.stage("load", f"reading {path.name}"):
-        source = load(path, load_options)
+        source = load(source, load_options) if isinstance(source, Path) else source
         parts = split(source, options.task)
     if (options.opset is not None or options.target is not None) and source.graph is not None:
         asked = "--target" if options.opset is None else "--opset"
@@ -208,59 +242,24 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
         wanted, why = opset_for(options.target, options.opset)
         original = export(source, opset=wanted, exactly=options.opset is not None)
-    with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
-        graph = prepare(original)
-        plan, warnings = _analyse(graph, source, options)
-    with clock.stage("rewrite", "folding"):
-        # With nothing to fold the graph is left exactly as it is.
-        folded = original if plan.is_empty else rewrite(graph, plan)
-        written, centring = _finished(folded, graph if plan.is_empty else folded, options)
-        before = op_counts(graph)
-        after = before if written is original else op_counts(written)
+    done = fold_graph(original, source, options, clock, of_graph=of_graph)
+    before = op_counts(done.prepared)
+    after = before if done.model is original else op_counts(done.model)
     report = GraphReport(
         name,
         tuple(str(spec) for spec in source.inputs),
-        plan.sites,
+        done.plan.sites,
         before,
         after,
         opset=opset_of(original),
         opset_reason="as its source has it" if source.graph is not None else why,
-        untied=plan.untied,
-        merged=plan.merges,
-        centred=tuple(norm for _, norm in centring.norms),
-        module=partial(folded_module, source, graph, plan, folded),
+        untied=done.plan.untied,
+        merged=done.plan.merges,
+        centred=tuple(norm for _, norm in done.centring.norms),
+        module=done.module,
     )
-    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in centring.kept)
-    return Folded(source, original, written, report, (*warnings, *stay))
-
-
-def _finished(folded: ir.Model, shaped: ir.Model, options: FoldOptions) -> tuple[ir.Model, Centring]:
-    """The folded graph with what was asked for on top. shaped: the same with the shapes of its tensors."""
-    centring = plan_centring(shaped) if options.center else Centring()
-    folded = centre(shaped, centring) if centring.norms else folded
-    return to_half(folded) if options.half else folded, centring
-
-
-def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and what there is to say of it. What float16 is to hold is looked at on inputs first."""
-    plan_with = partial(
-        analyse,
-        graph,
-        norms=source.norms,
-        norm_affine=options.affine,
-        only=options.only or None,
-        keep_tied=options.keep_tied,
-    )
-    if not (options.half or holds_half(graph)):
-        return plan_with(), ()
-    plan = plan_with(ranges=Ranges({}, options.half))
-    if all(site.status == "kept" and site.code != "scale-range" for site in plan.sites):
-        return plan, ()
-    try:
-        ranges = calibrate(graph, source.inputs, half=options.half)
-    except (GraphError, CannotJudgeError) as error:
-        return plan, (f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}",)
-    return plan_with(ranges=ranges), ()
+    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
+    return Folded(source, original, done.model, report, (*done.warnings, *stay))
 
 
 def _write_report(report: Report, place: Path | None) -> str:

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normfold.models.catalogue import Family, usual_inputs
+from normfold.models.catalogue import usual_inputs
+from normfold.models.families import Family
 from normfold.system.text import printable
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield from _model(graph)
     if report.edges:
         yield _verification(report)
+    yield from (line(f"Not exercised: {said}.", style="yellow") for said in report.unexercised or ())
     yield from _files(report)
     yield line("Time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items()))
     for warning in report.warnings:

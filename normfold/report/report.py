@@ -60,7 +60,8 @@ class GraphReport:
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
-    centred: the LayerNorms that became RMSNorms.
+    centred: the LayerNorms that became RMSNorms. unexercised: what no sample of the verification reached; None where
+    nobody looked.
     module: makes the folded torch module (modules.py).
     """
 
@@ -76,6 +77,7 @@ class GraphReport:
     untied: tuple[Untied, ...] = ()
     merged: tuple[Merge, ...] = ()
     centred: tuple[str, ...] = ()
+    unexercised: tuple[str, ...] | None = None
     module: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -135,6 +137,11 @@ class Report:
         return tuple(edge for graph in self.graphs for edge in graph.edges)
 
     @property
+    def unexercised(self) -> tuple[str, ...] | None:
+        """What no sample reached, of a task that writes one graph; None where nobody looked."""
+        return self.graphs[0].unexercised if len(self.graphs) == 1 else None
+
+    @property
     def unfolded(self) -> tuple[Site, ...]:
         """Norms with stored statistics that are still there, in part or whole: what `strict` objects to."""
         return tuple(s for s in self.norms if s.status != "folded" and not s.per_token)
@@ -178,6 +185,7 @@ class Report:
             "merged": [_merge(merge, graph) for graph in self.graphs for merge in graph.merged],
             "nodes": _nodes(self),
             "verification": {"edges": [_edge(edge, graph) for graph in self.graphs for edge in graph.edges]},
+            "unexercised": None if self.unexercised is None else list(self.unexercised),
             "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
             "warnings": list(self.warnings),
         }

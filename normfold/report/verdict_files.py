@@ -77,10 +77,10 @@ def junit_error(message: str) -> str:
 def summary(verdict: Verdict) -> str:
     """Markdown, at most `SUMMARY_BYTES` long in UTF-8."""
     lines = [
-        f"### {'✅' if verdict.passed else '❌'} normfold verify: {_markdown(headline(verdict))}",
+        f"### {'✅' if verdict.passed else '❌'} normfold verify: {markdown_text(headline(verdict))}",
         "",
         f"{_code(verdict.model)} against {_code(verdict.source) if verdict.source else 'its recorded outputs'}, "
-        f"{len(verdict.cases)} samples, {_markdown(verdict.method)}, onnxruntime {verdict.onnxruntime}.",
+        f"{len(verdict.cases)} samples, {markdown_text(verdict.method)}, onnxruntime {verdict.onnxruntime}.",
         "",
         "| edge | output | worst | median | bound | |",
         "|---|---|---:|---:|---:|---|",
@@ -90,17 +90,17 @@ def summary(verdict: Verdict) -> str:
     if len(rows) > _ROWS:
         lines += ["", f"{len(rows) - _ROWS} more rows in the JSON (`--json`)."]
     for edge in verdict.failed[:_ROWS]:
-        lines += ["", f"**{_markdown(edge.name)}**: {_markdown(edge.detail)}"]
+        lines += ["", f"**{markdown_text(edge.name)}**: {markdown_text(edge.detail)}"]
     if verdict.fault is not None:
-        lines += ["", *(f"- {_markdown(line)}" for line in fault_lines(verdict.fault))]
+        lines += ["", *(f"- {markdown_text(line)}" for line in fault_lines(verdict.fault))]
     notes = [*(f"Not exercised: {line}." for line in verdict.unexercised), *verdict.notes]
-    lines += [part for note in notes[:_ROWS] for part in ("", f"> {_markdown(note)}")]
+    lines += [part for note in notes[:_ROWS] for part in ("", f"> {markdown_text(note)}")]
     return _cut("\n".join(lines) + "\n")
 
 
 def summary_error(message: str) -> str:
     """Markdown of a run that came to no verdict."""
-    return _cut(f"### ⚠️ normfold verify: no verdict\n\n{_markdown(message)}\n")
+    return _cut(f"### ⚠️ normfold verify: no verdict\n\n{markdown_text(message)}\n")
 
 
 def _cases(edge: Edge, cases: tuple[str, ...]) -> Iterator[tuple[str, bool, str]]:
@@ -117,9 +117,9 @@ def _cases(edge: Edge, cases: tuple[str, ...]) -> Iterator[tuple[str, bool, str]
 def _rows(verdict: Verdict) -> Iterator[str]:
     for edge in verdict.edges:
         if not edge.outputs:
-            yield f"| {_markdown(edge.name)} | | | | | {_mark(edge.passed)} |"
+            yield f"| {markdown_text(edge.name)} | | | | | {_mark(edge.passed)} |"
         for output in edge.outputs:
-            yield f"| {_markdown(edge.name)} | {_code(output.name)} | {_figures(output)} | {_mark(output.passed)} |"
+            yield f"| {markdown_text(edge.name)} | {_code(output.name)} | {_figures(output)} | {_mark(output.passed)} |"
 
 
 def _figures(output: Judged) -> str:
@@ -143,7 +143,7 @@ def _clean(text: str) -> str:
     return _UNWRITABLE.sub("?", printable(text))[:_TEXT]
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text that stays text in a table cell, whatever a model calls its tensors."""
     return re.sub(r"([\\`*_\[\]<>|#&~@])", r"\\\1", _clean(text))
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from normfold.analysis.edits import NewAdd, NewAttribute, NewConstant
 from normfold.analysis.plan import Map, Plan
-from normfold.analysis.recognition.affine_maps import LAYOUT
 from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules import rule_of
 from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
 from normfold.graph.affine import Array
@@ -206,9 +206,10 @@ class _Draft:
         name = written.output
         while (norm := self._norm_of(self.producer[name])) is None:
             op = self.ops[name]
-            if name == written.input or op.type not in LAYOUT or op.inputs[0] is None:
+            rule = rule_of(op.type)
+            if name == written.input or not rule.rearranges or op.inputs[0] is None:
                 return False
-            axis_map = LAYOUT[op.type](self.view, op)
+            axis_map = rule.axis_map(self.view, op)
             if isinstance(axis_map, Refuse):
                 return False
             for half, array in halves.items():

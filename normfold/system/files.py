@@ -81,11 +81,18 @@ def scratch() -> Iterator[Path]:
             ) from error
 
 
+@contextmanager
+def replacing(place: Path) -> Iterator[Path]:
+    """A draft of `place`, on the same disk, that takes its place when this ends well. Raises OutputError."""
+    with beside(place) as draft, writing(place):
+        yield draft
+        os.replace(draft, place)
+
+
 def write_text(place: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all. Raises OutputError."""
-    with beside(place) as draft, writing(place):
+    with replacing(place) as draft:
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, place)
 
 
 def move(files: Sequence[tuple[Path, Path]], *, replaced: Sequence[Path] = ()) -> None:

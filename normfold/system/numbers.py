@@ -1,4 +1,4 @@
-"""Numbers that stand for something else: masks, and those that JSON has no word for."""
+"""Numbers that stand for something else, and what they are stored as."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 # Beyond this a number is a mask (float32's lowest, -1e30), not a result: it must not set the scale of errors.
 MASK = 1e30
+# Half precision, as numpy, torch and ONNX call it.
+HALF = "float16"
 
 
 def finite(value: float | None) -> float | None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from normfold.errors import GraphError, NormfoldError
 from normfold.export.tasks import GRAPHS, Task
-from normfold.graph.float16 import HALF
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.system.failures import one_line
+from normfold.system.numbers import HALF
 from normfold.system.plain import parse_json
 from normfold.verify.fingerprint import Sketch
 

@@ -54,6 +54,10 @@ class Own:
             tuple(tuple(map(pick, *rows)) for rows in zip(self.samples, other.samples, strict=False)),
         )
 
+    def only(self, pieces: Sequence[int]) -> Own:
+        """The errors of these pieces alone."""
+        return Own(_chosen(self.worst, pieces), tuple(_chosen(row, pieces) for row in self.samples))
+
     def at(self, numbers: Sequence[int], found: Own) -> Own:
         """This, or `found` where that is larger; `found` is about the cases `numbers` alone."""
         samples = list(self.samples)
@@ -79,12 +83,13 @@ class Measured:
 
     def only(self, pieces: Sequence[int]) -> Measured:
         """The errors of these pieces alone."""
+        samples = tuple(_chosen(row, pieces) for row in self.samples)
+        names, ulps = _chosen(self.names, pieces), _chosen(self.ulps, pieces)
+        return Measured(names, ulps, samples, self.own.only(pieces), self.failures)
 
-        def chosen(row: Sequence[T]) -> tuple[T, ...]:
-            return tuple(row[piece] for piece in pieces)
 
-        own = Own(chosen(self.own.worst), tuple(map(chosen, self.own.samples)))
-        return Measured(chosen(self.names), chosen(self.ulps), tuple(map(chosen, self.samples)), own, self.failures)
+def _chosen(row: Sequence[T], pieces: Sequence[int]) -> tuple[T, ...]:
+    return tuple(row[piece] for piece in pieces)
 
 
 def moved_runs(truth: Truth) -> tuple[int, ...]:

@@ -18,7 +18,6 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, UsageError
 from normfold.export.to_onnx import export
-from normfold.graph.float16 import HALF
 from normfold.graph.float64 import check_bounded, parameter_count
 from normfold.graph.write import save
 from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
@@ -26,6 +25,7 @@ from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec, axis_sizes
 from normfold.system.clock import Clock
 from normfold.system.files import scratch
+from normfold.system.numbers import HALF
 from normfold.verify.judge import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolerance
 from normfold.verify.localise import localise
 from normfold.verify.manifest import Manifest, read_manifest

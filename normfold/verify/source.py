@@ -13,9 +13,9 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, CheckpointError, InputSpecError
 from normfold.export.parts import split
-from normfold.graph.float16 import HALF
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
+from normfold.system.numbers import HALF
 from normfold.system.plain import irregular
 from normfold.verify.manifest import Manifest
 

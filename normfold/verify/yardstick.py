@@ -49,10 +49,11 @@ from normfold.verify.truth import Magnitudes, Truth, establish
 class Yardstick:
     """What candidates are held to: the truth, and how far from it the original graph at `path` is itself.
 
-    outputs: the names of the original's. body: how finely it computes. magnitudes: of the pieces of the
-    truth. tolerance: a bound of the user's own, on top. tick: called after every run of a graph.
-    renamed: what candidates call the outputs, in the same order, where that is known to be something else. before: the
-    same of the graphs that end before the Sigmoids which have pressed their outputs against 0.
+    outputs: the names of the original's. body: how finely it computes. magnitudes: of the pieces of the truth.
+    tolerance: a bound of the user's own, on top. tick: called after every run of a graph. module: the own error of the
+    module in its own precision, if there is one. renamed: what candidates call the outputs, in the same order, where
+    that is known to be something else. before: the same of the graphs that end before the Sigmoids which have pressed
+    their outputs against 0.
     """
 
     truth: Truth
@@ -63,6 +64,7 @@ class Yardstick:
     magnitudes: Magnitudes
     tolerance: Tolerance | None = None
     tick: Tick = nothing
+    module: Own | None = None
     renamed: tuple[str, ...] = ()
     before: Before | None = None
 
@@ -86,7 +88,8 @@ class Yardstick:
             raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
         body = body_of(read_graph(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
-        yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick)._told_apart()
+        module = _own_of_module(truth)
+        yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick, module)._told_apart()
         squashed = yardstick._check_conditioned() if ceiling else ()
         return replace(yardstick, before=Before.lay(truth, path, squashed, tick=tick)) if squashed else yardstick
 
@@ -102,12 +105,14 @@ class Yardstick:
         if len(kept) == len(self.scales):
             return self
         truth = replace(self.truth, parts=tuple(self.truth.parts[n - outputs] for n in kept[outputs:]))
-        return replace(self, truth=truth, original=self.original.only(kept), magnitudes=truth.magnitudes())
+        module = None if self.module is None else self.module.only(kept)
+        return replace(
+            self, truth=truth, original=self.original.only(kept), magnitudes=truth.magnitudes(), module=module
+        )
 
     def _of_source(self) -> Own:
         """The source's own error: of a module that of its own float32 run, for its export may be wrong."""
-        module = self._own_of_module() if self.truth.from_module else None
-        return self.original.own if module is None else module
+        return self.module if self.truth.from_module and self.module is not None else self.original.own
 
     def _check_conditioned(self) -> tuple[str, ...]:
         """Raise CannotJudgeError where rounding does not explain how far the source is from its own float64 value.
@@ -170,9 +175,8 @@ class Yardstick:
         """
         if self.truth.narrow is None:
             return ()
-        module = self._own_of_module()
-        if module is not None and self.truth.from_module:
-            edge = self._judge(EXPORT_EDGE, self.original, self._excused(module), EXPORT_FACTOR)
+        if self.module is not None and self.truth.from_module:
+            edge = self._judge(EXPORT_EDGE, self.original, self._excused(self.module), EXPORT_FACTOR)
             return (with_sizes(edge, self.truth),)
         truth = replace(self.truth, outputs=self.truth.narrow, method="torch in its own precision")
         measured = measure(truth, self.path, PLAIN, tick=self.tick)
@@ -258,8 +262,7 @@ class Yardstick:
                     number, "its outputs are not finite, or have another shape, in its own precision"
                 )
                 raise CheckpointError(f"the unfolded model itself fails at {self.truth.cases[number]}: {said}")
-        module = self._own_of_module()
-        return self.original.own if module is None else self.original.own.or_larger(module)
+        return self.original.own if self.module is None else self.original.own.or_larger(self.module)
 
     def bounds(self, own: Own, factor: float = FOLD_FACTOR) -> list[float]:
         """The largest relative error that passes, per output."""
@@ -282,21 +285,6 @@ class Yardstick:
             SAMPLE_FACTOR * row[output] + SAMPLE_FLOOR_ULPS * ulp * rms[output]
             for row, rms in zip(own, self.magnitudes.rms, strict=False)
         )
-
-    def _own_of_module(self) -> Own | None:
-        """The module's in its own precision; None without a module, or where it gave the truth in that precision."""
-        if not self.truth.narrow:
-            return None
-        truth, largest, samples = self.truth, [], []
-        for number, (narrow, outputs) in enumerate(zip(self.truth.narrow, truth.outputs, strict=True)):
-            pieces = zip(truth.pieces(narrow), truth.pieces(outputs), truth.masks(number), strict=True)
-            pairs = [(settled(value, true, mask), true) for value, true, mask in pieces]
-            largest.append([difference(*pair) for pair in pairs])
-            samples.append(tuple(rms_error(*pair) for pair in pairs))
-        worst = tuple(map(max, *largest)) if len(largest) > 1 else tuple(largest[0])
-        if not np.isfinite(worst).all():
-            raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
-        return Own(worst, tuple(samples))
 
     def _judge(self, name: str, measured: Measured, own: Own, factor: float, *, each: bool = False) -> Edge:
         """each: hold every sample to its own error too."""
@@ -343,6 +331,22 @@ class Before:
             return replace(yardstick.fold_edge(yardstick.measure(place)), name=name)
         except (GraphError, VerificationError) as error:
             return Edge(name, math.inf, math.inf, 0.0, passed=False, detail=str(error))
+
+
+def _own_of_module(truth: Truth) -> Own | None:
+    """The module's in its own precision; None without a module, or where it gave the truth in that precision."""
+    if not truth.narrow:
+        return None
+    largest, samples = [], []
+    for number, (narrow, outputs) in enumerate(zip(truth.narrow, truth.outputs, strict=True)):
+        pieces = zip(truth.pieces(narrow), truth.pieces(outputs), truth.masks(number), strict=True)
+        pairs = [(settled(value, true, mask), true) for value, true, mask in pieces]
+        largest.append([difference(*pair) for pair in pairs])
+        samples.append(tuple(rms_error(*pair) for pair in pairs))
+    worst = tuple(map(max, *largest)) if len(largest) > 1 else tuple(largest[0])
+    if not np.isfinite(worst).all():
+        raise CheckpointError("the source itself yields numbers that are not finite in its own precision")
+    return Own(worst, tuple(samples))
 
 
 def _pooled(own: Own, index: int, sizes: Sequence[int]) -> float:

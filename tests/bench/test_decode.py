@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from normfold.bench import decode
+from normfold.bench.runners import ort as ort_runner
+from normfold.bench.runners import torch as torch_runner
 from normfold.checkpoint.source import Source
 from normfold.export.parts import split
 from normfold.export.to_onnx import export
@@ -62,5 +64,5 @@ def test_both_runtimes_generate_the_tokens_of_a_model_without_cache(
             expected.append(int(module(ids)[0, -1].argmax()))
             ids = torch.cat([ids, torch.tensor([[expected[-1]]])], dim=1)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert recorded(decode.ort_step(session, "cpu"), feeds) == expected
-    assert recorded(decode.torch_step(module, "cpu"), feeds) == expected
+    assert recorded(ort_runner.step(session, "cpu"), feeds) == expected
+    assert recorded(torch_runner.step(module, "cpu"), feeds) == expected

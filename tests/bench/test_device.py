@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from normfold.bench import memory, nvidia
-from normfold.bench.engines import bound
+from normfold.bench.runners.ort import bound
 from tests.support.graphs import parse
 
 TWO = """g (float[B,4] x, float[4] w) => (float[B,4] y, float[B] z) {
@@ -80,9 +80,8 @@ def test_memory_on_the_device_is_that_of_this_process_where_the_driver_tells(
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 def test_the_meter_counts_from_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_make_context", lambda: None)
     install_driver(tmp_path, monkeypatch, own=1, whole="9000")
-    meter = memory._Driver()
+    meter = memory.Driver()
     assert meter.now() == 0
     install_driver(tmp_path, monkeypatch, own=1, whole="9900")
     assert meter.now() == meter.peak() == 900 << 20

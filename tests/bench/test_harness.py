@@ -123,7 +123,7 @@ def test_a_worker_that_dies_is_no_hang(job: Job, monkeypatch: pytest.MonkeyPatch
 
 
 def test_memory_and_operators_of_what_really_runs(job: Job, tmp_path: Path) -> None:
-    found = examine(replace(job, optimised=str(tmp_path / "optimised.onnx")))
+    found = examine(replace(job, scratch=str(tmp_path / "optimised.onnx")))
     assert isinstance(found, Probe)
     # Both Relu are fused into what stands before them, or both are not: onnxruntime decides, and the table tells.
     assert sum(count for name, count in found.operators.items() if "MatMul" in name or "Gemm" in name) == 2

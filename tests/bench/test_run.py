@@ -16,11 +16,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from normfold.bench import machine, plot, run
-from normfold.bench.engines import ort_providers
 from normfold.bench.harness import Recording
 from normfold.bench.job import Failure, Job, Memory, Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.run import axis_sizes, bench
+from normfold.bench.runners import RUNNERS
+from normfold.bench.runners.ort import ORT, providers
 from normfold.bench.table import render_bench, seconds
 from normfold.checkpoint.options import LoadOptions
 from normfold.cli.app import app
@@ -113,7 +114,7 @@ def test_cuda_that_is_absent_is_named_and_nothing_falls_back(model: Path, monkey
         assert missing in str(raised.value)
     monkeypatch.setattr("torch.version.cuda", None)
     with pytest.raises(CannotJudgeError, match="built without CUDA"):
-        machine.check_device("cuda", "torch")
+        machine.check_device("cuda", RUNNERS["torch"])
 
 
 @pytest.mark.parametrize(
@@ -241,10 +242,10 @@ def test_a_graph_has_no_architecture_to_choose(model: Path) -> None:
 
 def test_tensorrt_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no TensorrtExecutionProvider"):
-        run._modes(["tensorrt"], "ort", "cuda", decoder=False)
-    assert run._modes([], "ort", "cuda", decoder=False) == ("plain", "graph")
-    monkeypatch.setattr(machine, "has_tensorrt", lambda: True)
-    assert run._modes([], "ort", "cuda", decoder=False) == ("plain", "graph", "tensorrt")
+        run._modes(["tensorrt"], ORT, "cuda", decoder=False)
+    assert run._modes([], ORT, "cuda", decoder=False) == ("plain", "graph")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    assert run._modes([], ORT, "cuda", decoder=False) == ("plain", "graph", "tensorrt")
     job = Job("model.onnx", (), {}, runtime="ort", device="cuda", mode="tensorrt", threads=1)
-    assert [name for name, _ in ort_providers(job)] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
-    assert [name for name, _ in ort_providers(replace(job, mode="plain"))] == ["CUDAExecutionProvider"]
+    assert [name for name, _ in providers(job)] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert [name for name, _ in providers(replace(job, mode="plain"))] == ["CUDAExecutionProvider"]

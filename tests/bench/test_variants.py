@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from normfold.bench import engines
 from normfold.bench.baseline import layer_norm_twin
 from normfold.bench.job import Job
+from normfold.bench.runners.ort import ORT
 from normfold.bench.variants import FOLDED, LAYERNORM, UNFOLDED, Variants, collect, twin_module
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
@@ -29,7 +29,7 @@ from tests.support.graphs import parse, run_float32
 
 
 def operators(path: Path) -> dict[str, int]:
-    return engines.operators(Job(str(path), (), {}, optimised=str(path.with_suffix(".optimised.onnx"))))[0]
+    return dict(ORT.inspect(Job(str(path), (), {}, scratch=str(path.with_suffix(".optimised.onnx"))))[0])
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,20 @@ def test_a_model_without_such_norms_has_nothing_to_compare(tmp_path: Path) -> No
     work.mkdir()
     with pytest.raises(CannotJudgeError, match="no norm with stored statistics"):
         collect(tmp_path / "plain.onnx", work)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_measured_is_what_fold_writes(half: bool, unfolded: Path, tmp_path: Path) -> None:
+    found = collect(unfolded, tmp_path, half=half)
+    fold(unfolded, tmp_path / "written.onnx", dtype="float16" if half else None, verify=False)
+    measured, written = (onnx.load(path).graph for path in (found.found[-1].file, tmp_path / "written.onnx"))
+    assert [node.op_type for node in measured.node] == [node.op_type for node in written.node]
+    constants = [{tensor.name: tensor for tensor in graph.initializer} for graph in (measured, written)]
+    assert constants[0].keys() == constants[1].keys()
+    for name, tensor in constants[0].items():
+        np.testing.assert_array_equal(
+            onnx.numpy_helper.to_array(tensor), onnx.numpy_helper.to_array(constants[1][name]), name
+        )
 
 
 def test_half_takes_and_runs_float16(unfolded: Path, tmp_path: Path) -> None:

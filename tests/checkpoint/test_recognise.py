@@ -21,7 +21,7 @@ from normfold.checkpoint.recognise import defaults, options_of
 from normfold.checkpoint.stated import Said, Statement, of_configuration, read
 from normfold.errors import ArchitectureError
 from normfold.models import catalogue, registry
-from normfold.models.catalogue import Family
+from normfold.models.families import Family
 from tests.models import authors
 from tests.paths import ROOT
 

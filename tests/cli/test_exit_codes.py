@@ -22,7 +22,7 @@ from normfold.bench import table as bench_table
 from normfold.bench import variants
 from normfold.cli.app import app
 from normfold.models import catalogue
-from normfold.pipeline import outputs
+from normfold.pipeline import fold_graph, outputs
 from normfold.pipeline import run as pipeline
 from normfold.report import render, render_verdict, report
 from normfold.verify import run as judgement
@@ -38,9 +38,9 @@ FOLD: dict[str, tuple[Any, str]] = {
     "load": (pipeline, "load"),
     "split": (pipeline, "split"),
     "export": (pipeline, "export"),
-    "prepare": (pipeline, "prepare"),
-    "analyse": (pipeline, "analyse"),
-    "rewrite": (pipeline, "rewrite"),
+    "prepare": (fold_graph, "prepare"),
+    "analyse": (fold_graph, "analyse"),
+    "rewrite": (fold_graph, "rewrite"),
     "truth": (outputs, "establish"),
     "yardstick": (outputs, "lay"),
     "save": (outputs, "save"),
@@ -66,7 +66,7 @@ VERIFY: dict[str, tuple[Any, str]] = {
 BENCH: dict[str, tuple[Any, str]] = {
     "collect": (bench_run, "collect"),
     "load": (variants, "load_checkpoint"),
-    "fold": (variants, "rewrite"),
+    "fold": (variants, "fold_graph"),
     "machine": (bench_run.machine, "describe"),
     "record": (bench_run, "record"),
     "examine": (bench_run, "examine"),
@@ -142,8 +142,8 @@ def test_the_traceback_is_there_for_the_asking(tmp_path: Path, monkeypatch: pyte
 
     foldable(tmp_path)
     for module, name, command in (
-        (pipeline, "prepare", "fold"),
-        (pipeline, "prepare", "inspect"),
+        (fold_graph, "prepare", "fold"),
+        (fold_graph, "prepare", "inspect"),
         (judgement, "establish", "verify"),
         (bench_run, "collect", "bench"),
         (catalogue, "to_json", "models"),
@@ -172,7 +172,7 @@ def test_the_system_is_no_fault_of_normfold(
         raise fault
 
     foldable(tmp_path)
-    monkeypatch.setattr(pipeline, "prepare", broken)
+    monkeypatch.setattr(fold_graph, "prepare", broken)
     result = RUN.invoke(app, words("fold", tmp_path))
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr and result.stderr.count("\n") == 1

@@ -18,6 +18,7 @@ SAID = {
     "fold_a_checkpoint.py": r"the folded torch module differs by \d\.\de-0[5-9]",
     "own_model.py": r"3 norms, not folded: 0\nonnxruntime and torch differ by \d\.\de-0[5-9]",
     "foreign_onnx.py": r"'BatchNormalization': 1.* -> \{'Conv': 1, 'Relu': 1\}",
+    "graphsurgeon.py": r"1 norm, not folded: 0\n\['Mul', 'Conv', 'Relu', 'GlobalAveragePool'\]",
     "strict_in_ci.py": r"7 norms folded, \d+ bytes",
 }
 
@@ -39,7 +40,7 @@ def test_the_page_lists_every_example() -> None:
     assert {*SAID, "command_line.sh"} == set(listed)
 
 
-@pytest.mark.parametrize("name", ["fold_a_checkpoint.py", "own_model.py", "foreign_onnx.py"])
+@pytest.mark.parametrize("name", ["fold_a_checkpoint.py", "own_model.py", "foreign_onnx.py", "graphsurgeon.py"])
 def test_an_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

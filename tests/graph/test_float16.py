@@ -20,9 +20,11 @@ from normfold import errors
 from normfold.analysis.analyse import analyse
 from normfold.bench.variants import FOLDED, collect
 from normfold.cli.app import app
-from normfold.graph.float16 import check_dtype, to_half
+from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
+from normfold.pipeline import fold_graph
 from normfold.pipeline import run as pipeline
+from normfold.pipeline.early import check_dtype
 from normfold.rewrite.graph import rewrite
 from normfold.verify.judge import EXPORT_EDGE, FOLD_EDGE, HALF_EDGE, RUNTIME_EDGE
 from normfold.verify.manifest import KEY as MANIFEST_KEY
@@ -253,7 +255,7 @@ def test_what_cannot_be_looked_at_is_bounded_by_64(tmp_path: Path, monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise errors.GraphError("an operator of another domain")
 
-    monkeypatch.setattr(pipeline, "calibrate", refuse)
+    monkeypatch.setattr(fold_graph, "calibrate", refuse)
     onnx.save(post_norm(8.0), tmp_path / "in.onnx")
     report = pipeline.fold(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert [site.code for site in report.sites].count("scale-range") == 3

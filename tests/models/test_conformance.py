@@ -42,6 +42,8 @@ BY_DESIGN = {
     "pvt_v2_b0_prepbn": 6,
     "slab_pvt_v2_b0_sr8421": 6,
 }
+# A shift that would be a bias of 3136 x 192 numbers, and stays one addition to 3136 x 147.
+PARTIAL = {"t2t_vit_t_14_un": ("UN", "narrow-add")}
 
 
 def sampled(names: list[str], sample: set[str]) -> list[object]:
@@ -101,10 +103,12 @@ def test_a_papers_file_folds_and_comes_back_as_torch(tmp_path: Path, name: str) 
     path = authors.write(name, tmp_path)
     inputs = ["x:float32[B,3,150,203]"] if name.endswith("_odd") else []
     report = fold(path, tmp_path / "out.onnx", inputs=inputs, dry_run=True)
-    kept = [site.kind for site in report.norms if site.status != "folded"]
-    assert kept == ["LayerNorm"] * BY_DESIGN.get(name, 0)
+    left = [(site.kind, str(site.code)) for site in report.norms if site.status != "folded"]
+    whole = ["LayerNorm"] * BY_DESIGN.get(name, 0)
+    assert [kind for kind, _ in left if kind == "LayerNorm"] == whole
+    assert [entry for entry in left if entry[0] != "LayerNorm"] == ([PARTIAL[name]] if name in PARTIAL else [])
     module = report.to_torch()
-    assert [norm.kind for norm in find_norms(module)] == kept
+    assert [norm.kind for norm in find_norms(module)] == whole
     expected = authors.answer(name)
     if expected is not None:
         assert authors.distance(authors.outputs(module, authors.record(name)), expected) < FOLDED_TOLERANCE

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from normfold.models import create, names
-from normfold.models.deepnet import encoder_decoder, encoder_only
+from normfold.nn.deepnorm import encoder_decoder, encoder_only
 from normfold.norms.detect import find_norms
 from tests.models.reference import fill
 

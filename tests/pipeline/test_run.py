@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normfold import errors
 from normfold.checkpoint.load import load_checkpoint
-from normfold.pipeline import outputs
+from normfold.pipeline import fold_graph, outputs
 from normfold.pipeline import run as pipeline
 from normfold.report.report import Report
 from normfold.verify import demand
@@ -183,7 +183,7 @@ def test_strict_leaves_no_output(tmp_path: Path, dry_run: bool) -> None:
 
 
 def test_a_wrong_fold_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pipeline.rewrite
+    real = fold_graph.rewrite
 
     def wrong(*args: Any) -> ir.Model:
         model = real(*args)
@@ -193,7 +193,7 @@ def test_a_wrong_fold_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.Mon
         value.const_value = ir.tensor(weight, name=value.name)
         return model
 
-    monkeypatch.setattr(pipeline, "rewrite", wrong)
+    monkeypatch.setattr(fold_graph, "rewrite", wrong)
     place = tmp_path / "r.json"
     with pytest.raises(pipeline.DifferenceError, match="original -> folded") as caught:
         pipeline.fold(foldable(tmp_path), tmp_path / "out.onnx", report=place)

@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from normfold.analysis.plan import Merge, Site, Untied
+from normfold.pipeline import run as pipeline
 from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
 from normfold.verify.judge import Edge
 from tests.paths import DOCS
+from tests.verify.test_truth import saved, weight
 
 PAGE = DOCS / "report.md"
 
@@ -107,6 +111,17 @@ def test_strict_objects_to_stored_statistics_only() -> None:
     assert FULL.unfolded == (SITES[1],)
     assert FULL.changed
     assert not Report("0", SOURCE, (replace(GRAPH, sites=SITES[2:]),)).changed
+
+
+def test_what_no_sample_reached_is_in_the_report(tmp_path: Path) -> None:
+    text = "g (float[N,8] x) => (float[N,6] y) { dead = Relu(off)  z = Mul(x, dead)  y = MatMul(z, w) }"
+    off = np.where(np.arange(8) < 3, -1.0, 1.0)
+    path = saved(tmp_path, text, off=off, w=weight(8, 6))
+    told = pipeline.fold(path, tmp_path / "b.onnx").to_json()["unexercised"]
+    assert told == ["channels that were 0 in every sample: 3 of 8, in z (3 of 8)"]
+    assert pipeline.fold(path, tmp_path / "c.onnx", verify=False).to_json()["unexercised"] is None
+    alive = saved(tmp_path, text, name="d", off=abs(off), w=weight(8, 6))
+    assert pipeline.fold(alive, tmp_path / "e.onnx").to_json()["unexercised"] == []
 
 
 def test_two_graphs_are_told_apart_and_summed() -> None:

@@ -10,9 +10,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from normfold.analysis.centre import Centring, plan_centring
 from normfold.graph.prepare import prepare
 from normfold.pipeline import run as pipeline
-from normfold.rewrite.centre import Centring, centre, plan_centring
+from normfold.rewrite.centre import centre
 from tests.paths import FIXTURES
 from tests.support.graphs import EXACT, as_float32, build, draw, feeds_for, run
 

@@ -9,7 +9,7 @@ import pytest
 
 from normfold.errors import InputSpecError
 from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
-from normfold.inputs.spec import axis_sizes, parse_specs
+from normfold.inputs.spec import axis_sizes, common_axes, parse_specs
 from normfold.system.spill import Rows
 from normfold.verify.measure import NEIGHBOURS, THROWS, moved_runs
 from normfold.verify.truth import Truth
@@ -46,6 +46,17 @@ def test_every_size_and_scale_comes_before_random_ones() -> None:
     assert len({case.sizes["L"] for case in cases}) >= 5
     assert {case.scale for case in cases[len(sizes) :]} == set(SCALES)
     assert len({tuple(case.sizes.items()) for case in cases[len(sizes) + len(SCALES) :]}) > 8
+
+
+@pytest.mark.parametrize(
+    "text", ["x:float32[B,H=224>=192<=351]", "x:float32[B=3*b,H=32*h=192>=160]", "x:float32[B<=70,4]"]
+)
+def test_no_axis_leaves_its_range(text: str) -> None:
+    specs = parse_specs([text])
+    cases = draw_cases(specs, count=64)
+    assert max(size for case in cases for size in case.sizes.values()) > 64
+    for letter, axis in common_axes(specs).items():
+        assert all(axis.allows(case.sizes[letter]) for case in cases)
 
 
 def test_dear_samples_have_one_row() -> None:

@@ -109,8 +109,8 @@ def test_a_judge_that_breaks_down_is_no_verdict(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(judgement, "establish", broken)
     result = verify(folder / "model.onnx", "--junit", folder / "v.xml")
     assert result.exit_code == 4
-    assert "internal error in judgement.py" in result.stderr and "ZeroDivisionError" not in result.stderr
-    assert "internal error in judgement.py" in (folder / "v.xml").read_text()
+    assert "internal error in verify/run.py" in result.stderr and "ZeroDivisionError" not in result.stderr
+    assert "internal error in verify/run.py" in (folder / "v.xml").read_text()
 
 
 @pytest.mark.usefixtures("no_refolding")

@@ -243,6 +243,21 @@ def test_what_a_sigmoid_presses_against_zero_is_judged_before_it(tmp_path: Path)
     assert Yardstick.lay(establish(None, open_end, specs), open_end).before is None
 
 
+def test_a_weight_that_one_row_in_a_hundred_and_fifty_reads_is_judged(tmp_path: Path) -> None:
+    """A unit that is silent but for the largest of its sums; what is wrong behind it shows in no other row."""
+    text = """g (float[B,3,12,10] x) => (float[B,6] y)
+        { f = Flatten(x)  n = LpNormalization(f)  h = MatMul(n, w)  a = Add(h, b)  r = Relu(a)  y = MatMul(r, v) }"""
+    w, v, wrong = weight(360, 5), weight(5, 6), weight(5, 6)
+    b = np.array([-2.475 * np.sqrt(np.square(w[:, 0]).mean()), *weight(4)])
+    wrong[0, 0] *= 1.001
+    before = saved(tmp_path, text, w=w, b=b, v=v)
+    after = saved(tmp_path, text, name="b", w=w, b=b, v=wrong)
+    specs = parse_specs(["x:float32[B,3,12,10]"])
+    for seed in (0, 200):
+        yardstick = Yardstick.lay(establish(None, before, specs, cases=draw_cases(specs, seed=seed, count=32)), before)
+        assert not yardstick.fold_edge(yardstick.measure(after)).passed, seed
+
+
 def test_channels_that_rounding_has_lost_are_not_judged_apart(tmp_path: Path) -> None:
     """A channel that is the difference of two large ones, of a ten-millionth of them, has no digit left in float32;
     one of a hundred-thousandth has, and doubling it is a fault.

@@ -18,10 +18,9 @@ import numpy as np
 from normfold.analysis.merge.stored_maps import is_unchanged, stored_map
 from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Branch, Merge
-from normfold.analysis.rules import TABLE
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of, only_along, value_at
-from normfold.analysis.rules.linear import ConvRule
-from normfold.analysis.rules.windows import Window, spatial, window
+from normfold.analysis.rules.windows import Window, kernel_of
 from normfold.graph.affine import Array
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -56,7 +55,7 @@ def merges(state: State, *, leave: Collection[Op]) -> list[Merged]:
     inner: set[Op] = set()
     # From the last operator backwards: the outermost of nested sums is seen first.
     for op in reversed(state.graph.ops):
-        if op.type != "Add" or op in inner:
+        if op in inner or not _adds_two(state.graph, op):
             continue
         sums, operands = _operands(state.graph, op)
         merged = _merge(state, op, operands, frozenset(leave))
@@ -72,7 +71,7 @@ def _operands(graph: Graph, op: Op) -> tuple[list[Op], list[Value]]:
     while left:
         value = left.pop()
         producer = graph.producer.get(value)
-        if producer is not None and producer.type == "Add" and _serves_one(graph, value):
+        if producer is not None and _adds_two(graph, producer) and _serves_one(graph, value):
             sums.append(producer)
             left += [value_at(producer, 1), value_at(producer, 0)]
         else:
@@ -80,6 +79,10 @@ def _operands(graph: Graph, op: Op) -> tuple[list[Op], list[Value]]:
         if len(sums) >= _MOST_BRANCHES:
             return [op], []
     return sums, operands
+
+
+def _adds_two(graph: Graph, op: Op) -> bool:
+    return rule_of(op.type).sign_of_second == 1.0
 
 
 def _serves_one(graph: Graph, value: Value) -> bool:
@@ -108,7 +111,7 @@ def _convolved(state: State, value: Value) -> Value | None:
     op = state.graph.producer.get(value)
     while op is not None and op.affine is not None:
         op = state.graph.producer.get(value_at(op, 0))
-    return _resolved(state, value_at(op, 0)) if op is not None and op.type == "Conv" else None
+    return _resolved(state, value_at(op, 0)) if op is not None and rule_of(op.type).convolves else None
 
 
 def _resolved(state: State, value: Value) -> Value:
@@ -154,8 +157,8 @@ def _behind(state: State, op: Op, leave: frozenset[Op]) -> tuple[Op, ...]:
 
 def _is_plain(state: State, op: Op, source: Value) -> bool:
     """Whether `op` is a convolution of `source` with constant weights, and no map of biases behind it."""
-    graph, rule = state.graph, TABLE.get(op.type)
-    if not isinstance(rule, ConvRule) or not set(op.attributes) <= rule.attributes:
+    graph, rule = state.graph, rule_of(op.type)
+    if not rule.convolves or not rule.reads(op):
         return False
     weights = [value for value in op.inputs[1:] if value is not None]
     if not all(graph.is_constant(value) for value in weights) or _resolved(state, value_at(op, 0)) is not source:
@@ -169,14 +172,14 @@ def _touched(state: State, leaves: list[_Leaf], behind: tuple[Op, ...]) -> bool:
     if any(op.affine is not None and op.affine.is_norm for op in maps):
         return True
     convolutions = [leaf.conv for leaf in leaves if leaf.conv is not None]
-    return any(True for op in convolutions for _ in TABLE[op.type].edits(state.graph, op, state.frame))
+    return any(True for op in convolutions for _ in rule_of(op.type).edits(state.graph, op, state.frame))
 
 
 def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf], behind: tuple[Op, ...]) -> Merged | None:
     graph = state.graph
     convolutions = [leaf.conv for leaf in leaves if leaf.conv is not None]
-    base = max(convolutions, key=lambda one: int(np.prod(_kernel(graph, one))))
-    around = _window(graph, base)
+    base = max(convolutions, key=lambda one: int(np.prod(kernel_of(graph, one))))
+    around = rule_of(base.type).window(graph, base)
     dims = graph.dims(source)
     if around is None or dims is None or not dims[1].static:
         return None
@@ -196,28 +199,20 @@ def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf], behind:
     return Merged(merge, base, (*behind, *(one for leaf in leaves for one in leaf.maps)))
 
 
-def _kernel(graph: Graph, op: Op) -> tuple[int, ...]:
-    return tuple(dim.size for dim in (graph.dims(value_at(op, 1)) or ())[2:])
-
-
-def _window(graph: Graph, op: Op) -> Window | None:
-    return window(op, _kernel(graph, op), spatial(graph, value_at(op, 0)))
-
-
 def _taps(graph: Graph, base: Op, around: Window, conv: Op | None) -> tuple[tuple[int, ...], ...] | None:
     """Which taps of the largest kernel, axis by axis, read where those of `conv` read; None where one is missing.
 
     Tap k of a kernel reads `position * stride + k * dilation - padding`; an identity reads `position`.
     """
-    kernel = _kernel(graph, base)
+    kernel = kernel_of(graph, base)
     one = (1,) * len(kernel)
     if conv is None:
         own, small = Window(one, one, (0,) * len(kernel), (0,) * len(kernel)), one
     else:
-        found = _window(graph, conv)
+        found = rule_of(conv.type).window(graph, conv)
         if found is None or conv.integer("group", 1) != base.integer("group", 1):
             return None
-        own, small = found, _kernel(graph, conv)
+        own, small = found, kernel_of(graph, conv)
     if own.strides != around.strides:
         return None
     taps = []

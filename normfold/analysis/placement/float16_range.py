@@ -19,8 +19,8 @@ import numpy as np
 import onnx_ir as ir
 
 from normfold.analysis.edits import Edit, NewAdd, NewConstant
-from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules import TABLE
+from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import FrameOf, name_of
 from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.types import Op, Value
@@ -163,7 +163,7 @@ def _map(ranges: Ranges, op: Op, own: Frame, frame: FrameOf) -> Refuse | None:
 
 def _edits(graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
     if op.affine is None:
-        yield from TABLE[op.type].edits(graph, op, frame)
+        yield from rule_of(op.type).edits(graph, op, frame)
 
 
 def _constant(ranges: Ranges, graph: Graph, op: Op, edit: Edit, frame: FrameOf) -> Refuse | None:
@@ -186,7 +186,7 @@ def _constant(ranges: Ranges, graph: Graph, op: Op, edit: Edit, frame: FrameOf) 
     kept = () if edit.over is None else varying_axes(edit.over)
     error = _error(after, weighted, kept)
     if np.any(error > np.maximum(WEIGHT_ERROR, 2.0 * _error(before, weighted, kept))):
-        return Refuse("scale-range", f"{op.label}: float16 would leave its weights too few digits")
+        return refuse(op, "scale-range", "float16 would leave its weights too few digits")
     return None
 
 
@@ -239,4 +239,4 @@ def _beyond(op: Op, array: Array) -> Refuse | None:
     if np.all(np.isfinite(_half(array)) | ~np.isfinite(array)):
         return None
     largest = np.abs(array).max()
-    return Refuse("scale-range", f"{op.label}: a constant of it would be {largest:.2g}, and float16 ends at 65504")
+    return refuse(op, "scale-range", f"a constant of it would be {largest:.2g}, and float16 ends at 65504")

@@ -18,9 +18,8 @@ from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, fl
 from normfold.analysis.placement.shared_weights import Sharing
 from normfold.analysis.plan import ShiftPlace
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules import TABLE
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import to_rank_of
-from normfold.analysis.rules.linear import ConvRule
 from normfold.graph.affine import Array, Frame, agree, agree_each, total
 from normfold.graph.types import Op, Value
 
@@ -174,8 +173,8 @@ def _name(state: State, frame: Frame, placed: Placed) -> ShiftPlace:
         found = decided.get(value)
         return state.half("shift", value) if found is None else found
 
-    convolutions = [op for op in placed.outcome.reached if isinstance(TABLE[op.type], ConvRule)]
-    maps = any(TABLE[op.type].added_elements(state.graph, op, after) for op in convolutions)
+    convolutions = [op for op in placed.outcome.reached if rule_of(op.type).convolves]
+    maps = any(rule_of(op.type).added_elements(state.graph, op, after) for op in convolutions)
     positions = any(
         any(size != 1 for size in decided[op.output].shape[2:]) for op in convolutions if op.output in decided
     )

@@ -17,8 +17,8 @@ import numpy as np
 
 from normfold.analysis.placement.float16_range import Ranges, scale_in_range
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.base import Ports, value_at
+from normfold.analysis.rules import rule_of
+from normfold.analysis.rules.base import Surroundings, value_at, wall
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
 from normfold.graph.types import Op, Value
@@ -84,18 +84,18 @@ class ShiftCosts:
 
     def writer_cost(self, value: Value) -> float:
         op = self.graph.producer.get(value)
-        rule = TABLE.get(op.type) if op is not None else None
-        if op is None or rule is None or value in self.graph.outputs or len(self.graph.readers(value)) != 1:
+        if op is None or value in self.graph.outputs or len(self.graph.readers(value)) != 1:
             return math.inf
-        return rule.writer_cost(self, op)
+        return rule_of(op.type).writer_cost(self, op)
 
     def absorbs_shift(self, value: Value) -> bool:
         readers = self.graph.readers(value)
-        return bool(readers) and value not in self.graph.outputs and all(self._read_for_free(op) for op in readers)
+        if not readers or value in self.graph.outputs:
+            return False
+        return all(rule_of(op.type).absorbs_shift(self, op) for op in readers)
 
-    def _read_for_free(self, op: Op) -> bool:
-        rule = TABLE.get(op.type)
-        return rule is not None and rule.absorbs_shift(self, op)
+    def read_by_convolutions(self, value: Value) -> bool:
+        return all(rule_of(op.type).convolves for op in self.graph.readers(value))
 
     def added_elements(self, decided: Mapping[Value, Array], ops: tuple[Op, ...]) -> int:
         """How many more elements Adds would touch, at operators without a bias, were the shifts in `decided` taken."""
@@ -105,8 +105,8 @@ class ShiftCosts:
             return self.shift(value) if found is None else found
 
         return sum(
-            TABLE[op.type].added_elements(self.graph, op, after)
-            - TABLE[op.type].added_elements(self.graph, op, self.shift)
+            rule_of(op.type).added_elements(self.graph, op, after)
+            - rule_of(op.type).added_elements(self.graph, op, self.shift)
             for op in ops
         )
 
@@ -131,7 +131,7 @@ def flood(
 ) -> Outcome | Refuse:
     """Decide the frames in `start`, with `folding` counted as folded, and all that follow from them.
 
-    writer_limit, map_limit: see `rules.base.Ports`.
+    writer_limit, map_limit: see `rules.base.Surroundings`.
     """
     found = _Flood(state, half, folding, writer_limit, map_limit).run(start)
     assert found is not None, "a flood without bounds ends somewhere"
@@ -201,15 +201,13 @@ class _Flood:
     def _push(self, op: Op) -> None:
         if op in self.queued:
             return
-        rule = TABLE.get(op.type)
-        late = rule is not None and rule.late
         self.queued.add(op)
-        heapq.heappush(self.queue, (late, op.index, id(op), op))
+        heapq.heappush(self.queue, (rule_of(op.type).late, op.index, id(op), op))
 
     def _ask(self, op: Op) -> Refuse | None:
-        rule = TABLE.get(op.type)
-        if rule is None or not set(op.attributes) <= rule.attributes:
-            return self._wall(op)
+        rule = rule_of(op.type)
+        if not rule.reads(op):
+            return wall(op)
         ports = rule.ports(self.graph, op)
         reads = {port: op.inputs[port] for port in range(len(op.inputs))}
         known: dict[int, Array] = {}
@@ -217,10 +215,10 @@ class _Flood:
             if value is None or value not in self.known:
                 continue
             if port not in ports:
-                return self._wall(op)
+                return wall(op)
             known[port] = self.known[value]
         self.reached[op] = None
-        at = self._ports(op, known)
+        at = self._around(op, known)
         demands = rule.scale(at) if self.half == "scale" else rule.shift(at)
         if isinstance(demands, Refuse):
             return demands
@@ -235,12 +233,9 @@ class _Flood:
                 )
         return None
 
-    def _wall(self, op: Op) -> Refuse:
-        return Refuse("wall", f"{op.label}: no per-channel map passes through it")
-
-    def _ports(self, op: Op, known: dict[int, Array]) -> Ports:
+    def _around(self, op: Op, known: dict[int, Array]) -> Surroundings:
         fixed = op is self.folding or self.state.is_fixed(op, self.half)
-        return Ports(
+        return Surroundings(
             graph=self.graph,
             op=op,
             known=known,

@@ -15,7 +15,7 @@ from normfold.analysis.edits import NewConstant
 from normfold.analysis.placement.propagate import Half, Outcome, State
 from normfold.analysis.plan import Untied
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules import TABLE
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import FrameOf, name_of, value_at
 from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op, Value
@@ -91,9 +91,9 @@ class Sharing:
 def _version(graph: Graph, op: Op, index: int, frame_of: FrameOf) -> tuple[object, ...] | None:
     """What becomes of input `index`; None while it stays as it is."""
     values = [value for value in (*op.inputs, *op.outputs) if value is not None and not graph.is_constant(value)]
-    if op.type not in TABLE or all(frame_of(value).is_identity for value in values):
+    if all(frame_of(value).is_identity for value in values):
         return None
-    for edit in TABLE[op.type].edits(graph, op, frame_of):
+    for edit in rule_of(op.type).edits(graph, op, frame_of):
         if isinstance(edit, NewConstant) and edit.input == index:
             return (edit.source, *(_digest(part) for part in (edit.times, edit.over, edit.add)))
     return None

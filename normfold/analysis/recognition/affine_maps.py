@@ -14,27 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from normfold.analysis.refusal import Code, Refuse
-from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.layout import AxisMap, reshape, same, transpose
-from normfold.errors import NormStateError
+from normfold.analysis.refusal import Refuse
+from normfold.analysis.rules import rule_of
+from normfold.analysis.rules.axis_maps import AxisMap
+from normfold.analysis.rules.base import FixedMap, Rule
 from normfold.graph.affine import Array, Frame, to_rank, varying_axes
-from normfold.graph.dims import Layout, base_layout, reshape_layout, transpose_layout
+from normfold.graph.dims import Layout, base_layout
 from normfold.graph.operators import live
-from normfold.graph.types import BATCH_NORM, Affine, Node, Op, Value
+from normfold.graph.types import Affine, Node, Op, Value
 from normfold.graph.view import Graph
-from normfold.norms.closed_form import batchnorm
-
-LAYOUT = {
-    "Identity": same,
-    "Transpose": transpose,
-    "Reshape": reshape,
-    "Flatten": reshape,
-    "Squeeze": reshape,
-    "Unsqueeze": reshape,
-}
-_BATCHNORM_ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})
-_CONTRACTIONS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 # Cutting a family of maps apart can reveal another one to cut, as deep as maps are nested.
 _ROUNDS = 8
@@ -114,18 +102,17 @@ def _is_bias(graph: Graph, form: Form) -> bool:
     """A shift alone, right behind a weight or behind another bias of it."""
     value = None if form.has_scale else form.base
     while value is not None and (op := graph.producer.get(value)) is not None:
-        if op.type in _CONTRACTIONS:
+        rule = rule_of(op.type)
+        if rule.bias_follows:
             return True
-        value = op.inputs[0] if op.type in LAYOUT else _shifted(graph, op)
+        value = op.inputs[0] if rule.rearranges else _shifted(graph, op, rule)
     return False
 
 
-def _shifted(graph: Graph, op: Op) -> Value | None:
+def _shifted(graph: Graph, op: Op, rule: Rule) -> Value | None:
     """What `op` adds a constant to."""
-    first, second = op.inputs if op.type in ("Add", "Sub") and len(op.inputs) == 2 else (None, None)
-    if first is None or second is None or graph.is_constant(first) == graph.is_constant(second):
-        return None
-    return second if graph.is_constant(first) and op.type == "Add" else first if graph.is_constant(second) else None
+    fixed = rule.fixed_map(graph, op)
+    return fixed.source if fixed is not None and fixed.scale is None else None
 
 
 def _per_channel(form: Form) -> bool:
@@ -133,41 +120,29 @@ def _per_channel(form: Form) -> bool:
 
 
 def _extend(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
-    if op.type in LAYOUT:
-        return _through_layout(graph, op, forms, cuts)
-    if op.type == BATCH_NORM:
-        return _through_batchnorm(graph, op, forms, cuts)
-    if op.type == "Neg":
-        return _compose(graph, op, op.inputs[0], forms, cuts, scale=np.full((), -1.0))
-    if op.type in ("Mul", "Div", "Add", "Sub"):
-        return _through_arithmetic(graph, op, forms, cuts)
-    return None
+    rule = rule_of(op.type)
+    if rule.rearranges:
+        return _through_layout(graph, op, rule, forms, cuts)
+    fixed = rule.fixed_map(graph, op)
+    if fixed is not None:
+        return _compose(graph, op, fixed, forms, cuts)
+    sign = rule.sign_of_second
+    return None if sign is None else _merge(graph, op, sign, forms, cuts)
 
 
-def _through_layout(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+def _through_layout(graph: Graph, op: Op, rule: Rule, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
     source = op.inputs[0]
-    if not set(op.attributes) <= TABLE[op.type].attributes:
+    if not rule.reads(op):
         return None
     form = _form(graph, source, forms, cuts) if source is not None else None
-    axis_map = LAYOUT[op.type](graph, op)
-    if form is None or source is None or isinstance(axis_map, Refuse):
+    axis_map = rule.axis_map(graph, op)
+    if form is None or source is None or isinstance(axis_map, Refuse) or graph.dims(op.output) is None:
         return None
-    layout = _moved(graph, op, source, form.layout)
+    layout = axis_map.rearranged(form.layout)
     frame = _carried(axis_map, form.frame)
     if layout is None or frame is None:
         return None
     return replace(form, layout=layout, frame=frame, sources=(source,), path=form.path | {op.output})
-
-
-def _moved(graph: Graph, op: Op, source: Value, layout: Layout) -> Layout | None:
-    before, after = graph.dims(source), graph.dims(op.output)
-    if before is None or after is None:
-        return None
-    if op.type == "Identity":
-        return layout
-    if op.type == "Transpose":
-        return transpose_layout(layout, op.integers("perm") or tuple(range(len(before)))[::-1])
-    return reshape_layout(layout, before, after)
 
 
 def _carried(axis_map: AxisMap, frame: Frame) -> Frame | None:
@@ -175,99 +150,25 @@ def _carried(axis_map: AxisMap, frame: Frame) -> Frame | None:
     return None if isinstance(scale, Refuse) or isinstance(shift, Refuse) else Frame(scale, shift)
 
 
-def _through_batchnorm(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
-    channels = fixed_batchnorm(graph, op)
-    source = op.inputs[0]
-    if isinstance(channels, Refuse) or source is None:
+def _compose(graph: Graph, op: Op, fixed: FixedMap, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    """A fixed map of a form, where the constants only widen over the source, never the source over them."""
+    form = _form(graph, fixed.source, forms, cuts)
+    if form is None:
         return None
-    form = _compose(graph, op, source, forms, cuts, scale=channels.scale, shift=channels.shift)
-    return None if form is None else replace(form, batch_norm=True)
-
-
-def fixed_batchnorm(graph: Graph, op: Op) -> Frame | Refuse:
-    """The map that a BatchNormalization is, of the rank of its input, or why it is none.
-
-    Raises NormStateError for a variance that is negative or not finite.
-    """
-
-    def refuse(code: Code, why: str) -> Refuse:
-        return Refuse(code, f"{op.label}: {why}")
-
-    if not set(op.attributes) <= _BATCHNORM_ATTRIBUTES:
-        return refuse("wall", "it has an attribute that normfold does not know")
-    if any(value.name for value in op.outputs[1:]) or op.integer("training_mode", 0):
-        return refuse("training-mode", "it computes the statistics of every batch")
-    source, *parameters = op.inputs[:5]
-    stored = [value for value in parameters if value is not None and graph.is_constant(value)]
-    if len(stored) != 4:
-        return refuse("not-stored", "a statistic or a weight of it is computed at run time, or can be overridden")
-    if not np.all(np.isfinite(graph.constant(stored[3]))) or np.any(graph.constant(stored[3]) < 0):
-        raise NormStateError(f"{op.label}: its running variance is negative or not finite; the statistics are damaged.")
-    dims = (graph.dims(source) if source is not None else None) or ()
-    # Before opset 9, with spatial = 0, it has a statistic for each position of a channel.
-    sizes = dims[1:2] if op.integer("spatial", 1) else dims[1:]
-    shape = tuple(dim.size for dim in sizes)
-    constants = [graph.constant(value) for value in stored]
-    if len(dims) < 2 or not all(dim.static for dim in sizes) or any(part.shape != shape for part in constants):
-        return refuse("unknown-shape", "the rank of its input, or the size of its channel axis, is not known")
-    gamma, beta, mean, var = (part.reshape(1, *shape, *(1,) * (len(dims) - 1 - len(shape))) for part in constants)
-    with np.errstate(all="ignore"):
-        channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", 1e-5))
-    if not (np.all(np.isfinite(channels.scale)) and np.all(np.isfinite(channels.shift))):
-        return refuse("infinite-map", "a variance is 0 and so is the epsilon, or a weight or a mean is not finite")
-    return channels
-
-
-def _through_arithmetic(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
-    first, second = op.inputs[:2]
-    if first is None or second is None or op.attributes or not graph.is_floating(op.output):
-        return None
-    fixed = [graph.is_constant(first), graph.is_constant(second)]
-    if fixed == [False, False]:
-        return _merge(graph, op, forms, cuts) if op.type in ("Add", "Sub") else None
-    if fixed == [True, True]:
-        return None
-    operand, constant = (second, graph.constant(first)) if fixed[0] else (first, graph.constant(second))
-    if op.type == "Mul":
-        return _compose(graph, op, operand, forms, cuts, scale=constant)
-    if op.type == "Add":
-        return _compose(graph, op, operand, forms, cuts, shift=constant)
-    if op.type == "Sub":
-        if fixed[0]:
-            return _compose(graph, op, operand, forms, cuts, scale=np.full((), -1.0), shift=constant)
-        return _compose(graph, op, operand, forms, cuts, shift=-constant)
-    if fixed[0] or np.any(constant == 0):
-        return None
-    return _compose(graph, op, operand, forms, cuts, scale=1.0 / constant)
-
-
-def _compose(
-    graph: Graph,
-    op: Op,
-    source: Value | None,
-    forms: dict[Value, Form],
-    cuts: frozenset[Value],
-    *,
-    scale: Array | None = None,
-    shift: Array | None = None,
-) -> Form | None:
-    """`scale * source + shift`, where the constants only widen over the source, never the source over them."""
-    form = _form(graph, source, forms, cuts) if source is not None else None
-    if form is None or source is None:
-        return None
-    a = _fitted(graph, source, np.ones(()) if scale is None else scale)
-    b = _fitted(graph, source, np.zeros(()) if shift is None else shift)
+    a = _fitted(graph, fixed.source, np.ones(()) if fixed.scale is None else fixed.scale)
+    b = _fitted(graph, fixed.source, np.zeros(()) if fixed.shift is None else fixed.shift)
     if a is None or b is None or not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return None
     return replace(
         form,
         frame=form.frame.then(a, b),
-        sources=(source,),
+        sources=(fixed.source,),
         path=form.path | {op.output},
         ops=(*form.ops, op),
-        has_scale=form.has_scale or scale is not None,
-        has_shift=form.has_shift or shift is not None,
+        has_scale=form.has_scale or fixed.scale is not None,
+        has_shift=form.has_shift or fixed.shift is not None,
         centres=form.centres or bool(varying_axes(b)),
+        batch_norm=form.batch_norm or fixed.batch_norm,
     )
 
 
@@ -281,9 +182,11 @@ def _fitted(graph: Graph, source: Value, constant: Array) -> Array | None:
     return shaped if fits else None
 
 
-def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+def _merge(graph: Graph, op: Op, sign: float, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:
+    """`first + sign * second`, both of one base in one layout."""
     first, second = op.inputs[:2]
-    assert first is not None and second is not None
+    if first is None or second is None or op.attributes or not graph.is_floating(op.output):
+        return None
     left, right = _form(graph, first, forms, cuts), _form(graph, second, forms, cuts)
     if left is None or right is None or left.base is not right.base or left.layout != right.layout:
         return None
@@ -291,7 +194,7 @@ def _merge(graph: Graph, op: Op, forms: dict[Value, Form], cuts: frozenset[Value
         return None
     return replace(
         left,
-        frame=left.frame.plus(right.frame, 1.0 if op.type == "Add" else -1.0),
+        frame=left.frame.plus(right.frame, sign),
         sources=(first, second),
         ops=(*left.ops, *right.ops, op),
         has_scale=True,
@@ -337,7 +240,11 @@ def _continues(op: Op, value: Value, forms: dict[Value, Form]) -> bool:
 def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
     """Where the map that `value` closes ends: behind the last layout operator that restores a layout from before it."""
     path = [value]
-    while (op := graph.producer[path[-1]]).type in LAYOUT and forms[path[-1]].is_map and op.inputs[0] is not None:
+    while (
+        rule_of((op := graph.producer[path[-1]]).type).rearranges
+        and forms[path[-1]].is_map
+        and op.inputs[0] is not None
+    ):
         path.append(op.inputs[0])
     last = end = path.pop()
     plain = _plain(graph, forms[last], forms)

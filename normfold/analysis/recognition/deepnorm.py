@@ -7,10 +7,7 @@ its epsilon (eps / alpha^2), a fixed map in its own scale. Source: Wang et al., 
 
 from __future__ import annotations
 
-from normfold.analysis.rules import TABLE
-from normfold.analysis.rules.layout import CarryRule
-from normfold.analysis.rules.normalize import ChannelNormalizeRule, NormalizeRule
-from normfold.analysis.rules.pointwise import SumRule
+from normfold.analysis.rules import rule_of
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
@@ -33,10 +30,10 @@ def _norm_behind(graph: Graph, op: Op) -> Op | None:
         if reader.inputs[0] is value and _is_norm(reader):
             stream = _stream(graph, op.inputs[0])
             return reader if any(_depends(graph, other, stream) for other in others) else None
-        rule = TABLE.get(reader.type)
-        if isinstance(rule, SumRule):
+        rule = rule_of(reader.type)
+        if rule.adds:
             others += [other for other in reader.inputs if other is not None and other is not value]
-        elif not isinstance(rule, CarryRule) or reader.inputs[0] is not value:
+        elif not rule.carries or reader.inputs[0] is not value:
             return None
         value = reader.output
     return None
@@ -45,13 +42,13 @@ def _norm_behind(graph: Graph, op: Op) -> Op | None:
 def _is_norm(op: Op) -> bool:
     if op.affine is not None:
         return op.affine.is_norm
-    return isinstance(TABLE.get(op.type), NormalizeRule | ChannelNormalizeRule)
+    return rule_of(op.type).normalizes
 
 
 def _stream(graph: Graph, value: Value | None) -> Value | None:
     """The tensor that `value` is a layout of."""
     while value is not None and (op := graph.producer.get(value)) is not None:
-        if not isinstance(TABLE.get(op.type), CarryRule):
+        if not rule_of(op.type).carries:
             break
         value = op.inputs[0]
     return value

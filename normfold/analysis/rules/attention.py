@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import numpy as np
 
-from normfold.analysis.rules.base import OUT, Demands, Ports, Rule, to_rank_of
+from normfold.analysis.rules.base import OUT, Demands, Rule, Surroundings, to_rank_of
 from normfold.graph.types import Op
 from normfold.graph.view import Graph
 
 VALUES, PAST_VALUES, PRESENT_VALUES = 2, 5, 2
 
 
+@final
 class AttentionRule(Rule):
     """`Y = softmax(scale * Q K^T + mask) V`: a scale on the channels of V is one on those of Y; no shift passes.
 
@@ -35,7 +38,7 @@ class AttentionRule(Rule):
         value = op.inputs[VALUES] if len(op.inputs) > VALUES else None
         return (VALUES, OUT) if value is not None and not graph.is_constant(value) else (OUT,)
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         op = at.op
         cached = len(op.inputs) > PAST_VALUES and op.inputs[PAST_VALUES] is not None
         present = op.outputs[PRESENT_VALUES] if len(op.outputs) > PRESENT_VALUES else None
@@ -50,7 +53,7 @@ class AttentionRule(Rule):
             return at.refuse("two-tensors", "shares heads of its values among queries")
         return {other: array}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if any(np.any(array != 0.0) for array in at.known.values()):
             return at.refuse("two-tensors", "multiplies two tensors, neither of them constant")
         return {}

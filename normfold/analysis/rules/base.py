@@ -1,8 +1,11 @@
-"""What a rule is: how one operator relates the frames of the tensors around it.
+"""What a rule is: all that normfold knows of one operator, asked in one place.
 
-A *port* is an input (0, 1, ...) or an output (-1, -2, ...) of an operator that carries a frame. A rule answers
-three questions: `scale` and `shift`: given the halves of the frames that a flood has brought to some ports, which
-do the other ports need, or why can it not be done; and `edits`: which constants change once all frames are decided.
+A *port* is an input (0, 1, ...) or an output (-1, -2, ...) of an operator that carries a frame. Three questions every
+rule answers: `scale` and `shift`: given the scales, or the shifts, that a flood has brought to some ports, which do the
+other ports need, or why can it not be done; and `edits`: which constants change once all frames are decided. All others
+are optional: their defaults are right for an operator that has no part in what is asked.
+
+A class of rules is either abstract or final: nobody asks which class a rule is of.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol, final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewConstant
-from normfold.analysis.refusal import Code, Refuse
+from normfold.analysis.refusal import Code, Refuse, refuse
+from normfold.analysis.rules.axis_maps import AxisMap
+from normfold.analysis.rules.windows import Window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, to_rank, varying_axes
 from normfold.graph.types import Op, Value
@@ -25,6 +30,10 @@ from normfold.graph.view import Graph
 OUT = -1
 
 Demands = dict[int, Array] | Refuse
+
+# What an operator is where a LayerNorm or RMSNorm is written out: nothing but another type or name for its input; a
+# mean; another reduction; a step between the reduction and the statistic, such as a square root.
+InStatistic = Literal["same", "mean", "reduction", "step"]
 
 
 class Costs(Protocol):
@@ -46,15 +55,18 @@ class Costs(Protocol):
     def absorbs_shift(self, value: Value) -> bool:
         """Whether every reader of `value` takes a shift on it for nothing."""
 
+    def read_by_convolutions(self, value: Value) -> bool:
+        """Whether every reader of `value` is a convolution."""
+
 
 @dataclass(frozen=True, slots=True)
-class Ports:
+class Surroundings:
     """What a flood knows around one operator.
 
-    known: the ports it has reached, float64 of the rank of each tensor. before: the same half of a port it has not
-    reached. fixed: for an affine map, whether it has been folded away, or is the one being folded (folding). costs:
-    what a shift would cost around it. writer_limit: how many elements a bias may touch that takes a shift at once,
-    where another tensor could carry it on. map_limit: how many elements an Add may touch whose bias differs from
+    known: the ports it has reached, float64 of the rank of each tensor. before: the scale, or shift, that a port has
+    had until now. fixed: for an affine map, whether it has been folded away, or is the one being folded (folding).
+    costs: what a shift would cost around it. writer_limit: how many elements a bias may touch that takes a shift at
+    once, where another tensor could carry it on. map_limit: how many elements an Add may touch whose bias differs from
     position to position, for the flood to be worth it.
     """
 
@@ -76,10 +88,22 @@ class Ports:
         return value_at(self.op, port)
 
     def refuse(self, code: Code, why: str) -> Refuse:
-        return Refuse(code, f"{self.op.label}: {why}")
+        return refuse(self.op, code, why)
 
 
 FrameOf = Callable[[Value], Frame]
+# The size of each channel at an input, of the rank of its tensor; None where the graph does not tell.
+SizeOf = Callable[[int], Array | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedMap:
+    """`scale * source + shift` with constant coefficients, None where there is none. batch_norm: a norm by name."""
+
+    source: Value
+    scale: Array | None = None
+    shift: Array | None = None
+    batch_norm: bool = False
 
 
 class Rule(ABC):
@@ -87,12 +111,37 @@ class Rule(ABC):
 
     attributes: frozenset[str] = frozenset()  # those that it reads; an operator with any other is refused
     late: ClassVar[bool] = False  # ask it only when nothing else is left to ask: its answer depends on all its ports
+    carries: ClassVar[bool] = False  # each element of its output is one of its first input, or made of some of them
+    rearranges: bool = False  # it only puts the elements of its first input in another order
+    adds: ClassVar[bool] = False  # its output is a sum of its inputs
+    sign_of_second: float | None = None  # 1 or -1 where it is the sum of two, `x + sign * y`
+    multiplies: ClassVar[bool] = False  # its output is a product or a quotient of its two inputs
+    convolves: ClassVar[bool] = False  # its output is a convolution of its input; a shift may become a map of biases
+    bias_follows: ClassVar[bool] = False  # a constant that is added right behind it is its bias, and no part of a norm
+    normalizes: ClassVar[bool] = False  # it divides by a statistic of its input
+    in_statistic: InStatistic | None = None
+
+    def reads(self, op: Op) -> bool:
+        """Whether the rule reads every attribute that the operator has."""
+        return set(op.attributes) <= self.attributes
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         """The ports that carry a frame; a constant carries none, it is rewritten."""
         first = op.inputs[0]
         carried = first is not None and not graph.is_constant(first)
         return (0, OUT) if carried else (OUT,)
+
+    @abstractmethod
+    def scale(self, at: Surroundings) -> Demands:
+        """The scales that other ports need for those that are known, or why that cannot be."""
+
+    @abstractmethod
+    def shift(self, at: Surroundings) -> Demands:
+        """The shifts that other ports need for those that are known, or why that cannot be."""
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        """What of the operator changes once all frames are decided."""
+        return ()
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         """Elements that a shift of the output costs here: 0 where a bias takes it, infinity where nothing can."""
@@ -102,18 +151,78 @@ class Rule(ABC):
         """Whether a shift of the input is taken here, or behind, for nothing."""
         return False
 
-    @abstractmethod
-    def scale(self, at: Ports) -> Demands: ...
-
-    @abstractmethod
-    def shift(self, at: Ports) -> Demands: ...
-
     def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
         """Elements of the Add that these shifts would need here; 0 for all operators that have a bias."""
         return 0
 
-    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+    def axis_map(self, graph: Graph, op: Op) -> AxisMap | Refuse:
+        """Where the axes of the first input are on the output, of a rule that `carries`."""
+        return refuse(op, "wall", "its output is not made of its input alone")
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        """The operator as a fixed map of one tensor with constants; None where it is none. Raises NormStateError."""
+        return None
+
+    def own_frame(self, graph: Graph, op: Op) -> Frame | None:
+        """The weight and bias of a norm whose statistic stays, as the frame of its output without them."""
+        return None
+
+    def window(self, graph: Graph, op: Op) -> Window | None:
+        """How the kernel of a convolution moves over its input; None where that is not known."""
+        return None
+
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        """The size of each channel of the output, for inputs of these sizes; None where it cannot be told."""
+        return None
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        """Once the tensor at `port` has lost its mean along `axis`, which ports lose theirs, each with its axis.
+
+        A constant at one of them is rewritten. None of them: nobody behind the operator sees the difference.
+        """
+        value = value_at(op, port)
+        if port < 0:
+            return keeps_mean(op, f"it writes {value.name}, and nothing in it could leave the mean out")
+        return keeps_mean(op, f"it reads {value.name}, and would see that the mean is gone")
+
+
+@final
+class Wall(Rule):
+    """An operator that no per-channel map passes: all that is not in the table, and some rows of it.
+
+    fixed_map: what it is where it is a fixed map; then the analysis sees an `Affine` in its place.
+    """
+
+    def __init__(
+        self,
+        *,
+        fixed_map: Callable[[Graph, Op], FixedMap | None] | None = None,
+        in_statistic: InStatistic | None = None,
+    ) -> None:
+        self.fixed_map_of = fixed_map
+        self.in_statistic = in_statistic
+
+    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         return ()
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        return None if self.fixed_map_of is None else self.fixed_map_of(graph, op)
+
+    def scale(self, at: Surroundings) -> Demands:
+        return wall(at.op)
+
+    def shift(self, at: Surroundings) -> Demands:
+        return wall(at.op)
+
+
+def wall(op: Op) -> Refuse:
+    """The refusal of an operator that is a wall as it stands there."""
+    return refuse(op, "wall", "no per-channel map passes through it")
+
+
+def keeps_mean(op: Op, why: str) -> Refuse:
+    """The refusal of an operator around which a mean over channels has to stay."""
+    return refuse(op, "not-centred", why)
 
 
 def value_at(op: Op, port: int) -> Value:
@@ -127,6 +236,12 @@ def value_at(op: Op, port: int) -> Value:
 def name_of(value: Value) -> str:
     """The name of a tensor, as plans refer to it."""
     return value.name or ""
+
+
+def rank_of(graph: Graph, value: Value) -> int | None:
+    """The number of axes of a tensor; None where it is not known."""
+    dims = graph.dims(value)
+    return None if dims is None else len(dims)
 
 
 def only_along(array: Array, axes: tuple[int, ...]) -> bool:
@@ -149,7 +264,7 @@ def to_rank_of(graph: Graph, value: Value, array: Array) -> Array | None:
     return shaped if fits else None
 
 
-def to_port(at: Ports, array: Array, port: int) -> Array | Refuse:
+def to_port(at: Surroundings, array: Array, port: int) -> Array | Refuse:
     """`array` under broadcasting at the tensor of `port`; refused where that tensor is itself broadcast."""
     shaped = to_rank_of(at.graph, at.value(port), array)
     if shaped is None:
@@ -162,3 +277,14 @@ def rescaled_constant(op: Op, index: int, frame: Frame) -> NewConstant:
     source = op.inputs[index]
     assert source is not None
     return NewConstant(name_of(op.output), index, name_of(source), over=frame.scale, add=-frame.shift / frame.scale)
+
+
+def one_constant(graph: Graph, op: Op) -> tuple[Value, Array, bool] | None:
+    """Of two floating operands the computed one, the constant one, and whether that is the first; None otherwise."""
+    first, second = op.inputs[:2]
+    if first is None or second is None or op.attributes or not graph.is_floating(op.output):
+        return None
+    fixed = graph.is_constant(first)
+    if fixed == graph.is_constant(second):
+        return None
+    return (second, graph.constant(first), True) if fixed else (first, graph.constant(second), False)

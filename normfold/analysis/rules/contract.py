@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewAdd, NewConstant
-from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, name_of, to_rank_of, value_at
+from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    FrameOf,
+    Rule,
+    SizeOf,
+    Surroundings,
+    name_of,
+    rank_of,
+    to_rank_of,
+    value_at,
+)
+from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
 from normfold.graph.affine import Array, agree_each, compress, total
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -47,7 +61,7 @@ def placed(array: Array, source: Axes, target: Axes) -> Array | None:
     return array.transpose(order + [axis for axis in range(array.ndim) if axis not in varying]).reshape(shape)
 
 
-class ContractionRule(Rule):
+class _ContractionRule(Rule):
     """One contraction. It has no bias: a shift passes on to a bias behind it, or costs an Add."""
 
     @abstractmethod
@@ -66,7 +80,7 @@ class ContractionRule(Rule):
         constant = self._constants(graph, op)
         return (*(port for port in range(len(op.inputs)) if port not in constant), OUT)
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         labels = self.labels(at.graph, at.op)
         if isinstance(labels, Refuse):
             return labels
@@ -81,7 +95,7 @@ class ContractionRule(Rule):
                 return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def _factor(self, at: Ports, labels: Labels, weight: int, port: int) -> Array | Refuse:
+    def _factor(self, at: Surroundings, labels: Labels, weight: int, port: int) -> Array | Refuse:
         """What the array on a port multiplies the weight by."""
         array, dims = at.known[port], at.graph.dims(value_at(at.op, weight))
         if dims is None:
@@ -91,7 +105,7 @@ class ContractionRule(Rule):
             return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
         return factor
 
-    def _two_tensors(self, at: Ports, labels: Labels) -> Demands:
+    def _two_tensors(self, at: Surroundings, labels: Labels) -> Demands:
         contracted = [set(axes) - set(labels.output) for axes in labels.operands]
         operands = [port for port in self.ports(at.graph, at.op) if port != OUT]
         missing = [port for port in operands if port not in at.known]
@@ -103,19 +117,19 @@ class ContractionRule(Rule):
             ):
                 return at.refuse("two-tensors", "contracts the channels of the norm with another computed tensor")
         parts = [placed(scales[port], labels.at(port), labels.output) for port in operands]
-        whole = math.prod((part for part in parts if part is not None), start=np.ones((1,) * len(labels.output)))
-        if OUT not in at.known or not missing or agree_each(at.known[OUT], whole):
-            return {OUT: whole}
-        return self._to_operand(at, labels, missing, whole)
+        computed = math.prod((part for part in parts if part is not None), start=np.ones((1,) * len(labels.output)))
+        if OUT not in at.known or not missing or agree_each(at.known[OUT], computed):
+            return {OUT: computed}
+        return self._to_operand(at, labels, missing, computed)
 
-    def _to_operand(self, at: Ports, labels: Labels, missing: list[int], whole: Array) -> Demands:
+    def _to_operand(self, at: Surroundings, labels: Labels, missing: list[int], computed: Array) -> Demands:
         """A scale that arrives on the output goes to the operand that has its axes, and whose writer can take it.
 
-        whole: the output's scale as the operands have theirs now.
+        computed: the output's scale as the operands have theirs now.
         """
-        if np.any(whole == 0.0):
+        if np.any(computed == 0.0):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be divided by")
-        rest = compress(at.known[OUT] / whole, tuple(range(len(labels.output))))
+        rest = compress(at.known[OUT] / computed, tuple(range(len(labels.output))))
         found = {port: placed(rest, labels.output, labels.at(port)) for port in missing}
         fitting = {
             port: part
@@ -127,7 +141,7 @@ class ContractionRule(Rule):
         taker = min(fitting, key=lambda port: at.costs.writer_cost(at.value(port)))
         return {taker: at.get(taker) * fitting[taker]}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         labels = self.labels(at.graph, at.op)
         if isinstance(labels, Refuse):
             return labels
@@ -195,19 +209,31 @@ class ContractionRule(Rule):
             yield NewAdd(name_of(op.output), bias / outgoing.scale)
 
 
-class MatMulRule(ContractionRule):
+@final
+class MatMulRule(_ContractionRule):
     """MatMul of matrices, with numpy's broadcasting of the axes in front."""
+
+    bias_follows = True
+
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        return size_by_weight(graph, op, -2)
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        if port != OUT:
+            return super().without_mean(graph, op, port, axis)
+        return weight_without_mean(graph, op, axis, channels=(rank_of(graph, op.output) or 0) - 1, columns=-1)
 
     def labels(self, graph: Graph, op: Op) -> Labels | Refuse:
         ranks = [len(dims) for value in op.inputs if value is not None and (dims := graph.dims(value)) is not None]
         if len(ranks) != 2 or min(ranks) < 2:
-            return Refuse("unknown-shape", f"{op.label}: an operand is a vector, or of unknown rank")
+            return refuse(op, "unknown-shape", "an operand is a vector, or of unknown rank")
         batch = tuple(f"batch{axis}" for axis in range(max(ranks) - 2))
         left, right = (batch[len(batch) - rank + 2 :] for rank in ranks)
         return Labels(((*left, "row", "inner"), (*right, "inner", "column")), (*batch, "row", "column"))
 
 
-class EinsumRule(ContractionRule):
+@final
+class EinsumRule(_ContractionRule):
     """Einsum of two operands, every index in two of the three terms at least and in each only once."""
 
     attributes = frozenset({"equation"})
@@ -220,11 +246,11 @@ class EinsumRule(ContractionRule):
         plain = bool(arrow) and len(operands) == 2 == len(op.inputs) and all(t.isalpha() or not t for t in texts)
         counts = {letter: sum(letter in text for text in texts) for letter in "".join(texts)}
         if not plain or any(len(set(t)) != len(t) for t in texts) or any(count < 2 for count in counts.values()):
-            return Refuse("not-contracted", f"{op.label}: {equation} is no contraction of two operands that it names")
+            return refuse(op, "not-contracted", f"{equation} is no contraction of two operands that it names")
         dims = [graph.dims(value) for value in (*op.inputs, op.output) if value is not None]
         if [None if found is None else len(found) for found in dims] != [len(text) for text in texts]:
-            return Refuse("unknown-shape", f"{op.label}: the rank of a tensor is not known")
+            return refuse(op, "unknown-shape", "the rank of a tensor is not known")
         sizes = [dict(zip(text, found or (), strict=True)) for text, found in zip(operands, dims, strict=False)]
         if any(sizes[1].get(letter, dim) != dim for letter, dim in sizes[0].items()):
-            return Refuse("unknown-shape", f"{op.label}: the operands have other sizes for one letter")
+            return refuse(op, "unknown-shape", "the operands have other sizes for one letter")
         return Labels((tuple(operands[0]), tuple(operands[1])), tuple(output))

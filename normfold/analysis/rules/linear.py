@@ -6,24 +6,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewAdd, NewAttribute, NewConstant
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, along, name_of, only_along, value_at
-from normfold.analysis.rules.windows import convolve, map_elements, spatial, window
+from normfold.analysis.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    FrameOf,
+    Rule,
+    SizeOf,
+    Surroundings,
+    along,
+    name_of,
+    only_along,
+    rank_of,
+    value_at,
+)
+from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
+from normfold.analysis.rules.windows import Window, convolve, kernel_of, map_elements, spatial, window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, compress, total
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
 
+@final
 class GemmRule(Rule):
     """Gemm, `alpha * A' B' + beta * C`, with B constant and C constant or absent."""
 
     attributes = frozenset({"alpha", "beta", "transA", "transB"})
+    bias_follows = True
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return 0.0
@@ -31,7 +48,7 @@ class GemmRule(Rule):
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
         return True
 
-    def _fits(self, at: Ports) -> Refuse | None:
+    def _fits(self, at: Surroundings) -> Refuse | None:
         weight, bias = _constants(at.op)
         if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
@@ -41,15 +58,24 @@ class GemmRule(Rule):
                 return at.refuse("not-contracted", "does not contract the channels of the norm")
         return None
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if OUT in at.known and np.any(at.known[OUT] == 0.0):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         return self._fits(at) or {}
+
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        return size_by_weight(graph, op, -1 if op.integer("transB", 0) else -2)
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        if port != OUT:
+            return super().without_mean(graph, op, port, axis)
+        columns = -2 if op.integer("transB", 0) else -1
+        return weight_without_mean(graph, op, axis, channels=(rank_of(graph, op.output) or 0) - 1, columns=columns)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         weight, bias = _constants(op)
@@ -74,14 +100,17 @@ class GemmRule(Rule):
                 yield NewAttribute(name_of(op.output), "beta", 1.0)
 
 
+@final
 class ConvRule(Rule):
     """Conv in any number of dimensions and groups.
 
     Zero padding takes a scale. A shift it does not receive (it would have to be -t / s): behind the operator that is a
-    bias for each position, an Add of a whole map, where sizes are known and it costs less than the Add in front.
+    bias for each position, an Add of a map, where sizes are known and it costs less than the Add in front.
     """
 
     attributes = frozenset({"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"})
+    bias_follows = True
+    convolves = True
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return 0.0
@@ -89,13 +118,13 @@ class ConvRule(Rule):
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
         return not pads_with_zeros(op)
 
-    def _weights(self, at: Ports) -> Refuse | None:
+    def _weights(self, at: Surroundings) -> Refuse | None:
         weight, bias = _constants(at.op)
         if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
         return None
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if refused := self._weights(at):
             return refused
         if not all(only_along(array, (1,)) for array in at.known.values()):
@@ -104,7 +133,7 @@ class ConvRule(Rule):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if refused := self._weights(at):
             return refused
         graph, op = at.graph, at.op
@@ -123,7 +152,7 @@ class ConvRule(Rule):
             return at.refuse("shift-meets-padding", why)
         return {}
 
-    def _bias_behind(self, at: Ports) -> bool:
+    def _bias_behind(self, at: Surroundings) -> bool:
         """Whether an Add reads the output that could hold a map; a norm, which is to go, is none."""
         readers = at.graph.readers(at.value(OUT))
         if OUT in at.known or len(readers) != 1 or at.value(OUT) in at.graph.outputs:
@@ -164,6 +193,17 @@ class ConvRule(Rule):
     def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
         rest = self._rest(graph, op, shift(value_at(op, 0)), shift(op.output))
         return 0 if only_along(rest, (1,)) else map_elements(graph, op.output)
+
+    def window(self, graph: Graph, op: Op) -> Window | None:
+        return window(op, kernel_of(graph, op), spatial(graph, value_at(op, 0)))
+
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        return size_by_weight(graph, op, None)
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        if port != OUT:
+            return super().without_mean(graph, op, port, axis)
+        return weight_without_mean(graph, op, axis, channels=1 if op.integer("group", 1) == 1 else None, columns=0)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         weight, bias = _constants(op)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewAttribute, NewConstant
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, name_of, only_along
+from normfold.analysis.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    FrameOf,
+    Rule,
+    Surroundings,
+    keeps_mean,
+    name_of,
+    only_along,
+    rank_of,
+)
 from normfold.graph.affine import Array, Frame
 from normfold.graph.operators import opset
 from normfold.graph.types import Op, Value
@@ -19,6 +31,7 @@ from normfold.graph.view import Graph
 EPSILON = 1e-5
 
 
+@final
 class NormalizeRule(Rule):
     """`w * (x - mean) / sqrt(var + eps) + b` over the last axes, or the RMS form, which has neither mean nor b.
 
@@ -27,11 +40,12 @@ class NormalizeRule(Rule):
     """
 
     attributes = frozenset({"axis", "epsilon", "stash_type"})
+    normalizes = True
 
     def __init__(self, *, centred: bool) -> None:
         self.centred = centred
 
-    def _fits(self, at: Ports) -> Refuse | None:
+    def _fits(self, at: Surroundings) -> Refuse | None:
         weight, bias = parameters(at.op)
         if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
@@ -45,7 +59,7 @@ class NormalizeRule(Rule):
             return at.refuse("statistic", "computes its statistic over channels in different frames")
         return None
 
-    def _at_weight(self, at: Ports, array: Array, weight: Value) -> Array | Refuse:
+    def _at_weight(self, at: Surroundings, array: Array, weight: Value) -> Array | Refuse:
         dims = at.graph.dims(weight)
         axes = len(dims) if dims is not None else 0
         if any(size != 1 for size in array.shape[: array.ndim - axes]):
@@ -55,7 +69,7 @@ class NormalizeRule(Rule):
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return 0.0 if self.centred else math.inf
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if 0 in at.known and np.any(at.known[0] <= 0.0):
@@ -64,7 +78,7 @@ class NormalizeRule(Rule):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if 0 in at.known and np.any(at.known[0] != 0.0) and not self.centred:
@@ -73,14 +87,29 @@ class NormalizeRule(Rule):
             return at.refuse("no-bias", "it has no bias to take a shift")
         return {}
 
-    def own_frame(self, graph: Graph, op: Op, rank: int) -> Frame | None:
-        """Its weight and bias, as the frame its output would have were they folded."""
+    def own_frame(self, graph: Graph, op: Op) -> Frame | None:
         weight, bias = parameters(op)
-        if weight is None or not graph.is_constant(weight) or (bias is not None and not graph.is_constant(bias)):
+        rank = rank_of(graph, op.output)
+        if rank is None or weight is None or not graph.is_constant(weight):
+            return None
+        if bias is not None and not graph.is_constant(bias):
             return None
         identity = Frame.identity(rank)
         scale = identity.scale * graph.constant(weight)
         return Frame(scale, identity.shift if bias is None else identity.shift + graph.constant(bias))
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        """A LayerNormalization subtracts the mean of its input: it does not see that it is gone."""
+        if not self.centred or port != 0 or op.inputs[0] in op.inputs[1:]:
+            return super().without_mean(graph, op, port, axis)
+        rank = rank_of(graph, op.output) or 0
+        weight, bias = parameters(op)
+        constant = weight is not None and all(part is None or graph.is_constant(part) for part in (weight, bias))
+        if op.integer("axis", -1) % rank != rank - 1 or axis != rank - 1:
+            return keeps_mean(op, "its mean runs along other axes than the channels of the stream")
+        if not constant or any(graph.readers(v) or v in graph.outputs for v in op.outputs[1:]):
+            return keeps_mean(op, "its weight is no constant, or its mean or deviation is read")
+        return {}
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         weight, bias = parameters(op)
@@ -99,12 +128,15 @@ class NormalizeRule(Rule):
             yield NewConstant(name_of(op.output), 2, source, over=scale, add=-shift / scale)
 
 
+@final
 class ChannelNormalizeRule(Rule):
     """`w * (x - mean) / sqrt(var + eps) + b` over a group of channels, or each channel (Instance-).
 
     Input: one scale s > 0, `eps' = eps / s^2`; the mean takes one shift for all channels of a group with it. Output:
     any, along the channels; before opset 21 GroupNormalization has one w and b for each group only.
     """
+
+    normalizes = True
 
     def __init__(self, *, grouped: bool) -> None:
         self.grouped = grouped
@@ -116,7 +148,7 @@ class ChannelNormalizeRule(Rule):
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
         return not self.grouped
 
-    def _fits(self, at: Ports) -> Refuse | None:
+    def _fits(self, at: Surroundings) -> Refuse | None:
         weight, bias = parameters(at.op)
         if any(value is None or not at.graph.is_constant(value) for value in (weight, bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
@@ -129,7 +161,7 @@ class ChannelNormalizeRule(Rule):
     def _by_group(self, graph: Graph, op: Op) -> bool:
         return self.grouped and opset(graph.model) < 21
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if 0 in at.known and not np.all(at.known[0] == at.known[0].flat[0]):
@@ -140,7 +172,7 @@ class ChannelNormalizeRule(Rule):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if 0 in at.known and self.grouped and not _same_within(at.known[0], _groups(at.op)):

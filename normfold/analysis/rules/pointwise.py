@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Costs, Demands, Ports, Rule, to_port, value_at
+from normfold.analysis.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    FixedMap,
+    InStatistic,
+    Rule,
+    SizeOf,
+    Surroundings,
+    keeps_mean,
+    one_constant,
+    rank_of,
+    to_port,
+    to_rank_of,
+    value_at,
+)
 from normfold.analysis.rules.windows import map_elements
 from normfold.graph.affine import Array, compress, total, varying_axes
-from normfold.graph.types import Op, Value
+from normfold.graph.types import BATCH_NORM, Op, Value
 from normfold.graph.view import Graph
 
 
+@final
 class AffineRule(Rule):
     """`y = a * x + b` with constants. Folded, it is a no-op: s_y = a * s_x, t_y = a * t_x + b.
 
     Otherwise it absorbs any frame: its constants change.
     """
+
+    in_statistic = "step"
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         if not costs.is_fixed(op):
@@ -30,7 +50,7 @@ class AffineRule(Rule):
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
         return not costs.is_fixed(op) or costs.absorbs_shift(op.output)
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         affine = at.op.affine
         assert affine is not None
         if not at.fixed:
@@ -52,7 +72,7 @@ class AffineRule(Rule):
             demands[0] = source
         return demands
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         affine = at.op.affine
         assert affine is not None
         if not at.fixed:
@@ -78,23 +98,25 @@ class AffineRule(Rule):
         if len(varying_axes(left)) <= max(len(varying_axes(affine.frame.shift)), 1):
             return 0
         # The map is read as well; and a BatchNormalization has no place for one, its two halves are written apart.
-        split = any(node.op_type == "BatchNormalization" for node in affine.nodes)
+        split = any(node.op_type == BATCH_NORM for node in affine.nodes)
         return map_elements(graph, op.output) - (0 if split else graph.size(op.output))
 
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        affine, source = op.affine, size(0)
+        assert affine is not None
+        shift = affine.frame.shift
+        return np.abs(shift) if source is None else np.hypot(affine.frame.scale * source, shift)
 
-class SumRule(Rule):
+
+class _SumRule(Rule):
     """`z = sum of w_k x_k` of several tensors ties them: one scale for all, and t_z = sum of w_k t_k.
 
     The shifts leave a choice. One that arrives on x_k goes no further when another operand's writer has a bias to take
     it; otherwise z carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
-    sign: of all operands but the first. mean: the sum is divided by the number of operands.
     """
 
     late = True
-
-    def __init__(self, sign: float = 1.0, *, mean: bool = False) -> None:
-        self.sign = sign
-        self.mean = mean
+    adds = True
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         return (*self._operands(op), OUT)
@@ -102,14 +124,14 @@ class SumRule(Rule):
     def _operands(self, op: Op) -> tuple[int, ...]:
         return tuple(range(len(op.inputs)))
 
+    @abstractmethod
     def _weight(self, op: Op, port: int) -> float:
-        sign = self.sign if port else 1.0
-        return sign / len(op.inputs) if self.mean else sign
+        """w_k."""
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return min(costs.writer_cost(value_at(op, port)) for port in self._operands(op))
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if constant := _constant_operand(at):
             return constant
         demands: dict[int, Array] = {}
@@ -121,7 +143,7 @@ class SumRule(Rule):
                 demands.setdefault(port, shaped)
         return demands
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if constant := _constant_operand(at):
             return constant
         taker = self._taker(at)
@@ -130,7 +152,7 @@ class SumRule(Rule):
         wanted = self._solve(at, taker)
         return wanted if isinstance(wanted, Refuse) else {taker: wanted}
 
-    def _taker(self, at: Ports) -> int | Refuse:
+    def _taker(self, at: Surroundings) -> int | Refuse:
         """The port that makes up for the others."""
         missing = [port for port in (OUT, *self._operands(at.op)) if port not in at.known]
         if len(missing) <= 1:
@@ -143,7 +165,7 @@ class SumRule(Rule):
             return at.refuse("no-bias", "no operand is written by an operator that could take the shift")
         return cheapest
 
-    def _solve(self, at: Ports, taker: int) -> Array | Refuse:
+    def _solve(self, at: Surroundings, taker: int) -> Array | Refuse:
         terms = [self._weight(at.op, port) * at.get(port) for port in self._operands(at.op) if port != taker]
         if taker == OUT:
             return to_port(at, total(*terms), OUT)
@@ -151,7 +173,62 @@ class SumRule(Rule):
         return to_port(at, rest / self._weight(at.op, taker), taker)
 
 
-def _constant_operand(at: Ports) -> Refuse | None:
+@final
+class SumRule(_SumRule):
+    """Sum and Mean, of any number of tensors."""
+
+    def __init__(self, *, mean: bool = False) -> None:
+        self.mean = mean
+
+    def _weight(self, op: Op, port: int) -> float:
+        return 1.0 / len(op.inputs) if self.mean else 1.0
+
+
+@final
+class AddRule(_SumRule):
+    """Add and Sub; with a constant a fixed map. sign: of the second operand."""
+
+    def __init__(self, sign: float, *, in_statistic: InStatistic | None = None) -> None:
+        self.sign = self.sign_of_second = sign
+        self.in_statistic = in_statistic
+
+    def _weight(self, op: Op, port: int) -> float:
+        return self.sign if port else 1.0
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        found = one_constant(graph, op)
+        if found is None:
+            return None
+        source, constant, first = found
+        if first and self.sign < 0.0:
+            return FixedMap(source, scale=np.full((), -1.0), shift=constant)
+        return FixedMap(source, shift=constant if first else self.sign * constant)
+
+    def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
+        sizes = [found for port in (0, 1) if (found := size(port)) is not None]
+        if not sizes:
+            return None
+        return to_rank_of(graph, op.output, sizes[0] if len(sizes) == 1 else np.hypot(*sizes))
+
+    def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
+        from_last = axis - (rank_of(graph, value_at(op, port)) or 0)
+        axes: dict[int, int] = {}
+        for other in (*self._operands(op), OUT):
+            value = op.output if other == OUT else op.inputs[other]
+            rank = None if value is None else rank_of(graph, value)
+            if rank is None or rank < -from_last:
+                return keeps_mean(op, "one value is broadcast over the channels")
+            axes[other] = rank + from_last
+        return axes
+
+
+def negated(graph: Graph, op: Op) -> FixedMap | None:
+    """Neg: a fixed map of every tensor."""
+    source = op.inputs[0]
+    return None if source is None else FixedMap(source, scale=np.full((), -1.0))
+
+
+def _constant_operand(at: Surroundings) -> Refuse | None:
     if any(value is None or at.graph.is_constant(value) for value in at.op.inputs):
         return at.refuse("broadcast", "adds a constant that is larger than the tensor")
     return None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.layout import AxisMap, Windowed
+from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.rules.axis_maps import AxisMap, Windowed
 from normfold.graph.affine import Array
 from normfold.graph.operators import opset
 from normfold.graph.types import Op
@@ -18,7 +18,7 @@ _MEANS = frozenset({"half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", 
 
 
 @dataclass(frozen=True, slots=True)
-class Tiled:
+class Tiled(AxisMap):
     """Every axis is repeated; None: how often is not known."""
 
     op: Op
@@ -26,7 +26,7 @@ class Tiled:
 
     def forward(self, array: Array) -> Array | Refuse:
         if any(times is None and size != 1 for times, size in zip(self.repeats, array.shape, strict=True)):
-            return Refuse("channels-cut", f"{self.op.label}: repeats the norm's channels, how often is not known")
+            return refuse(self.op, "channels-cut", "repeats the norm's channels, how often is not known")
         return np.tile(
             array, [times if size != 1 and times else 1 for times, size in zip(self.repeats, array.shape, strict=True)]
         )
@@ -37,10 +37,10 @@ class Tiled:
             if size == 1 or times == 1:
                 continue
             if times is None or size % times:
-                return Refuse("channels-cut", f"{self.op.label}: repeats the norm's channels, how often is not known")
+                return refuse(self.op, "channels-cut", "repeats the norm's channels, how often is not known")
             first = array.take(range(size // times), axis=axis)
             if not np.array_equal(np.concatenate([first] * times, axis=axis), array):
-                return Refuse("broadcast", f"{self.op.label}: repeats channels that would need different frames")
+                return refuse(self.op, "broadcast", "repeats channels that would need different frames")
             array = first
         return array
 
@@ -50,7 +50,7 @@ def tiled(graph: Graph, op: Op) -> AxisMap | Refuse:
     source = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
     target = graph.dims(op.output)
     if source is None or target is None or len(source) != len(target):
-        return Refuse("unknown-shape", f"{op.label}: a shape is not known")
+        return refuse(op, "unknown-shape", "a shape is not known")
     given = op.inputs[1]
     if given is not None and graph.is_constant(given):
         return Tiled(op, tuple(int(times) for times in graph.constant(given).reshape(-1)))
@@ -91,13 +91,11 @@ class Blocks:
         return np.tile(array, (1, self.block**2, 1, 1)) if self.first else np.repeat(array, self.block**2, axis=1)
 
     def _refuse(self) -> Refuse:
-        return Refuse(
-            "reshaped-channels", f"{self.op.label}: lays channels with different frames out as positions of one"
-        )
+        return refuse(self.op, "reshaped-channels", "lays channels with different frames out as positions of one")
 
 
 @dataclass(frozen=True, slots=True)
-class ToSpace:
+class ToSpace(AxisMap):
     """DepthToSpace."""
 
     blocks: Blocks
@@ -110,7 +108,7 @@ class ToSpace:
 
 
 @dataclass(frozen=True, slots=True)
-class ToDepth:
+class ToDepth(AxisMap):
     """SpaceToDepth."""
 
     blocks: Blocks
@@ -137,9 +135,9 @@ def space_to_depth(graph: Graph, op: Op) -> AxisMap | Refuse:
 def _blocks(graph: Graph, op: Op, mode: str) -> Blocks | Refuse:
     dims, block = graph.dims(op.output), op.integer("blocksize", 0)
     if dims is None or len(dims) != 4 or block < 1:
-        return Refuse("unknown-shape", f"{op.label}: its output is not known to be an image")
+        return refuse(op, "unknown-shape", "its output is not known to be an image")
     if mode not in ("DCR", "CRD"):
-        return Refuse("wall", f"{op.label}: normfold does not know its mode {mode}")
+        return refuse(op, "wall", f"normfold does not know its mode {mode}")
     return Blocks(op, block, first=mode == "DCR")
 
 
@@ -151,12 +149,12 @@ def resized(graph: Graph, op: Op) -> AxisMap | Refuse:
     source = graph.dims(op.inputs[0]) if op.inputs[0] is not None else None
     target = graph.dims(op.output)
     if source is None or target is None or len(source) != len(target):
-        return Refuse("unknown-shape", f"{op.label}: a shape is not known")
+        return refuse(op, "unknown-shape", "a shape is not known")
     mode = op.text("coordinate_transformation_mode", "half_pixel")
     if mode == "tf_crop_and_resize":
-        return Refuse("fill-value", f"{op.label}: crops, and fills with a number what lies outside")
+        return refuse(op, "fill-value", "crops, and fills with a number what lies outside")
     if opset(graph.model) < 11 or mode not in _MEANS or op.text("keep_aspect_ratio_policy", "stretch") != "stretch":
-        return Refuse("wall", f"{op.label}: normfold does not follow this way to resize")
+        return refuse(op, "wall", "normfold does not follow this way to resize")
     axes = [axis % len(source) for axis in op.integers("axes") or range(len(source))]
     scales = op.inputs[2] if len(op.inputs) > 2 else None
     if len(op.inputs) > 3 and op.inputs[3] is not None:
@@ -170,5 +168,5 @@ def resized(graph: Graph, op: Op) -> AxisMap | Refuse:
 def weighs_unevenly(graph: Graph, op: Op) -> Refuse | None:
     """Whether the weights of a resized position may add up to something else than 1."""
     if op.integer("antialias", 0) or op.integer("exclude_outside", 0):
-        return Refuse("uneven-taps", f"{op.label}: its weights are not known to add up to 1 at every position")
+        return refuse(op, "uneven-taps", "its weights are not known to add up to 1 at every position")
     return None

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewConstant
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Demands, FrameOf, Ports, Rule, name_of, rescaled_constant, to_port
+from normfold.analysis.rules.base import (
+    OUT,
+    Demands,
+    FrameOf,
+    InStatistic,
+    Rule,
+    Surroundings,
+    name_of,
+    rescaled_constant,
+    to_port,
+)
 from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -16,6 +27,7 @@ from normfold.graph.view import Graph
 ONE_BOUND = "has one bound for all channels, which would need one each"
 
 
+@final
 class TieRule(Rule):
     """Where, Min, Max: `z` is one of the operands, so s and t are the same on all; Min and Max need s > 0.
 
@@ -25,9 +37,10 @@ class TieRule(Rule):
 
     late = True
 
-    def __init__(self, *, first: int, positive: bool) -> None:
+    def __init__(self, *, first: int, positive: bool, in_statistic: InStatistic | None = None) -> None:
         self.first = first
         self.positive = positive
+        self.in_statistic = in_statistic
 
     def _operands(self, op: Op) -> dict[int, Value]:
         return {port: value for port, value in enumerate(op.inputs) if port >= self.first and value is not None}
@@ -39,7 +52,7 @@ class TieRule(Rule):
         constants = self._constants(graph, op)
         return (*(port for port in self._operands(op) if port not in constants), OUT)
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         for array in at.known.values():
             if self.positive and np.any(array <= 0.0):
                 return at.refuse("negative-scale", "a negative or zero scale does not pass through it")
@@ -50,10 +63,10 @@ class TieRule(Rule):
                     return at.refuse("scale-range", "a constant of it would leave the range of its type")
         return self._tie(at)
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         return self._tie(at)
 
-    def _tie(self, at: Ports) -> Demands:
+    def _tie(self, at: Surroundings) -> Demands:
         demands: dict[int, Array] = {}
         for array in at.known.values():
             for port in self.ports(at.graph, at.op):
@@ -71,6 +84,7 @@ class TieRule(Rule):
             yield rescaled_constant(op, port, outgoing)
 
 
+@final
 class ClipRule(Rule):
     """Clip between constants: s > 0, and the bounds become (bound - t) / s.
 
@@ -78,10 +92,12 @@ class ClipRule(Rule):
     leaves them as they are, and t is 0, as for a ReLU.
     """
 
+    in_statistic = "step"
+
     def _bounds(self, op: Op) -> dict[int, Value]:
         return {port: value for port, value in enumerate(op.inputs) if port in (1, 2) and value is not None}
 
-    def _values(self, at: Ports) -> list[float] | Refuse:
+    def _values(self, at: Surroundings) -> list[float] | Refuse:
         source, *_ = at.op.inputs
         if source is None or any(not at.graph.is_constant(value) for value in self._bounds(at.op).values()):
             return at.refuse("two-tensors", "a bound of it is computed at run time")
@@ -92,7 +108,7 @@ class ClipRule(Rule):
             return at.refuse("unknown-shape", "a bound of it is no scalar")
         return [float(bound.reshape(-1)[0]) for bound in found]
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         bounds = self._values(at)
         if isinstance(bounds, Refuse):
             return bounds
@@ -106,7 +122,7 @@ class ClipRule(Rule):
                 return at.refuse("scale-range", "a bound of it would leave the range of its type")
         return self._same(at)
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         bounds = self._values(at)
         if isinstance(bounds, Refuse):
             return bounds
@@ -118,7 +134,7 @@ class ClipRule(Rule):
                 return at.refuse("one-bound", ONE_BOUND)
         return self._same(at)
 
-    def _same(self, at: Ports) -> Demands:
+    def _same(self, at: Surroundings) -> Demands:
         return {OUT: at.known[0]} if 0 in at.known else {0: at.known[OUT]}
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:

@@ -10,24 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
+from typing import final
 
 import numpy as np
 
 from normfold.analysis.edits import Edit, NewConstant
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import OUT, Costs, Demands, FrameOf, Ports, Rule, along, name_of, only_along, value_at
+from normfold.analysis.rules.base import (
+    OUT,
+    Costs,
+    Demands,
+    FrameOf,
+    Rule,
+    Surroundings,
+    along,
+    name_of,
+    only_along,
+    value_at,
+)
 from normfold.analysis.rules.normalize import parameters
 from normfold.graph.affine import Array, agree
 from normfold.graph.types import Op
 from normfold.graph.view import Graph
 
 
+@final
 class ConvTransposeRule(Rule):
     """ConvTranspose in any number of dimensions and groups. Its weight is (inputs, outputs / groups, taps)."""
 
     attributes = frozenset(
         {"auto_pad", "dilations", "group", "kernel_shape", "output_padding", "output_shape", "pads", "strides"}
     )
+    bias_follows = True
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return 0.0
@@ -36,7 +50,7 @@ class ConvTransposeRule(Rule):
         sums = self._phases(costs.graph, op)
         return sums is not None and agree(sums, sums[..., :1])
 
-    def _fits(self, at: Ports) -> Refuse | None:
+    def _fits(self, at: Surroundings) -> Refuse | None:
         weight, bias = parameters(at.op)
         if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
@@ -44,14 +58,14 @@ class ConvTransposeRule(Rule):
             return at.refuse("not-contracted", "does not contract the channels of the norm")
         return None
 
-    def scale(self, at: Ports) -> Demands:
+    def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if OUT in at.known and np.any(at.known[OUT] == 0.0):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         return {}
 
-    def shift(self, at: Ports) -> Demands:
+    def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
         if 0 in at.known and np.any(at.known[0] != 0.0):

@@ -14,7 +14,7 @@ from normfold.graph.affine import Array
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
-# An Add of one value for each channel reads and writes its tensor; one of a whole map reads the map as well, which
+# An Add of one value for each channel reads and writes its tensor; one of a map reads that as well, which
 # serves every example of a batch and so mostly comes from a cache.
 MAP_COST = 1.25
 
@@ -74,6 +74,12 @@ def spatial(graph: Graph, value: Value) -> tuple[int, ...] | None:
     return tuple(dim.size for dim in dims[2:])
 
 
+def kernel_of(graph: Graph, op: Op) -> tuple[int, ...]:
+    """The taps of a convolution's kernel along each axis behind the channels."""
+    weight = op.inputs[1]
+    return tuple(dim.size for dim in ((graph.dims(weight) if weight is not None else None) or ())[2:])
+
+
 def map_elements(graph: Graph, value: Value) -> int:
-    """What an Add of a whole map behind `value` costs, in elements of an Add of one value for each channel."""
+    """What an Add of a map behind `value` costs, in elements of an Add of one value for each channel."""
     return int(MAP_COST * graph.size(value))

@@ -18,7 +18,7 @@ from normfold.system.failures import one_line
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read a program, for trusted files only. Raises CheckpointError, and NormStateError for one in training mode."""
     program = _program(path, trust=trust)
-    _check_captured_in_eval(program, path)
+    check_captured_in_eval(program, path)
     return Contents(module=program.module(), program=program, takes=program_inputs(program))
 
 
@@ -42,7 +42,7 @@ def _program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         raise CheckpointError(f"{path} cannot be read as a torch.export program ({one_line(e)}).") from e
 
 
-def _check_captured_in_eval(program: torch.export.ExportedProgram, path: Path) -> None:
+def check_captured_in_eval(program: torch.export.ExportedProgram, path: Path) -> None:
     """A program keeps the mode it was captured in; in training mode its batch norms ignore their running statistics."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.batch_norm.default and node.args[5]:

@@ -111,6 +111,15 @@ def test_zero_padding_stops_a_shift() -> None:
     CARRY["Pad zero"].fold(FOLDED, "backward", "scale")
 
 
+@pytest.mark.parametrize("upper", [0, 1])
+@pytest.mark.parametrize("source", ["B,3,4", "B,4,4", "4,B,5"])
+def test_a_triangle_takes_a_scale_and_stops_a_shift(source: str, upper: int) -> None:
+    case = Sandwich(f"o = Trilu<upper = {upper}>(i, k)", source=source, constants={"k": np.array(1)})
+    case.fold(partial("shift-meets-padding"), "forward")
+    case.fold(FOLDED, "forward", "scale")
+    case.fold(FOLDED, "backward", "scale")
+
+
 FILLED = {
     "o = Pad(i, p)": FOLDED,
     "o = Pad(i, p, zero)": FOLDED,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from itertools import product
 from typing import Any
 
@@ -141,6 +143,39 @@ def test_linear_models_as_onnxruntime(case: Case, outputs: int) -> None:
 def test_a_pattern_that_cannot_be_read_is_an_error() -> None:
     with pytest.raises(EvaluationError, match="pattern"):
         run(model_of("RegexFullMatch", 20, [words("a")], {"pattern": "("}), [words("a")])
+
+
+def test_a_pattern_that_never_ends_is_refused_and_its_twin_is_matched() -> None:
+    long = "a" * 40 + "!"
+    for pattern in (
+        "(a+)+",
+        "(a|a)*",
+        "(a|aa)+",
+        "(a*)*b",
+        "((a?)+)*",
+        "(?:a+){9}",
+        "a*a*a*a*a*a*a*b",
+        r"(a)\1",
+        "(?=a)a",
+    ):
+        with pytest.raises(NotCoveredError, match="too many ways"):
+            run(model_of("RegexFullMatch", 20, [words(long)], {"pattern": pattern}), [words(long)])
+    twins = (
+        "a+!",
+        "(ab)*",
+        "(a|b)c",
+        "a{40}!",
+        "(?:a{20}){2}!",
+        r"[a-z(+]*\(?!",
+        "a*a*!",
+        r"(\W|^)[\w.]{0,45}(!|$)",
+        "[]a]*!",
+    )
+    start = time.perf_counter()
+    for pattern in twins:
+        (found,) = run(model_of("RegexFullMatch", 20, [words(long)], {"pattern": pattern}), [words(long)])
+        assert found.tolist() == [re.fullmatch(pattern, long) is not None], pattern
+    assert time.perf_counter() - start < 5
 
 
 def test_probit_of_a_single_score_has_no_verdict() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from itertools import pairwise
@@ -14,6 +15,12 @@ from normfold.graph.evaluator.values import Array, Tensor, Value
 
 # Bytes of a number here: what Meter counts in.
 _WIDTH = 8
+# Letters that Python's matcher may look at: a few seconds.
+_MOST_STEPS = 1e8
+# Of a pattern: escapes, classes, the beginnings of groups, repeats, single letters.
+_REPEAT = re.compile(r"(?:[*+?]|\{(?:(?P<exact>\d+)|\d*,(?P<most>\d*))\})[?+]?")
+_GROUP = re.compile(r"\(\?(?:P?<\w+>|[ims]*:)")
+_TOKENS = re.compile(rf"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|{_GROUP.pattern}|\(\??|{_REPEAT.pattern}|.", re.DOTALL)
 
 
 def string_array(items: list[str], shape: tuple[int, ...]) -> Array:
@@ -81,13 +88,50 @@ def _pieces(text: str, delimiter: str, most: int) -> list[str]:
 
 
 def full_match(call: Call, x: Array) -> Tensor:
-    """Whether a string is matched as a whole. The syntax is RE2's, whose classes hold ASCII only."""
+    """Whether a string is matched as a whole. The syntax is RE2's, whose classes hold ASCII only.
+
+    RE2 takes time in proportion to the string; Python tries one way after the other, and may never end.
+    """
+    text = call.text("pattern", "")
     try:
-        pattern = re.compile(call.text("pattern", ""), re.ASCII)
+        pattern = re.compile(text, re.ASCII)
     except re.error as error:
         raise ValueError(f"the pattern cannot be read: {error}") from error
+    longest = max((len(item) for item in x.reshape(-1)), default=0)
+    if _ways(text, longest) * max(longest, 1) * max(x.size, 1) > _MOST_STEPS:
+        raise call.refuse(f"a pattern that {x.size} strings of up to {longest} letters may match in too many ways")
     found = [pattern.fullmatch(item) is not None for item in x.reshape(-1)]
     return torch.tensor(found, dtype=torch.bool).reshape(x.shape)
+
+
+def _ways(pattern: str, length: int) -> float:
+    """At most so many ways to match a string of this length are tried; inf where repeats are nested or no limit known.
+
+    Every repeat can end in as many places as the string has, and every `|` goes two ways.
+    """
+    groups, last = [(1.0, True)], True  # of every open group: its ways, and whether there is but one; the last atom's
+    for token in (match[0] for match in _TOKENS.finditer(pattern)):
+        ways, single = groups[-1]
+        if token == "(" or _GROUP.fullmatch(token):
+            groups.append((1.0, True))
+            continue
+        if token == ")" and len(groups) > 1:
+            groups.pop()
+            outer, outer_single = groups[-1]
+            groups[-1], last = (outer * ways, outer_single and single), single
+            continue
+        repeat = _REPEAT.fullmatch(token)
+        if token.startswith("(?") or re.fullmatch(r"\\[1-9]", token) or (repeat and not (last or token[0] == "?")):
+            return math.inf
+        if repeat:
+            places = 2 if token[0] == "?" else 1 if repeat["exact"] else 1 + int(repeat["most"] or length)
+            groups[-1] = (ways * places, single and places == 1)
+            last = places == 1
+        else:
+            last = True
+            if token == "|":
+                groups[-1] = (ways * 2, False)
+    return groups[0][0] if len(groups) == 1 else math.inf
 
 
 def tf_idf(call: Call, x: Value) -> Tensor:

@@ -1,0 +1,285 @@
+"""Exact statistics for a trained model: those of all given batches, in evaluation mode, instead of running means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normfold.errors import BatchError, UsageError
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.powernorm import MaskPowerNorm
+from normfold.nn.recall import across_ranks
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.un import UN1d
+from normfold.norms.kinds import name_of
+
+# What is passed to the model: one input, several, or several by name.
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrated:
+    """What `recalibrate` did. tokens: of each norm, what its statistics were taken from; unseen: norms never called."""
+
+    tokens: dict[str, int]
+    unseen: tuple[str, ...]
+
+
+class Moments:
+    """Count, mean and sum of squared deviations of tokens (P, C), in float64, batch by batch (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.mean = torch.zeros(())
+        self.spread = torch.zeros(())
+
+    def add(self, tokens: Tensor) -> None:
+        """Take in tokens (P, C)."""
+        if not len(tokens):
+            return
+        work = tokens.detach().double()
+        count, mean = float(len(work)), work.mean(0)
+        spread = (work - mean).square().sum(0)
+        if self.count:
+            total, step = self.count + count, mean - self.mean
+            self.mean = self.mean + step * (count / total)
+            self.spread = self.spread + spread + step.square() * (self.count * count / total)
+            self.count = total
+        else:
+            self.count, self.mean, self.spread = count, mean, spread
+
+    def over_ranks(self, like: Tensor) -> None:
+        """Those of all ranks; like: a statistic, for its shape and device where this rank has seen nothing."""
+        if not self.count:
+            self.mean = self.spread = like.detach().double().flatten() * 0.0
+        own = self.mean.new_full((1,), self.count)
+        count, total = across_ranks(own, self.mean * self.count)
+        mean = total / count.clamp_min(1.0)
+        (self.spread,) = across_ranks(self.spread + self.count * (self.mean - mean).square())
+        self.count, self.mean = float(count), mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Of all tokens, biased: what normalises exactly these."""
+        return self.spread / max(self.count, 1.0)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """E[x^2]."""
+        return self.variance + self.mean.square()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one norm's input is seen. module: what is called with it; tokens: that call's arguments to (P, C)."""
+
+    name: str
+    module: nn.Module
+    statistics: nn.Module
+    tokens: Callable[[tuple[Any, ...], dict[str, Any]], Tensor]
+
+    def write(self, moments: Moments) -> None:
+        """Put the statistics of all tokens into the norm. Raises BatchError."""
+        if not bool(torch.isfinite(moments.mean_square).all()):
+            raise BatchError(f"{self.name}: the batches make NaN or infinite values in front of it; nothing changed")
+        for buffer, value in self.values(moments):
+            buffer.copy_(value.reshape(buffer.shape).to(buffer.dtype))
+
+    def values(self, moments: Moments) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every stored statistic, and what it is by these moments."""
+        mean, var, phi = (getattr(self.statistics, f"running_{key}", None) for key in ("mean", "var", "phi"))
+        if isinstance(mean, Tensor):
+            yield mean, moments.mean
+        if isinstance(var, Tensor):
+            yield var, moments.variance if isinstance(mean, Tensor) else moments.mean_square
+        if isinstance(phi, Tensor):
+            yield phi, moments.mean_square
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool = False) -> Recalibrated:
+    """Give every norm with stored statistics those of all `batches`, in evaluation mode: exact, not running means.
+
+    The mean and the (biased) variance of BatchNorm, RepBN and PRepBN, E[x^2] of UN, PowerNorm (behind its group
+    scaling) and MABN, over all tokens of all batches, of all ranks of torch.distributed if there are several; in
+    float64, streaming. Padding is left out where the model passes a mask to one of this package's norms.
+    batches: what the model is called with: a tensor, a sequence of arguments, or a mapping of keyword arguments.
+    layerwise: one norm after the other in the order of their first calls, each from what the norms before it, already
+    done, let through; takes a pass over the batches for every norm. Without it one pass, all from the old statistics.
+    Every module keeps its mode; parameters and counters do not change.
+    Raises UsageError without norms or batches, BatchError (nothing changed) for NaN.
+    """
+    sites = list(_sites(model))
+    if not sites:
+        raise UsageError("recalibrate: the model has no norm with stored statistics")
+    if layerwise and not isinstance(batches, Sequence):
+        batches = list(batches)
+    before = [[buffer.clone() for buffer, _ in site.values(Moments())] for site in sites]
+    tokens: dict[str, int] = {}
+    try:
+        with evaluating(model):
+            if layerwise:
+                order = observe(model, batches, sites).order
+                for site in sorted(sites, key=lambda site: order.get(site.name, len(sites))):
+                    tokens |= _take(observe(model, batches, [site]), [site])
+            else:
+                tokens = _take(observe(model, batches, sites), sites)
+    except BaseException:
+        for site, old in zip(sites, before, strict=True):
+            for (buffer, _), value in zip(site.values(Moments()), old, strict=True):
+                buffer.copy_(value)
+        raise
+    unseen = tuple(name for name, count in tokens.items() if not count)
+    return Recalibrated({name: count for name, count in tokens.items() if count}, unseen)
+
+
+def _take(seen: Seen, sites: Iterable[Site]) -> dict[str, int]:
+    """Put what was seen into the norms; from how many tokens each."""
+    tokens = {}
+    for site in sites:
+        moments = seen.moments[site.name]
+        moments.over_ranks(next(buffer for buffer, _ in site.values(moments)))
+        if moments.count:
+            site.write(moments)
+        tokens[site.name] = int(moments.count)
+    return tokens
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one pass over the batches saw. order: of each site's first call."""
+
+    moments: dict[str, Moments]
+    order: dict[str, int]
+
+
+def observe(model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site]) -> Seen:
+    """One pass over the batches. Raises UsageError without any."""
+    seen = Seen({site.name: Moments() for site in sites}, {})
+
+    def watch(site: Site) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.order.setdefault(site.name, len(seen.order))
+            seen.moments[site.name].add(site.tokens(args, kwargs))
+
+        return hook
+
+    with watched([(site.module, watch(site)) for site in sites]):
+        if not run(model, batches):
+            raise UsageError("there are no batches to take statistics from")
+    return seen
+
+
+@contextmanager
+def watched(hooks: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Call each hook with what its module is called with."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(model: nn.Module, batches: Iterable[Batch]) -> int:
+    """Call the model with every batch; how many there were."""
+    number = 0
+    for batch in batches:
+        number += 1
+        if isinstance(batch, Tensor):
+            model(batch)
+        elif isinstance(batch, Mapping):
+            model(**batch)
+        else:
+            model(*batch)
+    return number
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _sites(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[Site]:
+    """Every norm with stored statistics, once however often it is shared."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    kind = name_of(module)
+    if kind is None:
+        for child, inner in module._modules.items():
+            if inner is not None:
+                yield from _sites(inner, f"{name}.{child}" if name else child, seen)
+    elif kind not in ("LayerNorm", "RMSNorm"):
+        site = _site(name or "(the model itself)", module, kind)
+        if any(True for _ in site.values(Moments())):
+            yield site
+
+
+def _site(name: str, module: nn.Module, kind: str) -> Site:
+    if kind in ("PRepBN", "RepBN"):
+        repbn = module.get_submodule("norm2") if kind == "PRepBN" else module
+        statistics = repbn._modules.get("bn") or repbn
+        if isinstance(module, LinearNorm | RepBN):
+            return Site(name, module, statistics, _rows(real=True))
+        return Site(name, statistics, statistics, _rows(axis=1))
+    if kind == "BatchNorm":
+        own = isinstance(module, TokenBatchNorm)
+        return Site(name, module, module, _rows(real=True) if own else _rows(axis=1))
+    if kind == "PowerNorm":
+        if isinstance(module, MaskPowerNorm):
+            return Site(name, module, module, _scaled_rows(module))
+        # Somebody's copy of the published class: its statistics are of what its group scaling makes.
+        scaling = next((child for child in module.children() if any("group" in key for key in vars(child))), None)
+        return Site(name, module, module, _rows() if scaling is None else _rows(after=scaling))
+    return Site(name, module, module, _rows(axis=1) if kind == "MABN" else _rows(padding=isinstance(module, UN1d)))
+
+
+def _rows(
+    *, axis: int = -1, real: bool = False, padding: bool = False, after: nn.Module | None = None
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Tensor]:
+    """Tokens (P, C) from a call with x, channels on `axis`. real, padding: what a mask behind x means by True."""
+
+    def rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x, mask = _arguments(args, kwargs)
+        x = x if after is None else after(x)
+        x = x.movedim(axis, -1) if x.dim() > 1 else x[None]
+        tokens = x.reshape(-1, x.shape[-1])
+        if mask is None or not (real or padding):
+            return tokens
+        keep = mask.bool() if real else ~mask.bool()
+        return tokens[keep.reshape(-1)]
+
+    return rows
+
+
+def _scaled_rows(norm: MaskPowerNorm) -> Callable[[tuple[Any, ...], dict[str, Any]], Tensor]:
+    def rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        x, mask = _arguments(args, kwargs)
+        x = norm.gp(x)
+        padding = norm._padding(x, mask)
+        tokens: Tensor = x.flatten(0, -2) if padding is None else x[~padding]
+        return tokens
+
+    return rows
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """The first argument of a call, and its mask if there is one."""
+    named = dict(kwargs)
+    mask = args[1] if len(args) > 1 else named.pop("pad_mask", None)
+    x = args[0] if args else next(iter(named.values()))
+    return x, mask if isinstance(mask, Tensor) else None

@@ -1,0 +1,72 @@
+"""What can be refused at once, before torch is imported and anything is read: nothing here imports more than errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from normfold.errors import ArchitectureError, CheckpointError, OutputError, UsageError
+from normfold.system.files import check_place
+from normfold.system.numbers import HALF
+from normfold.system.plain import irregular, is_utf8
+
+# What --dtype takes. onnxruntime's CPU provider has no bfloat16 kernels, so nothing could be verified in it.
+DTYPES = ("float32", HALF)
+
+
+def check_sources(*paths: Path | None) -> None:
+    """Raise CheckpointError for what cannot be read as a file or a folder."""
+    for path in paths:
+        if path is not None and (why := irregular(path)) is not None:
+            raise CheckpointError(f"{path}: {why}.")
+        if path is not None and not is_utf8(path):
+            why = "its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it"
+            raise CheckpointError(f"{path}: {why}.")
+
+
+def check_factory(spec: object) -> None:
+    """Raise ArchitectureError for a `pkg.module:factory` that cannot be one. Nothing of the user's is imported."""
+    if not isinstance(spec, str):
+        return
+    module, colon, name = spec.partition(":")
+    if not colon or not module or not name:
+        raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
+    package = module.split(".")[0]
+    # As `build` will: the current directory comes first.
+    here, sys.path[:] = list(sys.path), [os.getcwd(), *sys.path]
+    try:
+        found = package in sys.modules or importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        found = False
+    finally:
+        sys.path[:] = here
+    if not found:
+        raise ArchitectureError(f"--model {spec}: there is no module {package} here or among the installed packages.")
+
+
+def check_places(source: Path | None, outputs: Sequence[Path], report: Path | None, *, force: bool) -> None:
+    """Raise OutputError now for what would otherwise fail after minutes of work."""
+    for place in outputs if report is None else (*outputs, report):
+        check_place(place)
+        # A source that cannot even be looked for is an error of its own.
+        if source is not None and place.exists() and os.path.exists(source) and place.samefile(source):
+            raise OutputError(f"{place} is the source itself; write to another file")
+        if place.exists() and not force:
+            raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
+    if report is not None and report.absolute() in [place.absolute() for place in outputs]:
+        raise OutputError(f"{report} cannot be both an output and the report")
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """The type to convert to, None for none. Raises UsageError for a type that no graph can be converted to."""
+    if dtype == "bfloat16":
+        raise UsageError(
+            "--dtype bfloat16: onnxruntime has no bfloat16 operators on a CPU (MatMul, Add, Conv, Softmax ...), so the "
+            "result could be neither run nor verified; use --dtype float16"
+        )
+    if dtype not in (None, *DTYPES):
+        raise UsageError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    return HALF if dtype == HALF else None

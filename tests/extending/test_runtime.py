@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.extending.page import run_page
+
+
+def test_a_runtime_of_ones_own(tmp_path: Path) -> None:
+    assert run_page("runtime", tmp_path) == 2

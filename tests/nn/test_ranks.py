@@ -1,0 +1,70 @@
+"""Two gloo processes under DistributedDataParallel, to the end of every schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from normfold.nn import recalibrate
+from tests.nn import ranks
+from tests.nn.norms import NORMS, batch, fit, network
+
+# float64, sums in another order.
+TOLERANCE = 1e-10
+
+States = dict[tuple[str, str], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[States, States]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(ranks.work, (str(folder),), nprocs=ranks.RANKS)
+    first, second = (_load(folder / f"{rank}.pt") for rank in range(ranks.RANKS))
+    return first, second
+
+
+def _load(path: Path) -> States:
+    states: Any = torch.load(path, weights_only=True)
+    return states
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_synchronised_statistics_are_those_of_one_process(name: str, both: tuple[States, States]) -> None:
+    whole = network(name, dtype=torch.float64)
+    fit(whole)
+    for key, expected in whole.state_dict().items():
+        if key.endswith("_gz"):
+            # In units of a rank's own loss, the mean over half of the tokens.
+            expected = expected * ranks.RANKS
+        for states in both:
+            torch.testing.assert_close(states[name, "sync"][key], expected, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
+
+
+@pytest.mark.parametrize("name", ranks.LOCAL)
+def test_without_it_parameters_agree_and_every_rank_has_its_own_statistics(
+    name: str, both: tuple[States, States]
+) -> None:
+    first, second = (states[name, "local"] for states in both)
+    different = {key for key in first if not torch.equal(first[key], second[key])}
+    parameters = {key for key, _ in network(name).named_parameters()}
+    assert not different & parameters
+    assert any("running" in key for key in different)
+
+
+def test_a_converted_model_is_a_synchronised_one(both: tuple[States, States]) -> None:
+    for states in both:
+        for key, value in states["prepbn", "converted"].items():
+            expected = states["prepbn", "sync"][key]
+            torch.testing.assert_close(value, expected, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
+
+
+def test_recalibrated_statistics_are_those_of_all_ranks(both: tuple[States, States]) -> None:
+    whole = network("repbn", dtype=torch.float64)
+    recalibrate(whole, [batch(step, tokens=3 + step, dtype=torch.float64) for half in ranks.HALVES for step in half])
+    for states in both:
+        for key, value in whole.state_dict().items():
+            torch.testing.assert_close(states["repbn", "recalibrated"][key], value, rtol=TOLERANCE, atol=TOLERANCE)

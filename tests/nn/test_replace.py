@@ -1,0 +1,387 @@
+"""replace_layernorm, progress and finish on torch's, transformers', timm-like and own modules."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normfold.checkpoint.load import load_checkpoint
+from normfold.errors import NormStateError, UsageError
+from normfold.nn.batchnorm import TokenBatchNorm
+from normfold.nn.mabn import CenConv2d, MABN2d
+from normfold.nn.powernorm import PowerNorm
+from normfold.nn.repbn import LinearNorm, RepBN
+from normfold.nn.replace import replace_layernorm
+from normfold.nn.schedules import finish, progress
+from normfold.nn.un import UN1d
+from normfold.norms.detect import find_norms
+from normfold.pipeline import run as pipeline
+
+CHANNELS = 8
+
+
+class LlamaRMSNorm(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class GemmaRMSNorm(LlamaRMSNorm):
+    """The weight is stored as its difference from 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 + self.weight) * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class T5LayerNorm(LlamaRMSNorm):
+    """An RMSNorm by another name."""
+
+
+class OwnNorm(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.randn(channels))
+        self.gamma = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, unbiased=False) * self.gamma + self.beta
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """As timm has it: over axis 1 of a picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ScaleNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / x.norm(dim=-1, keepdim=True)
+
+
+class GatedRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        return y if gate is None else y * gate
+
+
+def trained(norm: nn.Module) -> nn.Module:
+    """With a weight and bias that are not fresh."""
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return norm
+
+
+class Block(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fc = norm, nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(self.norm(x))
+
+
+NORMS = {
+    "layernorm": lambda: nn.LayerNorm(CHANNELS),
+    "layernorm-no-bias": lambda: nn.LayerNorm(CHANNELS, bias=False),
+    "layernorm-plain": lambda: nn.LayerNorm(CHANNELS, elementwise_affine=False),
+    "rmsnorm": lambda: nn.RMSNorm(CHANNELS),
+    "llama": lambda: LlamaRMSNorm(CHANNELS),
+    "gemma": lambda: GemmaRMSNorm(CHANNELS),
+    "t5": lambda: T5LayerNorm(CHANNELS),
+    "own": lambda: OwnNorm(CHANNELS),
+}
+RMS = {"rmsnorm", "llama", "gemma", "t5"}
+TARGETS = {"prepbn": LinearNorm, "repbn": RepBN, "un": UN1d, "bn": TokenBatchNorm}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("name", NORMS)
+def test_weights_are_the_starting_point(name: str, to: str) -> None:
+    """Once its statistics are those of the data, the new norm is y = weight * normalised(x) + bias by channel."""
+    torch.manual_seed(0)
+    old = trained(NORMS[name]())
+    model = nn.Sequential(Block(old), Block(trained(nn.LayerNorm(CHANNELS))))
+    twin = copy.deepcopy(old)
+    report = replace_layernorm(model, to)
+    new = model[0].norm
+    assert isinstance(new, TARGETS[to])
+    assert [(norm.name, norm.to, norm.channels) for norm in report.replaced] == [
+        ("0.norm", TARGETS[to].__name__, CHANNELS),
+        ("1.norm", TARGETS[to].__name__, CHANNELS),
+    ]
+    assert report.replaced[0].kind == ("RMSNorm" if name in RMS else "LayerNorm")
+    assert not report.kept
+    part = new.norm2.bn if to == "prepbn" else new.bn if to == "repbn" else new
+    # One channel apart from all others: its normalised value is known.
+    y = twin(1e4 * torch.eye(CHANNELS)).diagonal()
+    one = CHANNELS**0.5 if name in RMS else (CHANNELS - 1) ** 0.5
+    torch.testing.assert_close(part.weight * one + part.bias, y, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        part.weight * -one + part.bias, twin(-1e4 * torch.eye(CHANNELS)).diagonal(), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_first_step_of_a_fade_computes_what_was_there(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(trained(NORMS[name]())), Block(trained(NORMS[name]())))
+    before = copy.deepcopy(model)
+    replace_layernorm(model, "prepbn", step=10)
+    x = torch.randn(4, 5, CHANNELS)
+    assert torch.equal(model(x), before(x))
+    assert not torch.equal(model(x), before(x)), "and the second one does not"
+
+
+def test_a_warm_up_changes_nothing_either() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(trained(nn.LayerNorm(CHANNELS))))
+    before = copy.deepcopy(model)
+    replace_layernorm(model, to="prepbn", step=2, warm=3)
+    for step in range(4):
+        x = torch.randn(4, 5, CHANNELS)
+        assert torch.equal(model(x), before(x)), step
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_norm_over_axis_1_stays_one(to: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), trained(LayerNorm2d(CHANNELS)), nn.Conv2d(CHANNELS, 2, 1))
+    before = copy.deepcopy(model)
+    report = replace_layernorm(model, to)
+    assert [norm.kind for norm in report.replaced] == ["LayerNorm"]
+    x = torch.randn(2, 3, 6, 6)
+    y = model(x)
+    if to == "prepbn":
+        torch.testing.assert_close(y, before(x))
+    inner = model[0](x)
+    if to == "bn":
+        normalised = nn.functional.batch_norm(inner, None, None, before[1].weight, before[1].bias, True)
+        torch.testing.assert_close(y, before[2](normalised))
+    assert y.shape == before(x).shape
+
+
+def test_what_is_no_norm_of_channels_stays_and_says_why() -> None:
+    model = nn.ModuleDict(
+        {
+            "fine": nn.LayerNorm(CHANNELS),
+            "wide": nn.LayerNorm((4, CHANNELS)),
+            "scale": ScaleNorm(CHANNELS),
+            "gated": GatedRMSNorm(CHANNELS),
+            "narrow": nn.LayerNorm(1),
+            "group": nn.GroupNorm(2, CHANNELS),
+            "meta": nn.LayerNorm(CHANNELS, device="meta"),
+            "batch": nn.BatchNorm1d(CHANNELS),
+            "linear": nn.Linear(CHANNELS, CHANNELS),
+        }
+    )
+    report = replace_layernorm(model, "repbn")
+    assert [norm.name for norm in report.replaced] == ["fine"]
+    reasons = {norm.name: norm.reason for norm in report.kept}
+    assert reasons.keys() == {"wide", "scale", "gated", "narrow", "group", "meta"}
+    assert "2 axes" in reasons["wide"]
+    assert "something else" in reasons["scale"]
+    assert "takes more than x (gate)" in reasons["gated"]
+    assert "one channel" in reasons["narrow"]
+    assert "not loaded" in reasons["meta"]
+    assert str(report).startswith("1 norms replaced, 6 kept\nfine: LayerNorm(8) is RepBN now\nwide: ")
+
+
+def test_leave_by_name_pattern_and_predicate() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(Block(nn.LayerNorm(CHANNELS)), Block(nn.RMSNorm(CHANNELS)), nn.LayerNorm(CHANNELS))
+
+    for leave in ("0.norm", ["0.norm", "2"], "*.norm", lambda name, module: isinstance(module, nn.RMSNorm)):
+        net = model()
+        report = replace_layernorm(net, "un", leave=leave)
+        kept = {norm.name for norm in report.kept}
+        assert kept and all(norm.reason == "it was to be left" for norm in report.kept)
+        for norm in find_norms(net):
+            assert (norm.kind == "UN") == (norm.name not in kept)
+    with pytest.raises(UsageError, match=r"leave='head\.norm' is no norm of this model; its norms are 0\.norm"):
+        replace_layernorm(model(), "un", leave="head.norm")
+
+
+def test_again_does_nothing_and_shared_norms_stay_shared() -> None:
+    shared = nn.LayerNorm(CHANNELS)
+    model = nn.Sequential(Block(shared), Block(shared))
+    assert len(replace_layernorm(model, "prepbn").replaced) == 2
+    assert model[0].norm is model[1].norm
+    again = replace_layernorm(model, "prepbn")
+    assert again.replaced == again.kept == ()
+
+
+def test_device_type_mode_and_frozen_weights_are_kept() -> None:
+    norm = nn.LayerNorm(CHANNELS, dtype=torch.float64).requires_grad_(False)
+    model = nn.Sequential(norm, nn.LayerNorm(CHANNELS)).eval()
+    replace_layernorm(model, "prepbn")
+    assert model[0].norm2.bn.running_var.dtype == torch.float64
+    assert not any(parameter.requires_grad for parameter in model[0].parameters())
+    assert all(parameter.requires_grad for parameter in model[1].parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_bad_requests_are_refused_before_anything_changes() -> None:
+    model = nn.Sequential(Block(nn.LayerNorm(CHANNELS)))
+    for to, options, message in (
+        ("gn", {}, "cannot make 'gn'"),
+        ("un", {"step": 3}, "un has no option step; it has"),
+        ("prepbn", {"window_size": 3}, "no option window_size"),
+        ("un", {"window_size": 0}, "windows >= 1"),
+        ("prepbn", {"step": 0}, "step >= 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            replace_layernorm(model, to, **options)
+    assert isinstance(model[0].norm, nn.LayerNorm)
+    (kept,) = replace_layernorm(nn.LayerNorm(CHANNELS), "un").kept
+    assert kept.reason == "it is the model itself"
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_torchs_encoder_does_not_bypass_the_new_norms(to: str) -> None:
+    """Its fused path reads norm1.weight and computes LayerNorm."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(CHANNELS, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    replace_layernorm(model, to)
+    x, padding = torch.randn(3, 5, CHANNELS), torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    model(x, src_key_padding_mask=padding)
+    model.eval()
+    with torch.no_grad():
+        fast = model(x, src_key_padding_mask=padding)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            slow = model(x, src_key_padding_mask=padding)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    torch.testing.assert_close(fast, slow)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(nn.LayerNorm(CHANNELS)), Block(nn.RMSNorm(CHANNELS)))
+        self.head = nn.Linear(CHANNELS, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x))
+
+
+def converted(to: str = "repbn") -> nn.Module:
+    """A factory, as a user has it."""
+    model = Net()
+    replace_layernorm(model, to, **({"step": 4, "warm": 1} if to == "prepbn" else {}))
+    return model
+
+
+def test_from_layernorm_to_a_folded_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = converted("prepbn")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    done = []
+    for _ in range(5):
+        done.append(progress(model).done)
+        optimizer.zero_grad()
+        model(torch.randn(4, 5, CHANNELS)).square().mean().backward()
+        optimizer.step()
+        if len(done) == 3:
+            early = finish(model)
+            assert early.finished == ()
+            assert early.left[0] == ("blocks.0.norm", "2 of 4 steps left, 50 % done")
+            torch.save(model.state_dict(), tmp_path / "early.pt")
+            with pytest.raises(NormStateError, match="2 of 4 steps left"):
+                load_checkpoint(
+                    tmp_path / "early.pt",
+                    model=f"{__name__}:converted",
+                    model_args={"to": "prepbn"},
+                    inputs=["x:float32[B,L,8]"],
+                )
+    assert done == [0.0, 0.0, 0.25, 0.5, 0.75]
+    assert progress(model).finished and str(progress(model)).startswith("100 % done\nblocks.0.norm: PRepBN, 100 %")
+    model.eval()
+    x = torch.randn(2, 3, CHANNELS)
+    before = model(x)
+    assert finish(model).finished == ("blocks.0.norm", "blocks.1.norm")
+    assert torch.equal(model(x), before)
+    assert [norm.kind for norm in find_norms(model)] == ["RepBN", "RepBN"]
+    assert finish(model).finished == progress(model).norms == ()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    report = pipeline.fold(
+        tmp_path / "c.pt", tmp_path / "c.onnx", model=f"{__name__}:converted", inputs=["x:float32[B,L,8]"], strict=True
+    )
+    assert report is not None and (tmp_path / "c.onnx").exists()
+
+
+class Pictures(nn.Module):
+    """MABN behind its centred convolutions, and PowerNorm without group scaling, where they fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = CenConv2d(3, CHANNELS, 3, bias=False), MABN2d(CHANNELS, B=2, real_B=4, warmup_iters=2)
+        self.fc, self.power, self.head = nn.Linear(CHANNELS, CHANNELS), PowerNorm(CHANNELS), nn.Linear(CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(self.power(self.fc(x)).relu())
+
+
+def test_mabn_and_powernorm_fold_once_trained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Pictures()
+    for _ in range(6):
+        model(torch.randn(2, 3, 6, 6)).sum().backward()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    report = pipeline.fold(
+        tmp_path / "m.pt",
+        tmp_path / "m.onnx",
+        model=f"{__name__}:Pictures",
+        inputs=["x:float32[B,3,6,6]"],
+        strict=True,
+    )
+    assert [site.kind for site in report.graphs[0].sites] == ["MABN", "PowerNorm"]
+
+
+def test_progress_knows_warm_ups() -> None:
+    model = nn.Sequential(UN1d(4, warmup_iters=4), nn.Linear(4, 4))
+    assert str(progress(model)) == "0 % done\n0: UN, 0 %, 4 of 4 warm-up steps left"
+    for _ in range(4):
+        model(torch.randn(3, 4))
+    assert progress(model).finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", TARGETS)
+def test_transformers_models(to: str) -> None:
+    import transformers as hf
+
+    tiny = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    models = [
+        (hf.BertModel(hf.BertConfig(**tiny, vocab_size=50)), 5),
+        (hf.LlamaModel(hf.LlamaConfig(**tiny, vocab_size=50)), 5),
+        (hf.GemmaModel(hf.GemmaConfig(**tiny, num_key_value_heads=2, head_dim=8, vocab_size=50)), 5),
+        (hf.GPT2Model(hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50)), 5),
+        (hf.T5EncoderModel(hf.T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)), 5),
+    ]
+    ids = torch.randint(4, 50, (3, 7))
+    for model, norms in models:
+        model.eval()
+        before = model(input_ids=ids).last_hidden_state
+        report = replace_layernorm(model, to)
+        assert (len(report.replaced), report.kept) == (norms, ()), type(model).__name__
+        for module in model.modules():
+            if type(module) in TARGETS.values():
+                module.train()
+        after = model(input_ids=ids).last_hidden_state
+        after.square().mean().backward()
+        if to == "prepbn":
+            torch.testing.assert_close(after, before)
+        assert bool(torch.isfinite(model.eval()(input_ids=ids).last_hidden_state).all())
