@@ -46,7 +46,7 @@ from normfold.cli.terminal import (
 from normfold.cli.terminal import (
     run as run_app,
 )
-from normfold.errors import NormfoldError, OutputError
+from normfold.errors import NormfoldError, OutputError, UsageError
 from normfold.pipeline import early
 from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
@@ -348,6 +348,10 @@ app.command(
 
 @app.command("models", cls=Command, epilog="Example: normfold models", short_help="The built-in architectures.")
 def list_models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A part of a name, or one with * in it. Default: all, a line a size."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -359,12 +363,19 @@ def list_models(
     with exit_codes(debug=debug):
         from normfold.models import catalogue
 
+        families = catalogue.FAMILIES if pattern is None else catalogue.matching(pattern)
+        if not families and pattern is not None:
+            close = catalogue.closest(pattern)
+            likely = f" (close: {', '.join(close)})" if close else ""
+            raise UsageError(
+                f"no built-in architecture is called like {pattern!r}{likely}; `normfold models` lists all"
+            )
         if as_json:
-            print(json_text(catalogue.to_json()), end="")
+            print(json_text(catalogue.to_json(families)), end="")
             return
         from normfold.report.render import render_models
 
-        print_rich(render_models(catalogue.FAMILIES))
+        print_rich(render_models(families, names=pattern is not None))
 
 
 def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
