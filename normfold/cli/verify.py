@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normfold.checkpoint.options import LoadOptions
-from normfold.cli.streams import StdoutError, for_rich
+from normfold.cli.streams import StdoutError
 from normfold.cli.terminal import (
     ArchOption,
     DebugOption,
@@ -26,11 +24,11 @@ from normfold.cli.terminal import (
     fault,
     json_object,
     print_rich,
+    with_bars,
 )
 from normfold.errors import NormfoldError, OutputError
 from normfold.pipeline import early
 from normfold.system.allocator import expect_large_tensors
-from normfold.system.text import printable
 
 if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
@@ -113,7 +111,7 @@ def verify(
         files.check()
         load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
         try:
-            verdict = _with_bar(work)
+            verdict = with_bars(work)
         except Exception as error:
             # A judge that breaks down has not found the model wrong.
             try:
@@ -139,24 +137,3 @@ def _tell(verdict: Verdict, files: VerdictFiles) -> None:
         complain(str(error))
     if not verdict.passed:
         raise typer.Exit(1)
-
-
-def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
-    """Run with a bar that shows the stage and the time left, if there is a terminal to show it on."""
-    if not sys.stderr.isatty():
-        return work(lambda *_: None)
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # A name in a description is text, whatever rich would make of it.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    console = Console(file=for_rich())
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(sentence: str, done: int, total: int) -> None:
-            if sentence not in tasks:
-                tasks[sentence] = bars.add_task(printable(sentence), total=total or None)
-            bars.update(tasks[sentence], completed=done, total=total or None)
-
-        return work(show)
