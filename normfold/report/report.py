@@ -90,8 +90,8 @@ class GraphReport:
 class Report:
     """Everything that one run of `fold` or `inspect` has to say; sites, nodes and edges are those of all graphs.
 
-    task: what was exported (export/tasks.py). graphs: one for every file that the task writes. dtype: what they were converted
-    to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
+    task: what was exported (export/tasks.py). graphs: one for every file that the task writes. dtype: what they were
+    converted to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
     seconds: wall-clock time per stage, in the order in which they ran. also_written: files of the run beside the graphs
     and their data.
     """
