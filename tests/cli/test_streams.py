@@ -130,7 +130,8 @@ def test_a_hangup_ends_the_run_and_nohup_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_warnings_and_logs_of_libraries_are_text_too(tmp_path: Path) -> None:
     code = (
-        "import logging, sys, warnings\nfrom normfold.cli import app as cli\nfrom normfold.pipeline import run as pipeline\n"
+        "import logging, sys, warnings\nfrom normfold.cli import app as cli\n"
+        "from normfold.pipeline import run as pipeline\n"
         "def inspect(*args, **options):\n"
         "    warnings.warn('\\x1b[31mred\\n::error::x')\n    logging.getLogger('x').warning('\\x9b31m\\n##[error]y')\n"
         "    print('\\u202e', file=sys.stderr)\n    raise pipeline.NormfoldError('\\x1b[0m')\n"
