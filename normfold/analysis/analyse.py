@@ -79,7 +79,7 @@ def analyse(
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
-    tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
+    tensors hold, where float16 is to store them (analysis/placement/calibrate.py); without them no scale goes past 2^6.
     Raises GraphError, NormStateError.
     """
     names = [value.name for node in model.graph for value in node.outputs if value.name]

@@ -25,7 +25,7 @@ from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.early import check_places
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, write
+from normfold.pipeline.outputs import Folded, Planned, texts, write
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
@@ -72,6 +72,7 @@ def fold(
     strict: bool = False,
     verify: bool = True,
     report: AnyPath | None = None,
+    html: AnyPath | None = None,
     emit_torch: AnyPath | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
@@ -108,6 +109,7 @@ def fold(
         strict=strict,
         verify=verify,
         report=None if report is None else Path(report),
+        html=None if html is None else Path(html),
         emit_torch=None if emit_torch is None else Path(emit_torch),
         external_data=external_data,
         force=force,
@@ -151,7 +153,7 @@ def run(
     check_places(
         source if isinstance(source, Path) else None,
         (*outputs, *filter(None, [options.emit_torch])),
-        options.report,
+        options.reports,
         force=options.force,
     )
     clock = Clock(progress or (lambda _: None))
@@ -165,7 +167,7 @@ def run(
         if not result.failed:
             return result
     result = replace(result, seconds=dict(clock.seconds))
-    unwritten = _write_report(result, options.report)
+    unwritten = _write_reports(result, options)
     if refused:
         raise NotFoldedError(_not_folded(result) + unwritten, result)
     if result.failed:
@@ -262,11 +264,11 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     return Folded(source, original, done.model, report, (*done.warnings, *stay))
 
 
-def _write_report(report: Report, place: Path | None) -> str:
-    """Write a report that comes alone; what there is to say where that fails, which changes nothing of the rest."""
+def _write_reports(report: Report, options: FoldOptions) -> str:
+    """Write reports that come alone; what there is to say where that fails, which changes nothing of the rest."""
     try:
-        if place is not None:
-            write_text(place, report.dumps())
+        for place, text in texts(report, options):
+            write_text(place, text)
     except OutputError as error:
         return f"; {error}"
     return ""

@@ -105,8 +105,9 @@ class _Draft:
         assert source.module is not None
         self.module = source.module
         self.norms = {norm.name for norm in source.norms}
-        self.state = dict(source.module.state_dict(keep_vars=True))
-        self.modules = dict(source.module.named_modules())
+        # Buffers that are not saved hold numbers as well as others do.
+        self.state = dict(source.module.named_buffers()) | dict(source.module.state_dict(keep_vars=True))
+        self.modules = dict(source.module.named_modules(remove_duplicate=False))
         self.graph = graph
         self.producer = {str(value.name): node for node in graph.graph for value in node.outputs}
         self.view = Graph(graph, operators(graph))
@@ -166,10 +167,21 @@ class _Draft:
             where = _where(node)
             raise NotExpressibleError(f"{where}: a scale or shift is left there that no parameter of the module holds")
         index, constant = constants[0]
+        if (path := self._nothing_else(node)) is not None:
+            value = None if leftover is None else torch.from_numpy(leftover.copy())
+            left = ChannelMap(*((value, None) if node.op_type == "Mul" else (None, value)))
+            self.replaced[path] = nn.Identity() if value is None else left
+            return
         name, transposed = self._parameter(str(constant.name))
         if leftover is None:  # all of it went elsewhere
             leftover = np.full(self.state[name].shape, 0.0 if node.op_type == "Add" else 1.0)
         self._put(self._slot(node, name), leftover.T if transposed else leftover, (node, index))
+
+    def _nothing_else(self, node: Node) -> str | None:
+        """The module that is this operator alone, with a number of its code, which no parameter holds."""
+        path, owner = self._owner(node)
+        within = [other for other in self.graph.graph if path in scopes(other) and other.op_type != "Constant"]
+        return path if within == [node] and not any(owner.parameters()) else None
 
     def _write_norm(self, written: NewMap) -> bool:
         """What is left of a norm, in its place; False where no norm is in the map.
@@ -210,6 +222,11 @@ class _Draft:
             return name, False
         if name.endswith(".T") and name.removesuffix(".T") in self.state:
             return name.removesuffix(".T"), True
+        # A weight that is read as it is elsewhere is transposed in the graph.
+        turned = self.producer.get(name)
+        held = None if turned is None or turned.op_type != "Transpose" else turned.inputs[0]
+        if held is not None and str(held.name) in self.state and self.state[str(held.name)].ndim == 2:
+            return str(held.name), True
         raise NotExpressibleError(
             f"{name}: the fold changes a number of the module's code, which is no parameter; only ONNX can hold it"
         )
@@ -255,11 +272,15 @@ class _Draft:
         for value in self.graph.graph.initializers.values():
             for node, index in value.uses():
                 slot = self._reads(node, value)
-                if slot is None or slot not in self.new or (node, index) in self.new[slot].reads:
+                if slot is None or slot not in self.new or self._wanted(node, index) <= self.new[slot].reads:
                     continue
                 if self._owner(node)[0] in self.replaced or any(path in self.replaced for path in scopes(node)):
                     continue
                 raise NotExpressibleError(f"{_dotted(slot)} is also read, as it was, by {_where(node)}")
+
+    def _wanted(self, node: Node, index: int) -> set[tuple[Node, int]]:
+        """The reads that a read stands for: those of its transpose, where it is turned before it is used."""
+        return set(node.outputs[0].uses()) if node.op_type == "Transpose" else {(node, index)}
 
     def _reads(self, node: Node, value: Value) -> Slot | None:
         try:
@@ -271,7 +292,7 @@ class _Draft:
         """A copy of the module with everything in its place."""
         result = copy.deepcopy(self.module)
         for (path, leaf), new in self.new.items():
-            owner = result.get_submodule(path)
+            owner = _of_its_own(result, path)
             before = getattr(owner, leaf, None)
             like = before if isinstance(before, torch.Tensor) else next(owner.parameters())
             tensor = torch.from_numpy(np.array(new.value)).to(like.dtype)
@@ -291,6 +312,15 @@ class _Draft:
             dtype = next((tensor.dtype for tensor in self.modules[path].parameters()), torch.float32)
             result.set_submodule(path, left.to(dtype))
         return result.eval()
+
+
+def _of_its_own(module: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, a copy of it where it is also at another: that one keeps what it has."""
+    owner = module.get_submodule(path)
+    if sum(part is owner for _, part in module.named_modules(remove_duplicate=False)) > 1:
+        owner = copy.deepcopy(owner)
+        module.set_submodule(path, owner)
+    return owner
 
 
 def _dotted(slot: Slot) -> str:

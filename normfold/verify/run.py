@@ -1,7 +1,7 @@
 """`normfold verify`: a model, what it is to compute, and the verdict. Nothing is printed here.
 
 The judge knows nothing of folding: it loads the source, exports it anew where it is no graph yet, and holds the model
-against it (verify.py). With no source at hand it holds the model against the outputs recorded in it (sketch.py).
+against it (judge.py). With no source at hand it holds the model against the outputs recorded in it (fingerprint.py).
 """
 
 from __future__ import annotations

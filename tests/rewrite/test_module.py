@@ -22,6 +22,7 @@ from normfold.graph.prepare import prepare
 from normfold.graph.types import Model
 from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, draw
+from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.norms.detect import find_norms
 from normfold.pipeline.fold_graph import FoldedGraph
 from normfold.pipeline.run import fold
@@ -109,6 +110,48 @@ def test_a_partial_fold_leaves_its_shift_where_the_norm_stood() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
     left = fold_module(source_of(net, "x:float32[B,3,6,5]"))[2]
     assert isinstance(left, ChannelMap) and left.scale is None and left.shift is not None
+
+
+class _Times(nn.Module):
+    """A module that is one multiplication by a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3.0 * x
+
+
+class _Tied(nn.Module):
+    """One table under three names, places that are not saved, a number of the code, and norms that all of them take."""
+
+    places: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = self.other = nn.Embedding(11, 4)
+        self.times = _Times()
+        self.register_buffer("places", torch.randn(5, 4), persistent=False)
+        self.first, self.last = TokenBatchNorm(4), TokenBatchNorm(4)
+        self.middle = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.times(self.embed(ids)) + self.places)
+        x = x + self.middle(x) + self.other(ids)
+        y: torch.Tensor = self.head(self.last(x))
+        return y
+
+
+def test_what_is_tied_is_untied_where_the_fold_needs_it() -> None:
+    torch.manual_seed(0)
+    net = _Tied()
+    source = source_of(net, "ids:int64[B,5]<11")
+    folded = fold_module(source)
+    assert find_norms(folded) == ()
+    assert net.head.weight is net.embed.weight and net.embed is net.other, "the module that came in is as it was"
+    assert folded.head.weight is not folded.other.weight
+    ids = torch.randint(0, 11, (3, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids), net(ids), rtol=1e-4, atol=1e-4)
 
 
 def test_a_map_of_biases_stands_behind_its_convolution() -> None:

@@ -1,4 +1,4 @@
-"""Runs a page of docs/extending: what it says is done, in order, to a copy of the package in a temporary folder.
+"""Runs a page of docs: what it says is done, in order, to a copy of the package in a temporary folder.
 
 A block of code is a whole file where its first line is a comment with the file's name, a change where it is a diff, and
 commands where it is a console: each has to end well, and what the page shows of its output has to be in it.
@@ -15,17 +15,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import DOCS, ROOT
+
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"# (\S+\.py)\n")
 _SECONDS = 240
 
 
 def run_page(name: str, folder: Path) -> int:
-    """Do what docs/extending/NAME.md says in a copy of the package in `folder`; how many commands it ran."""
+    """Do what docs/NAME.md says in a copy of the package in `folder`; how many commands it ran."""
     shutil.copytree(ROOT / "normfold", folder / "normfold")
     shutil.copy2(ROOT / "pyproject.toml", folder)
-    text, commands = (ROOT / "docs" / "extending" / f"{name}.md").read_text(encoding="utf-8"), 0
+    text, commands = (DOCS / f"{name}.md").read_text(encoding="utf-8"), 0
     for language, block in _BLOCK.findall(text):
         if language == "python":
             named = _NAME.match(block)
