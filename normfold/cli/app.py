@@ -19,6 +19,7 @@ from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
     CenterOption,
+    CodeOption,
     DebugOption,
     DtypeOption,
     EmaOption,
@@ -111,6 +112,7 @@ def fold(
     ] = None,
     html: HtmlOption = None,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
@@ -144,7 +146,9 @@ def fold(
         return run(source, output, load, options, progress)
 
     with exit_codes(debug=debug):
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(
+            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+        )
         options = FoldOptions(
             task=task,
             opset=opset,
@@ -185,6 +189,7 @@ def inspect(
     opset: OpsetOption = None,
     target: TargetOption = None,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
@@ -199,7 +204,9 @@ def inspect(
         return look(source, load, options, progress)
 
     with exit_codes(debug=debug):
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(
+            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+        )
         options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
         early.check_sources(source)
         early.check_factory(model)

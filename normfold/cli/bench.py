@@ -13,6 +13,7 @@ from normfold.bench.runners.base import Runner
 from normfold.cli.terminal import (
     INTERRUPTED,
     ArchOption,
+    CodeOption,
     DebugOption,
     EmaOption,
     HtmlOption,
@@ -105,6 +106,7 @@ def bench(
     inputs: InputOption = None,
     ema: EmaOption = False,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     debug: DebugOption = False,
@@ -128,7 +130,9 @@ def bench(
             modes=[word.strip() for word in mode.split(",") if word.strip()],
             against=against,
             baseline=baseline,
-            load=LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            load=LoadOptions(
+                arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+            ),
             task=task,
             rounds=rounds,
             launches=launches,

@@ -9,7 +9,9 @@ from typer.core import TyperCommand
 
 # The parameters of the commands, by what they are about. A test holds this to the commands.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "What to load": ("arch", "model", "model_args", "inputs", "ema", "trust", "allow_unfinished", "against", "config"),
+    "What to load": (
+        "arch", "model", "model_args", "inputs", "ema", "trust", "trust_code", "allow_unfinished", "against", "config",
+    ),
     "What to export": ("task", "opset", "target", "dtype"),
     "How to fold": (
         "norm_affine", "center", "only", "keep_tied", "strict", "equalize", "calibrate", "fixed_statistics",

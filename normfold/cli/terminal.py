@@ -91,6 +91,10 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-checkpoint", help="Unpickle the file even if that can run code in it. Recorded in R.json."),
 ]
+CodeOption = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Import and call the function that the checkpoint says it was built by."),
+]
 UnfinishedOption = Annotated[
     bool, typer.Option("--allow-unfinished", help="Accept PRepBN whose schedule has not ended: take its RepBN.")
 ]

@@ -11,6 +11,7 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.cli.streams import StdoutError
 from normfold.cli.terminal import (
     ArchOption,
+    CodeOption,
     DebugOption,
     EmaOption,
     HtmlOption,
@@ -74,6 +75,7 @@ def verify(
     inputs: InputOption = None,
     ema: EmaOption = False,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -109,7 +111,9 @@ def verify(
 
         files = VerdictFiles(junit, summary, json_file, html)
         files.check()
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(
+            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+        )
         try:
             verdict = with_bars(work)
         except Exception as error:

@@ -76,6 +76,7 @@ def fold(
     emit_torch: AnyPath | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     center: bool = False,
     only: str | Collection[str] | None = None,
@@ -89,13 +90,13 @@ def fold(
     source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
     ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
     order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
-    arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
-    options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
+    arch, model, model_args, inputs, ema, trust, trust_code, allow_unfinished: see `LoadOptions` (checkpoint/options.py);
+    the other options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -192,12 +193,13 @@ def inspect(
     target: str | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     keep_tied: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
     return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
