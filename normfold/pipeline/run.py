@@ -90,8 +90,8 @@ def fold(
     source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
     ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
     order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
-    arch, model, model_args, inputs, ema, trust, trust_code, allow_unfinished: see `LoadOptions` (checkpoint/options.py);
-    the other options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
+    arch, model, model_args, inputs, ema, trust, trust_code, allow_unfinished: see `checkpoint.options.LoadOptions`; the
+    other options: see `pipeline.options.FoldOptions`. progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
