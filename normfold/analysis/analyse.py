@@ -79,9 +79,56 @@ def analyse(
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
-    tensors hold, where float16 is to store them (analysis/placement/calibrate.py); without them no scale goes past 2^6.
+    tensors hold, where float16 is to store them (calibrate.py); without them no scale goes past 2^6.
     Raises GraphError, NormStateError.
     """
+    _check(model)
+    graph = collapse(Graph(model, operators(model)))
+    ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
+    state = State(graph, ranges, keep_tied=keep_tied)
+    scales = residual_scales(graph)
+    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
+    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
+    if norm_affine:
+        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
+    integers = quantised(graph)
+
+    def left(op: Op) -> Refuse | None:
+        """Why a norm is not even tried."""
+        kind = token_norm(graph, op, norms)
+        if integers is not None:
+            return integers
+        if kind is not None and not norm_affine:
+            return per_token(kind)
+        if only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
+            return Refuse("not-asked", "other norms were asked for (--only)")
+        return None
+
+    attempts: dict[Op, _Attempt] = {}
+    for op, frame in _in_turn(graph, found):
+        refused = left(op)
+        attempts[op] = _fold(state, op, frame) if refused is None else _Attempt(op, frame, refused)
+    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
+    for op, frame in found:
+        if attempts[op].stays_for("narrow-add"):
+            attempts[op] = _fold(state, op, frame)
+    attempts = _with_followers(state, attempts)
+    merged = _merged(state, attempts.values())
+    attempts = _with_merges(attempts, merged)
+    outcomes = [_outcome(state, attempts[op], scales.get(op)) for op, _ in found]
+    written = (written_map(state, op) for op in graph.ops if op.affine is not None)
+    return Plan(
+        sites=name_sites(graph, [*outcomes, *_no_maps(graph)], norms),
+        frames={name_of(value): state.frame(value) for value in state.moved},
+        maps=tuple(one for one in written if one is not None),
+        edits=tuple(_edits(state)),
+        merges=tuple(one.merge for one in merged),
+        untied=state.untied,
+    )
+
+
+def _check(model: Model) -> None:
+    """Raise GraphError for a graph that nobody can read."""
     names = [value.name for node in model.graph for value in node.outputs if value.name]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
@@ -93,48 +140,6 @@ def analyse(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
             "constants broadcast as in numpy. graph.prepare raises it."
         )
-    graph = collapse(Graph(model, operators(model)))
-    ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
-    state = State(graph, ranges, keep_tied=keep_tied)
-    scales = residual_scales(graph)
-    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
-    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
-    if norm_affine:
-        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
-    integers = quantised(graph)
-    attempts: dict[Op, _Attempt] = {}
-    for op, frame in _in_turn(graph, found):
-        kind = token_norm(graph, op, norms)
-        if integers is not None:
-            attempts[op] = _Attempt(op, frame, integers)
-        elif kind is not None and not norm_affine:
-            attempts[op] = _Attempt(op, frame, per_token(kind))
-        elif only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
-            attempts[op] = _Attempt(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
-        else:
-            attempts[op] = _fold(state, op, frame)
-    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
-    for op, frame in found:
-        if attempts[op].stays_for("narrow-add"):
-            attempts[op] = _fold(state, op, frame)
-    attempts = _with_followers(state, attempts)
-    merged = _merged(state, attempts.values())
-    attempts = _with_merges(attempts, merged)
-    maps = tuple(
-        written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
-    )
-    return Plan(
-        sites=name_sites(
-            graph,
-            [*(_outcome(state, attempts[op], scales.get(op)) for op, _ in found), *_no_maps(graph)],
-            norms,
-        ),
-        frames={name_of(value): state.frame(value) for value in state.moved},
-        maps=maps,
-        edits=tuple(_edits(state)),
-        merges=tuple(found.merge for found in merged),
-        untied=state.untied,
-    )
 
 
 def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, Frame]]:

@@ -45,7 +45,7 @@ class Frame:
 
         Where the scale of `after` is 0 the output is its shift, whatever is stored, and nothing is divided by 0.
         """
-        size = np.where(after.scale == 0.0, 1.0, after.scale)
+        size = after.scale if np.all(after.scale) else np.where(after.scale == 0.0, 1.0, after.scale)
         shift = self.scale * before.shift + self.shift - after.shift
         return Frame(self.scale * before.scale / size, shift / size)
 

@@ -37,7 +37,7 @@ class Graph:
         self.consumers: Mapping[Value, tuple[Op, ...]] = MappingProxyType(
             {v: tuple(ops) for v, ops in consumers.items()}
         )
-        self._readers = {v: tuple(op for op in ops if op.type not in SIZES) for v, ops in self.consumers.items()}
+        self._readers = {v: tuple([op for op in ops if op.type not in SIZES]) for v, ops in consumers.items()}
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[Hashable, ...], Array] = {}

@@ -2,7 +2,7 @@
 
 `State` is what has been decided so far. `flood` tries one more decision against it, changing nothing: it returns
 the tensors whose frames have to change with it, or the refusal of the operator that could not follow. Scales and
-shifts are flooded apart (see frame.py), by the same engine.
+shifts are flooded apart (see graph/affine.py), by the same engine.
 """
 
 from __future__ import annotations

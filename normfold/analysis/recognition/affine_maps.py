@@ -111,7 +111,7 @@ def _is_bias(graph: Graph, form: Form) -> bool:
 
 def _shifted(graph: Graph, op: Op, rule: Rule) -> Value | None:
     """What `op` adds a constant to."""
-    fixed = rule.fixed_map(graph, op)
+    fixed = rule.fixed_map(graph, op) if rule.adds else None
     return fixed.source if fixed is not None and fixed.scale is None else None
 
 
