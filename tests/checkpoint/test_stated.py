@@ -223,6 +223,14 @@ model = dict(
     assert not trap.exists()
 
 
+@pytest.mark.parametrize(("stated", "read_as"), [("LLLL", "L"), ("LLSS", "LLSS"), ("global", None), ("", None)])
+def test_mmdets_attention_is_read(stated: str, read_as: str | None) -> None:
+    text = f"model = dict(backbone=dict(type='SwinTransformer_SLAB', attn_type={stated!r}, kernel_size=3))"
+    said = read({"meta": {"config": text}})
+    found = {statement.option: statement.value for statement in said.statements}
+    assert found == {"kernel": 3} | ({} if read_as is None else {"attention": read_as})
+
+
 @pytest.mark.parametrize("text", ["", "(" * 100_000, "model = dict(", "\0", "backbone=" + "[" * 5000, "f(backbone=x)"])
 def test_a_text_that_is_no_configuration_says_nothing(text: str) -> None:
     assert read({"meta": {"config": text}}) == Said()
