@@ -13,7 +13,7 @@ from normfold import models
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.save import save_checkpoint
 from normfold.errors import ArchitectureError, InputSpecError, OutputError, UsageError
-from normfold.nn import RepBN
+from normfold.nn.repbn import RepBN
 from tests.checkpoint.files import ARGS, SPEC, same_state
 
 
