@@ -6,4 +6,4 @@ from tests.extending.page import run_page
 
 
 def test_a_format_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("format", tmp_path) == 1
+    assert run_page("extending/format", tmp_path) == 1

@@ -6,4 +6,4 @@ from tests.extending.page import run_page
 
 
 def test_a_norm_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("norm", tmp_path) == 1
+    assert run_page("extending/norm", tmp_path) == 1

@@ -6,4 +6,4 @@ from tests.extending.page import run_page
 
 
 def test_an_operator_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("operator", tmp_path) == 1
+    assert run_page("extending/operator", tmp_path) == 1

@@ -6,4 +6,4 @@ from tests.extending.page import run_page
 
 
 def test_a_runtime_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("runtime", tmp_path) == 2
+    assert run_page("extending/runtime", tmp_path) == 2
