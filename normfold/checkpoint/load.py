@@ -124,7 +124,7 @@ def _built(source: Source, contents: Contents, options: LoadOptions) -> Source:
 def _own_code(
     path: Path, contents: Contents, options: LoadOptions
 ) -> tuple[str | Callable[..., Any] | None, Mapping[str, Any] | None]:
-    """The user's own code that builds the module, and its arguments: the one given, or trusted, the one that is named."""
+    """The own code that builds the module, and its arguments: the one given, or, trusted, the one that is named."""
     if contents.factory is None or options.model is not None or options.arch is not None:
         return options.model, options.model_args
     if not options.trust_code:
