@@ -234,7 +234,7 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
     The first axis is cut into samples where the model takes fewer rows than the file has (one row each where that axis
     is dynamic); of all samples, `count` are taken, evenly spread. Raises InputSpecError.
     """
-    parts = [part for path in paths for part in _cut(path, _read(path, specs), specs)]
+    parts = [part for path in paths for part in _cut(path, read_arrays(path, specs), specs)]
     chosen = np.unique(np.linspace(0, len(parts) - 1, min(count, len(parts))).round().astype(int))
     cases = []
     for number, (origin, feeds) in enumerate(parts[i] for i in chosen):
@@ -242,9 +242,10 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
     return tuple(cases)
 
 
-def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
+def read_arrays(path: Path, specs: Sequence[InputSpec], *, option: str = "--data") -> dict[str, Array]:
+    """The inputs in one npz file, by name. option: what the file was given with. Raises InputSpecError."""
     if (why := irregular(path)) not in (None, MISSING):
-        raise InputSpecError(f"{path}: {why}; --inputs takes npz files")
+        raise InputSpecError(f"{path}: {why}; {option} takes npz files")
     found: dict[str, Array] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -255,7 +256,7 @@ def _read(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
     except InputSpecError:
         raise
     except OSError as error:
-        raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; --inputs takes npz files") from error
+        raise InputSpecError(f"{path} cannot be read: {error.strerror or error}; {option} takes npz files") from error
     # Encrypted, truncated, compressed in a way of its own, headers that are no headers: each has an error of its own.
     except Exception as error:
         raise InputSpecError(

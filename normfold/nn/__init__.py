@@ -14,9 +14,9 @@ from normfold.nn.ffn import FFNBN
 from normfold.nn.mabn import CenConv2d, MABN2d
 from normfold.nn.normality import pnac
 from normfold.nn.powernorm import MaskPowerNorm, PowerNorm
-from normfold.nn.progress import finish, progress
 from normfold.nn.repbn import LinearNorm, PRepBN, RepBN
 from normfold.nn.replace import replace_layernorm
+from normfold.nn.schedules import finish, progress
 from normfold.nn.un import UN1d
 
 __all__ = [

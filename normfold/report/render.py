@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normfold.models.catalogue import usual_inputs
-from normfold.models.families import Family, Size
+from normfold.models.families import Family
 from normfold.system.text import printable
 
 if TYPE_CHECKING:
@@ -161,47 +161,50 @@ def _files(report: Report) -> Iterator[Text]:
     yield from (line(f"Written: {path}") for path in report.also_written)
 
 
-def render_models(families: Sequence[Family]) -> RenderableType:
-    """The built-in architectures, family by family."""
-    return Group(*(part for family in families for part in _family(family)), Text(), _legend())
+def render_models(families: Sequence[Family], *, names: bool = False) -> RenderableType:
+    """The built-in architectures, a line a size. names: a line a name, with papers, inputs and files of each family."""
+    parts = [part for family in families for part in _family(family, names=names)]
+    heading = _models_table()
+    add_row(heading, "  Name", "Parameters", *(["Norm", "File"] if names else ["Norms"]), style="bold")
+    return Group(heading, *parts, *([] if names else [Text(), _legend()]))
 
 
-def _family(family: Family) -> Iterator[RenderableType]:
-    papers = f" (arXiv {', '.join(family.papers)})" if family.papers else ""
+def _family(family: Family, *, names: bool) -> Iterator[RenderableType]:
+    papers = f" (arXiv {', '.join(family.papers)})" if family.papers and names else ""
     yield line(f"{family.title}{papers}", style="bold")
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(width=20, overflow="fold")
-    table.add_column(width=7, justify="right")
-    table.add_column(overflow="fold")
+    table = _models_table()
     for size in family.sizes:
-        add_row(table, f"  {size.stem}", _count(size.parameters), _norm_names(size))
+        held = {name: file for file, name in size.published.items()}
+        for kind, name in size.names.items() if names else ():
+            add_row(table, f"  {name}", _count(size.parameters), kind, held.get(name, ""))
+        if not names:
+            add_row(table, f"  {size.stem}", _count(size.parameters), " ".join(size.names))
     yield table
-    specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
-    yield line(f"  input {', '.join(specs)}", style="dim")
-    files = [file for size in family.sizes for file in size.published]
-    if files:
-        yield line(f"  checkpoints {', '.join(files)}", style="dim")
-    if family.release:
-        yield line(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
+    if names:
+        specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
+        yield line(f"  input {', '.join(specs)}", style="dim")
+        if family.release:
+            yield line(f"  files from {family.release}", style="dim")
+
+
+def _models_table() -> Table:
+    """Of columns that are as wide in every family."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=28, overflow="fold")
+    table.add_column(width=10, justify="right")
+    table.add_column(overflow="fold", min_width=7)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"
 
 
-def _norm_names(size: Size) -> str:
-    """The endings of its names, with the kind of norm where the ending does not say it."""
-    words = []
-    for kind, name in size.names.items():
-        suffix = name.removeprefix(size.stem)
-        words.append(suffix if suffix == f"_{kind}" else f"{suffix or 'itself'} ({kind})")
-    return " ".join(words)
-
-
 def _legend() -> Text:
     return line(
-        "A name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
-        "where the ending does not say which. Parameters are those of the first. Letters in an input are dynamic axes."
+        "A size comes with each of its norms, under a name of its own: `normfold models deit_tiny` lists the names of "
+        "one, with its inputs and files. Parameters are those with the first norm."
     )
 
 

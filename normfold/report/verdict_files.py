@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from normfold.errors import OutputError
+from normfold.report.html_verdict import verdict_html
 from normfold.system.files import check_place, write_text
 from normfold.system.text import printable
 from normfold.verify.judge import Edge, Judged
@@ -30,18 +31,21 @@ class VerdictFiles:
     junit: Path | None = None
     summary: Path | None = None
     json: Path | None = None
+    html: Path | None = None
 
     def check(self) -> None:
         """Raise OutputError now for what would otherwise fail after minutes of work."""
-        places = [place for place in (self.junit, self.summary, self.json) if place is not None]
+        places = [place for place in (self.junit, self.summary, self.json, self.html) if place is not None]
         if len({place.absolute() for place in places}) != len(places):
-            raise OutputError("--junit, --summary and --json have to name different files")
+            raise OutputError("--junit, --summary, --json and --html have to name different files")
         for place in places:
             check_place(place)
 
     def write(self, verdict: Verdict) -> None:
         """Write every file that was asked for."""
         self._write(junit(verdict), summary(verdict), verdict.dumps())
+        if self.html is not None:
+            write_text(self.html, verdict_html(verdict))
 
     def write_error(self, message: str) -> None:
         """Write that there is no verdict, and why."""
@@ -77,10 +81,10 @@ def junit_error(message: str) -> str:
 def summary(verdict: Verdict) -> str:
     """Markdown, at most `SUMMARY_BYTES` long in UTF-8."""
     lines = [
-        f"### {'✅' if verdict.passed else '❌'} normfold verify: {_markdown(headline(verdict))}",
+        f"### {'✅' if verdict.passed else '❌'} normfold verify: {markdown_text(headline(verdict))}",
         "",
         f"{_code(verdict.model)} against {_code(verdict.source) if verdict.source else 'its recorded outputs'}, "
-        f"{len(verdict.cases)} samples, {_markdown(verdict.method)}, onnxruntime {verdict.onnxruntime}.",
+        f"{len(verdict.cases)} samples, {markdown_text(verdict.method)}, onnxruntime {verdict.onnxruntime}.",
         "",
         "| edge | output | worst | median | bound | |",
         "|---|---|---:|---:|---:|---|",
@@ -90,17 +94,17 @@ def summary(verdict: Verdict) -> str:
     if len(rows) > _ROWS:
         lines += ["", f"{len(rows) - _ROWS} more rows in the JSON (`--json`)."]
     for edge in verdict.failed[:_ROWS]:
-        lines += ["", f"**{_markdown(edge.name)}**: {_markdown(edge.detail)}"]
+        lines += ["", f"**{markdown_text(edge.name)}**: {markdown_text(edge.detail)}"]
     if verdict.fault is not None:
-        lines += ["", *(f"- {_markdown(line)}" for line in fault_lines(verdict.fault))]
+        lines += ["", *(f"- {markdown_text(line)}" for line in fault_lines(verdict.fault))]
     notes = [*(f"Not exercised: {line}." for line in verdict.unexercised), *verdict.notes]
-    lines += [part for note in notes[:_ROWS] for part in ("", f"> {_markdown(note)}")]
+    lines += [part for note in notes[:_ROWS] for part in ("", f"> {markdown_text(note)}")]
     return _cut("\n".join(lines) + "\n")
 
 
 def summary_error(message: str) -> str:
     """Markdown of a run that came to no verdict."""
-    return _cut(f"### ⚠️ normfold verify: no verdict\n\n{_markdown(message)}\n")
+    return _cut(f"### ⚠️ normfold verify: no verdict\n\n{markdown_text(message)}\n")
 
 
 def _cases(edge: Edge, cases: tuple[str, ...]) -> Iterator[tuple[str, bool, str]]:
@@ -117,9 +121,9 @@ def _cases(edge: Edge, cases: tuple[str, ...]) -> Iterator[tuple[str, bool, str]
 def _rows(verdict: Verdict) -> Iterator[str]:
     for edge in verdict.edges:
         if not edge.outputs:
-            yield f"| {_markdown(edge.name)} | | | | | {_mark(edge.passed)} |"
+            yield f"| {markdown_text(edge.name)} | | | | | {_mark(edge.passed)} |"
         for output in edge.outputs:
-            yield f"| {_markdown(edge.name)} | {_code(output.name)} | {_figures(output)} | {_mark(output.passed)} |"
+            yield f"| {markdown_text(edge.name)} | {_code(output.name)} | {_figures(output)} | {_mark(output.passed)} |"
 
 
 def _figures(output: Judged) -> str:
@@ -143,7 +147,7 @@ def _clean(text: str) -> str:
     return _UNWRITABLE.sub("?", printable(text))[:_TEXT]
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text that stays text in a table cell, whatever a model calls its tensors."""
     return re.sub(r"([\\`*_\[\]<>|#&~@])", r"\\\1", _clean(text))
 

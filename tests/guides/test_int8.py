@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import normfold
-from tests.extending.page import run_page
 from tests.paths import FIXTURES
+from tests.support.page import run_page
 
 
 @pytest.mark.slow
 def test_int8_is_as_good_as_float32_again(tmp_path: Path) -> None:
-    assert run_page("int8", tmp_path, of="guides", needs=("fixtures",)) == 2
+    assert run_page("guides/int8", tmp_path, needs=("fixtures",)) == 2
     normfold.fold(FIXTURES / "convnet_bn.pt", tmp_path / "folded.onnx", verify=False)
     done = subprocess.run(
         [sys.executable, "quantise.py", "folded.onnx"],

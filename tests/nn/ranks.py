@@ -11,9 +11,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from normfold.nn import recalibrate
 from tests.nn.norms import NORMS, STEPS, batch, network
 
 RANKS = 2
+# What each rank recalibrates with: unlike numbers of batches of unlike sizes.
+HALVES = (range(3), range(3, 4))
 # Trained without sync too.
 LOCAL = ("un", "repbn")
 
@@ -34,6 +37,9 @@ def work(rank: int, folder: str) -> None:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(network("prepbn", dtype=torch.float64))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     found["prepbn", "converted"] = _train(model, rank)
+    model = network("repbn", dtype=torch.float64)
+    recalibrate(model, [batch(step, tokens=3 + step, dtype=torch.float64) for step in HALVES[rank]])
+    found["repbn", "recalibrated"] = dict(model.state_dict())
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

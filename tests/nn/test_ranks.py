@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from normfold.nn import recalibrate
 from tests.nn import ranks
-from tests.nn.norms import NORMS, fit, network
+from tests.nn.norms import NORMS, batch, fit, network
 
 # float64, sums in another order.
 TOLERANCE = 1e-10
@@ -59,3 +60,11 @@ def test_a_converted_model_is_a_synchronised_one(both: tuple[States, States]) ->
         for key, value in states["prepbn", "converted"].items():
             expected = states["prepbn", "sync"][key]
             torch.testing.assert_close(value, expected, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
+
+
+def test_recalibrated_statistics_are_those_of_all_ranks(both: tuple[States, States]) -> None:
+    whole = network("repbn", dtype=torch.float64)
+    recalibrate(whole, [batch(step, tokens=3 + step, dtype=torch.float64) for half in ranks.HALVES for step in half])
+    for states in both:
+        for key, value in whole.state_dict().items():
+            torch.testing.assert_close(states["repbn", "recalibrated"][key], value, rtol=TOLERANCE, atol=TOLERANCE)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import NormStateError, UsageError
-from normfold.nn import progress
 from normfold.nn.batchnorm import TokenBatchNorm
-from normfold.nn.progress import finish
+from normfold.nn.mabn import CenConv2d, MABN2d
+from normfold.nn.powernorm import PowerNorm
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.replace import replace_layernorm
+from normfold.nn.schedules import finish, progress
 from normfold.nn.un import UN1d
 from normfold.norms.detect import find_norms
 from normfold.pipeline import run as pipeline
@@ -318,6 +319,35 @@ def test_from_layernorm_to_a_folded_file(tmp_path: Path) -> None:
         tmp_path / "c.pt", tmp_path / "c.onnx", model=f"{__name__}:converted", inputs=["x:float32[B,L,8]"], strict=True
     )
     assert report is not None and (tmp_path / "c.onnx").exists()
+
+
+class Pictures(nn.Module):
+    """MABN behind its centred convolutions, and PowerNorm without group scaling, where they fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = CenConv2d(3, CHANNELS, 3, bias=False), MABN2d(CHANNELS, B=2, real_B=4, warmup_iters=2)
+        self.fc, self.power, self.head = nn.Linear(CHANNELS, CHANNELS), PowerNorm(CHANNELS), nn.Linear(CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(self.power(self.fc(x)).relu())
+
+
+def test_mabn_and_powernorm_fold_once_trained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Pictures()
+    for _ in range(6):
+        model(torch.randn(2, 3, 6, 6)).sum().backward()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    report = pipeline.fold(
+        tmp_path / "m.pt",
+        tmp_path / "m.onnx",
+        model=f"{__name__}:Pictures",
+        inputs=["x:float32[B,3,6,6]"],
+        strict=True,
+    )
+    assert [site.kind for site in report.graphs[0].sites] == ["MABN", "PowerNorm"]
 
 
 def test_progress_knows_warm_ups() -> None:

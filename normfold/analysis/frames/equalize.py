@@ -23,7 +23,7 @@ from normfold.analysis.edits import NewAdd, NewConstant
 from normfold.analysis.frames.regions import Channels, Region, content, region, take, written_by
 from normfold.analysis.merge.stored_maps import stored_map
 from normfold.analysis.placement.propagate import State
-from normfold.analysis.placement.shared_weights import Sharing
+from normfold.analysis.plan import Spread
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of
@@ -60,10 +60,20 @@ def spreads(state: State) -> Spreads:
     return found
 
 
-def balance(state: State, sharing: Sharing) -> int:
+def compared(before: Spreads, folded: Spreads, equalized: Spreads | None) -> tuple[Spread, ...]:
+    """The weights whose spread changes."""
+    found = []
+    for key, (name, first) in before.items():
+        second, third = folded[key][1], None if equalized is None else equalized[key][1]
+        if not np.allclose([second, second if third is None else third], first, rtol=1e-9):
+            found.append(Spread(name, first, second, third))
+    return tuple(found)
+
+
+def balance(state: State) -> int:
     """Choose the scales of all regions between weights, and commit them; how many regions changed."""
     weights: Weights = {}
-    balances = [_Balance(state, sharing, one, weights) for one in _regions(state)]
+    balances = [_Balance(state, one, weights) for one in _regions(state)]
     changed: set[Value] = set()
     for _ in range(SWEEPS):
         moved = {one.region.start for one in balances if one.step()}
@@ -127,8 +137,8 @@ class _Shared:
 class _Balance:
     """One region on its way. weights: the sizes of all weights as they are to be stored, for all regions together."""
 
-    def __init__(self, state: State, sharing: Sharing, found: Region, weights: Weights) -> None:
-        self.state, self.sharing, self.region, self.weights = state, sharing, found, weights
+    def __init__(self, state: State, found: Region, weights: Weights) -> None:
+        self.state, self.region, self.weights = state, found, weights
         for weight in found.weights:
             if weight.key not in weights:
                 weights[weight.key] = np.abs(content(state, weight))
@@ -152,7 +162,7 @@ class _Balance:
         return False
 
     def _taken(self, scale: Array, arrays: list[_Shared]) -> bool:
-        if isinstance(take(self.state, self.sharing, self.region.scaled(self.state, scale)), Refuse):
+        if isinstance(take(self.state, self.region.scaled(self.state, scale)), Refuse):
             return False
         for weight, array in zip(self.region.weights, arrays, strict=True):
             self.weights[weight.key] = array.scaled(scale).sizes

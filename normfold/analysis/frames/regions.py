@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from normfold.analysis.edits import NewConstant
 from normfold.analysis.placement.place import leaves_range
 from normfold.analysis.placement.propagate import Outcome, State, absorbs_scale, flood
-from normfold.analysis.placement.shared_weights import Sharing
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of, value_at
@@ -80,7 +79,7 @@ class Region:
 
     def scaled(self, state: State, scale: Array) -> dict[Value, Array]:
         """The start of a flood that multiplies the frame of every channel by `scale`."""
-        before = state.half("scale", self.start)
+        before = state.get("scale", self.start)
         shape = [self.size if axis == self.axis else 1 for axis in range(before.ndim)]
         return {self.start: before * scale.reshape(shape)}
 
@@ -96,7 +95,7 @@ def region(state: State, start: Value, axis: int) -> Region | Refuse:
     outcome = flood(state, "scale", found.scaled(state, probe))
     if isinstance(outcome, Refuse):
         return outcome
-    moved = {value: _ratio(state.half("scale", value), scale) for value, scale in outcome.decided.items()}
+    moved = {value: _ratio(state.get("scale", value), scale) for value, scale in outcome.decided.items()}
     moved = {value: ratio for value, ratio in moved.items() if np.any(np.abs(ratio - 1.0) > _SAME)}
     tensors = {value: _channels(ratio, probe) for value, ratio in moved.items()}
     known = {value: channels for value, channels in tensors.items() if channels is not None}
@@ -121,15 +120,14 @@ def written_by(state: State, op: Op, axis: int) -> tuple[Around, ...]:
     return tuple(part for part in _around(state, op, {op.output: ratio}, probe) if part.is_weight(state))
 
 
-def take(state: State, sharing: Sharing, start: Mapping[Value, Array]) -> Outcome | Refuse:
+def take(state: State, start: Mapping[Value, Array]) -> Outcome | Refuse:
     """Give tensors these scales, with all that follows; where something refuses, everything is as it was."""
-    found = sharing.allow("scale", flood(state, "scale", start))
+    found = flood(state, "scale", start)
     if isinstance(found, Refuse):
         return found
     if refused := leaves_range(state, found, None):
         return refused
-    state.commit("scale", None, found.decided)
-    sharing.settle(found.reached)
+    state.commit("scale", None, found)
     return found
 
 
@@ -138,9 +136,7 @@ def content(state: State, weight: Around) -> Array:
     array: Array = state.graph.constant(value_at(weight.op, weight.input))
     for edit in rule_of(weight.op.type).edits(state.graph, weight.op, state.frame):
         if isinstance(edit, NewConstant) and edit.input == weight.input and edit.source is not None:
-            array = array if edit.times is None else array * edit.times
-            array = array if edit.over is None else array / edit.over
-            array = array if edit.add is None else array + edit.add
+            array = edit.content(array)
     return array
 
 
