@@ -23,6 +23,7 @@ from normfold.cli.terminal import (
     DebugOption,
     DtypeOption,
     EmaOption,
+    EqualizeOption,
     HtmlOption,
     InputOption,
     ModelArgsOption,
