@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from normfold.analysis.edits import Edit
 from normfold.analysis.frames.equalize import balance, compared, spreads
 from normfold.analysis.merge.branches import Merged, merges
-from normfold.analysis.merge.stored_maps import written_map
+from normfold.analysis.merge.stored_maps import constants_of, maps_of, written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
 from normfold.analysis.placement.propagate import State
@@ -123,12 +122,11 @@ def analyse(
     merged = _merged(state, attempts.values())
     attempts = _with_merges(attempts, merged)
     outcomes = [_outcome(state, attempts[op], scales.get(op)) for op, _ in found]
-    written = (written_map(state, op) for op in graph.ops if op.affine is not None)
     return Plan(
         sites=name_sites(graph, [*outcomes, *_no_maps(graph)], norms),
         frames={name_of(value): state.frame(value) for value in state.moved},
-        maps=tuple(one for one in written if one is not None),
-        edits=tuple(_edits(state)),
+        maps=tuple(maps_of(state)),
+        edits=tuple(constants_of(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
         spreads=compared(before, folded, spreads(state) if equalize else None),
@@ -273,10 +271,3 @@ def _channels(frame: Frame) -> int:
         if (axes := varying_axes(frame.scale))
         else 1
     )
-
-
-def _edits(state: State) -> Iterable[Edit]:
-    moved = set(state.moved)
-    for op in state.graph.ops:
-        if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
-            yield from rule_of(op.type).edits(state.graph, op, state.frame)

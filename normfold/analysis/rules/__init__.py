@@ -28,6 +28,7 @@ from normfold.analysis.rules.layout import (
 from normfold.analysis.rules.linear import ConvRule, GemmRule
 from normfold.analysis.rules.normalize import ChannelNormalizeRule, NormalizeRule
 from normfold.analysis.rules.pointwise import AddRule, AffineRule, SumRule, negated
+from normfold.analysis.rules.power import PowerRule
 from normfold.analysis.rules.product import ProductRule
 from normfold.analysis.rules.reduce import averaged, counts_padding, pooled, pooled_to_one, summed
 from normfold.analysis.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
@@ -169,9 +170,9 @@ TABLE: dict[str, Rule] = {
     "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
     # Walls that have a part in a LayerNorm or RMSNorm that is written out.
     "ReduceSumSquare": Wall(in_statistic="reduction"),
-    "Sqrt": Wall(in_statistic="step"),
-    "Reciprocal": Wall(in_statistic="step"),
-    "Pow": Wall(in_statistic="step"),
+    "Sqrt": PowerRule(0.5),
+    "Reciprocal": PowerRule(-1.0),
+    "Pow": PowerRule(),
 }
 WALL = Wall()
 
