@@ -19,6 +19,7 @@ from normfold.analysis.rules.join import JoinRule
 from normfold.analysis.rules.layout import (
     expand,
     gather,
+    gather_nd,
     pad,
     reshape,
     same,
@@ -119,6 +120,7 @@ TABLE: dict[str, Rule] = {
     "Conv": ConvRule(),
     "ConvTranspose": ConvTransposeRule(),
     "Gather": CarryRule(gather, attributes=["axis"], mean_passes=True),
+    "GatherND": CarryRule(gather_nd, attributes=["batch_dims"], mean_passes=True),
     "LayerNormalization": NormalizeRule(centred=True),
     "RMSNormalization": NormalizeRule(centred=False),
     "InstanceNormalization": ChannelNormalizeRule(grouped=False),
