@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from normfold.analysis.edits import Edit
+from normfold.analysis.edits import Edit, NewMap
 from normfold.analysis.refusal import Code
 from normfold.graph.affine import Array, Frame
 from normfold.norms.kinds import is_token_norm
@@ -59,21 +59,6 @@ class Untied:
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
-    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors.
-
-    Both None: nothing is left of it. input, output: tensor names. batch_norm: its channels lie on axis 1, and one
-    BatchNormalization wrote it.
-    """
-
-    input: str
-    output: str
-    scale: Array | None
-    shift: Array | None
-    batch_norm: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Branch:
     """One operand of a sum of convolutions: `scale * conv + shift`, per output channel, on stored tensors.
 
@@ -112,7 +97,7 @@ class Plan:
 
     sites: tuple[Site, ...]
     frames: Mapping[str, Frame] = field(default_factory=dict)
-    maps: tuple[Map, ...] = ()
+    maps: tuple[NewMap, ...] = ()
     edits: tuple[Edit, ...] = ()
     merges: tuple[Merge, ...] = ()
     untied: tuple[Untied, ...] = ()

@@ -28,9 +28,10 @@ class FoldOptions:
     read, such as a tied embedding.
 
     What is written. dry_run: nothing. strict: nothing, unless every norm with stored statistics folds. verify: nothing
-    that differs from the source. report: where to write R.json (also when `strict` or the verification fails).
-    emit_torch: where to write the folded torch module, pickled, beside the output. external_data: the weights into a
-    file beside the output even where they fit into it (graph/write.py). force: over files that exist.
+    that differs from the source. report, html: where to write R.json, and a page to look at (also when `strict` or the
+    verification fails). emit_torch: where to write the folded torch module, pickled, beside the output. external_data:
+    the weights into a file beside the output even where they fit into it (graph/write.py). force: over files that
+    exist.
 
     Raises UsageError for options that contradict each other or do not exist.
     """
@@ -47,6 +48,7 @@ class FoldOptions:
     strict: bool = False
     verify: bool = True
     report: Path | None = None
+    html: Path | None = None
     emit_torch: Path | None = None
     external_data: bool = False
     force: bool = False
@@ -61,6 +63,11 @@ class FoldOptions:
         """The files that are asked for beside the report: the graphs of the task, and the torch module."""
         module = () if self.emit_torch is None else (self.emit_torch,)
         return (*places(output, self.task), *module)
+
+    @property
+    def reports(self) -> tuple[Path, ...]:
+        """The reports that are asked for."""
+        return tuple(filter(None, (self.report, self.html)))
 
     @property
     def half(self) -> bool:

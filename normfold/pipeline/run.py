@@ -25,7 +25,7 @@ from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.early import check_places
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, write
+from normfold.pipeline.outputs import Folded, Planned, texts, write
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
@@ -72,9 +72,11 @@ def fold(
     strict: bool = False,
     verify: bool = True,
     report: AnyPath | None = None,
+    html: AnyPath | None = None,
     emit_torch: AnyPath | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     center: bool = False,
     only: str | Collection[str] | None = None,
@@ -88,13 +90,13 @@ def fold(
     source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
     ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
     order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
-    arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
-    options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
+    arch, model, model_args, inputs, ema, trust, trust_code, allow_unfinished: see `checkpoint.options.LoadOptions`; the
+    other options: see `pipeline.options.FoldOptions`. progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -108,6 +110,7 @@ def fold(
         strict=strict,
         verify=verify,
         report=None if report is None else Path(report),
+        html=None if html is None else Path(html),
         emit_torch=None if emit_torch is None else Path(emit_torch),
         external_data=external_data,
         force=force,
@@ -151,7 +154,7 @@ def run(
     check_places(
         source if isinstance(source, Path) else None,
         (*outputs, *filter(None, [options.emit_torch])),
-        options.report,
+        options.reports,
         force=options.force,
     )
     clock = Clock(progress or (lambda _: None))
@@ -165,7 +168,7 @@ def run(
         if not result.failed:
             return result
     result = replace(result, seconds=dict(clock.seconds))
-    unwritten = _write_report(result, options.report)
+    unwritten = _write_reports(result, options)
     if refused:
         raise NotFoldedError(_not_folded(result) + unwritten, result)
     if result.failed:
@@ -190,12 +193,13 @@ def inspect(
     target: str | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     keep_tied: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
     return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
@@ -262,11 +266,11 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     return Folded(source, original, done.model, report, (*done.warnings, *stay))
 
 
-def _write_report(report: Report, place: Path | None) -> str:
-    """Write a report that comes alone; what there is to say where that fails, which changes nothing of the rest."""
+def _write_reports(report: Report, options: FoldOptions) -> str:
+    """Write reports that come alone; what there is to say where that fails, which changes nothing of the rest."""
     try:
-        if place is not None:
-            write_text(place, report.dumps())
+        for place, text in texts(report, options):
+            write_text(place, text)
     except OutputError as error:
         return f"; {error}"
     return ""

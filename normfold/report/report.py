@@ -62,7 +62,7 @@ class GraphReport:
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
     centred: the LayerNorms that became RMSNorms. unexercised: what no sample of the verification reached; None where
     nobody looked.
-    module: makes the folded torch module (modules.py).
+    module: makes the folded torch module (rewrite/module.py).
     """
 
     name: str
@@ -90,8 +90,8 @@ class GraphReport:
 class Report:
     """Everything that one run of `fold` or `inspect` has to say; sites, nodes and edges are those of all graphs.
 
-    task: what was exported (tasks.py). graphs: one for every file that the task writes. dtype: what they were converted
-    to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
+    task: what was exported (export/tasks.py). graphs: one for every file that the task writes. dtype: what they were
+    converted to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
     seconds: wall-clock time per stage, in the order in which they ran. also_written: files of the run beside the graphs
     and their data.
     """

@@ -11,8 +11,9 @@ import torch
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.recognise import defaults
 from normfold.errors import ArchitectureError
-from tests.checkpoint.test_authors_files import CfgNode, packages, state_of
+from tests.checkpoint.test_authors_files import packages, state_of
 from tests.checkpoint.test_stated import heads_of
+from tests.models.authors import CfgNode
 
 __all__ = ["packages"]  # a fixture
 

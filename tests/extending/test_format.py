@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.extending.page import run_page
+from tests.support.page import run_page
 
 
 def test_a_format_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("format", tmp_path) == 1
+    assert run_page("extending/format", tmp_path) == 1

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.extending.page import run_page
+from tests.support.page import run_page
 
 
 def test_a_norm_of_ones_own(tmp_path: Path) -> None:
-    assert run_page("norm", tmp_path) == 1
+    assert run_page("extending/norm", tmp_path) == 1

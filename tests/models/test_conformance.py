@@ -11,7 +11,7 @@ from torch import nn
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.models import catalogue, create
-from normfold.models.catalogue import Family
+from normfold.models.families import Family
 from normfold.norms.detect import find_norms
 from normfold.pipeline.run import fold
 from tests.models import authors

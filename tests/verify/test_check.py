@@ -44,8 +44,8 @@ def test_every_entry_becomes_a_command(tmp_path: Path) -> None:
     assert first == Model(tmp_path / "a.onnx", ("--samples", "8"))
     assert second.path == tmp_path / "sub" / "b.onnx"
     assert second.arguments == (
-        "--samples", "4", "--against", str(tmp_path / "b.pt"), "--inputs", str(tmp_path / "x.npz"),
-        "--inputs", str(tmp_path / "y.npz"), "--arch", "vit",
+        "--samples", "4", "--against", str(tmp_path / "b.pt"), "--data", str(tmp_path / "x.npz"),
+        "--data", str(tmp_path / "y.npz"), "--arch", "vit",
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def _leaf(state: State, value: Value, source: Value) -> _Leaf | None:
             return None
         if op.affine is None:
             return _Leaf(tuple(maps), op) if _is_plain(state, op, source) else None
-        if not all(only_along(half, (1,)) for half in stored_map(state, op)):
+        if not all(only_along(part, (1,)) for part in stored_map(state, op)):
             return None
         maps.append(op)
         value = value_at(op, 0)
@@ -146,7 +146,7 @@ def _behind(state: State, op: Op, leave: frozenset[Op]) -> tuple[Op, ...]:
         (reader,) = state.graph.readers(value)
         if reader.affine is None or reader in leave:
             break
-        if not all(only_along(half, (1,)) for half in stored_map(state, reader)):
+        if not all(only_along(part, (1,)) for part in stored_map(state, reader)):
             break
         maps.append(reader)
         value = reader.output
@@ -163,7 +163,7 @@ def _is_plain(state: State, op: Op, source: Value) -> bool:
     weights = [value for value in op.inputs[1:] if value is not None]
     if not all(graph.is_constant(value) for value in weights) or _resolved(state, value_at(op, 0)) is not source:
         return False
-    return not rule.added_elements(graph, op, lambda value: state.half("shift", value))
+    return not rule.added_elements(graph, op, lambda value: state.get("shift", value))
 
 
 def _touched(state: State, leaves: list[_Leaf], behind: tuple[Op, ...]) -> bool:

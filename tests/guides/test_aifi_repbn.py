@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.extending.page import run_page
+from tests.support.page import run_page
 
 
 @pytest.mark.slow
 def test_repbn_in_a_detector(tmp_path: Path) -> None:
-    assert run_page("aifi-repbn", tmp_path, section="guides") == 5
+    assert run_page("guides/aifi-repbn", tmp_path) == 5

@@ -1,7 +1,8 @@
-"""Runs a page of the docs: what it says is done, in order, to a copy of the package in a temporary folder.
+"""Runs a page of docs: what it says is done, in order, to a copy of the package in a temporary folder.
 
 A block of code is a whole file where its first line is a comment with the file's name, a change where it is a diff, and
-commands where it is a console: each has to end well, and what the page shows of its output has to be in it.
+commands where it is a console: each has to end well, and what the page shows of its output has to be in it. A block
+behind `<!-- needs: PACKAGE -->` counts only where that package is installed.
 """
 
 from __future__ import annotations
@@ -12,21 +13,33 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.paths import DOCS, ROOT
+
+_BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^## (.*)$", re.MULTILINE)
 _NAME = re.compile(r"# (\S+\.py)\n")
 _SECONDS = 240
 
 
-def run_page(name: str, folder: Path, *, section: str = "extending") -> int:
-    """Do what docs/SECTION/NAME.md says in a copy of the package in `folder`; how many commands it ran."""
+def run_page(name: str, folder: Path, *, sections: Collection[str] = ()) -> int:
+    """Do what docs/NAME.md says in a copy of the package in `folder`; how many commands it ran.
+
+    sections: do nothing but these, by their headings.
+    """
     shutil.copytree(ROOT / "normfold", folder / "normfold")
     shutil.copy2(ROOT / "pyproject.toml", folder)
-    text, commands = (ROOT / "docs" / section / f"{name}.md").read_text(encoding="utf-8"), 0
-    for language, block in _BLOCK.findall(text):
+    text, commands = (DOCS / f"{name}.md").read_text(encoding="utf-8"), 0
+    if sections:
+        _, *parts = _SECTION.split(text)
+        by_heading = dict(zip(parts[::2], parts[1::2], strict=True))
+        text = "\n".join(by_heading[heading] for heading in sections)
+    for needed, language, block in _BLOCK.findall(text):
+        if needed and find_spec(needed) is None:
+            continue
         if language == "python":
             named = _NAME.match(block)
             assert named is not None, f"a file without its name: {block[:60]}"
