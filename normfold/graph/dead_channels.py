@@ -1,8 +1,8 @@
 """Channels that a norm multiplies by 0, made so that nothing has to be divided by it.
 
-A BatchNormalization whose gamma is exactly 0 (every fresh network with zero-initialised residual branches) writes beta
 A BatchNormalization whose gamma is exactly 0 (every network with zero-initialised residual branches) writes beta
-is a Conv, a ConvTranspose or a Gemm whose output nobody else reads, the same is computed by
+whatever it reads. Folded into the operator in front of it, such a channel asks for a scale of 1 / 0. Where that
+operator is a Conv, a ConvTranspose or a Gemm whose output nobody else reads, the same is computed by
 
     W' = m W,  b' = m b,  mean' = m mean,  gamma' = gamma + (1 - m),  with m = 1 where gamma is not 0, and 0 elsewhere:
 
