@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 
 # A folder inside a folder imports only those before it, and the modules that stand in none.
-INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement", "merge"]}
+INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement", "merge", "frames"]}
 
 # What only some folders know.
 LIBRARIES: dict[str, set[str]] = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from normfold.analysis.edits import Edit
+from normfold.analysis.frames.equalize import balance, compared, spreads
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
@@ -73,6 +74,7 @@ def analyse(
     only: Collection[str] | None = None,
     keep_tied: bool = False,
     ranges: Ranges | None = None,
+    equalize: bool = False,
 ) -> Plan:
     """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
@@ -80,12 +82,14 @@ def analyse(
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
     tensors hold, where float16 is to store them (calibrate.py); without them no scale goes past 2^6.
+    equalize: choose the scales that are still free so that the ranges of weights balance (frames/equalize.py).
     Raises GraphError, NormStateError.
     """
     _check(model)
     graph = collapse(Graph(model, operators(model)))
     ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
     state = State(graph, ranges, keep_tied=keep_tied)
+    before = spreads(state)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
@@ -113,6 +117,9 @@ def analyse(
         if attempts[op].stays_for("narrow-add"):
             attempts[op] = _fold(state, op, frame)
     attempts = _with_followers(state, attempts)
+    folded = spreads(state)
+    if equalize and integers is None:
+        balance(state)
     merged = _merged(state, attempts.values())
     attempts = _with_merges(attempts, merged)
     outcomes = [_outcome(state, attempts[op], scales.get(op)) for op, _ in found]
@@ -124,6 +131,7 @@ def analyse(
         edits=tuple(_edits(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
+        spreads=compared(before, folded, spreads(state) if equalize else None),
     )
 
 

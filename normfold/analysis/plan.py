@@ -59,6 +59,26 @@ class Untied:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How many times wider the range of a weight is than that of its output channels, in their geometric mean: what a
+    scale for the whole weight costs in eight bits, beside one for each channel.
+
+    name: the weight. before: in the source. folded: with the norms folded. equalized: with the free scales chosen too;
+    None where nobody asked for that.
+    """
+
+    name: str
+    before: float
+    folded: float
+    equalized: float | None = None
+
+    @property
+    def growth(self) -> float:
+        """By how much it grows in all."""
+        return (self.folded if self.equalized is None else self.equalized) / self.before
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """One operand of a sum of convolutions: `scale * conv + shift`, per output channel, on stored tensors.
 
@@ -92,7 +112,8 @@ class Plan:
     """sites: every norm found, in order. frames: the tensors whose frame is not the identity, by name.
 
     maps: the affine maps to be written anew. edits: the constants that change. merges: sums of branches that become one
-    Conv, once everything else is in place. untied: the weights that are copied.
+    Conv, once everything else is in place. untied: the weights that are copied. spreads: the
+    weights whose output channels move apart, or together.
     """
 
     sites: tuple[Site, ...]
@@ -101,6 +122,7 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     merges: tuple[Merge, ...] = ()
     untied: tuple[Untied, ...] = ()
+    spreads: tuple[Spread, ...] = ()
 
     @property
     def is_empty(self) -> bool:

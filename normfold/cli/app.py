@@ -23,6 +23,7 @@ from normfold.cli.terminal import (
     DebugOption,
     DtypeOption,
     EmaOption,
+    EqualizeOption,
     HtmlOption,
     InputOption,
     ModelArgsOption,
@@ -117,6 +118,7 @@ def fold(
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
     center: CenterOption = False,
+    equalize: EqualizeOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -156,6 +158,7 @@ def fold(
             dtype=dtype,
             norm_affine=norm_affine,
             center=center,
+            equalize=equalize,
             only=tuple(only or ()),
             keep_tied=keep_tied,
             dry_run=dry_run,

@@ -111,6 +111,12 @@ CenterOption = Annotated[
         "--center", help="Make RMSNorm out of LayerNorm where the mean can be left out upstream; implies --norm-affine."
     ),
 ]
+EqualizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--equalize", help="Choose the scales that are free between weights so that their ranges balance, for int8."
+    ),
+]
 AffineOption = Annotated[
     bool, typer.Option("--norm-affine", help="Fold the weight and bias of LayerNorm and RMSNorm too.")
 ]

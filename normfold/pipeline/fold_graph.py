@@ -85,6 +85,7 @@ def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Pla
         norm_affine=options.affine,
         only=options.only or None,
         keep_tied=options.keep_tied,
+        equalize=options.equalize,
     )
     if not (options.half or holds_half(graph)):
         return plan_with(), ()

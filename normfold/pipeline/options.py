@@ -25,7 +25,8 @@ class FoldOptions:
     What is folded. norm_affine: the weight and bias of LayerNorm and RMSNorm too. center: that, and RMSNorm made out of
     LayerNorm wherever its stream can do without the mean (rewrite/centre.py). only: names of the norms to fold
     (Report.sites), by default all. keep_tied: nothing that would need a second copy of a weight that several operators
-    read, such as a tied embedding.
+    read, such as a tied embedding. equalize: the scales that are still free between weights are chosen so that their
+    ranges balance, for int8 (analysis/frames/equalize.py).
 
     What is written. dry_run: nothing. strict: nothing, unless every norm with stored statistics folds. verify: nothing
     that differs from the source. report, html: where to write R.json, and a page to look at (also when `strict` or the
@@ -44,6 +45,7 @@ class FoldOptions:
     center: bool = False
     only: tuple[str, ...] = ()
     keep_tied: bool = False
+    equalize: bool = False
     dry_run: bool = False
     strict: bool = False
     verify: bool = True

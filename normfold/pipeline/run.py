@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold._version import __version__
+from normfold.analysis.plan import Plan
 from normfold.checkpoint.in_memory import Dynamic, Examples, Model, is_model, source_of
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
@@ -31,6 +32,9 @@ from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.system.numbers import HALF
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
+
+# A weight whose channels are this many times further apart has lost a bit where all share one scale.
+WIDENED = 2.0
 
 AnyPath = str | os.PathLike[str]
 
@@ -81,6 +85,7 @@ def fold(
     center: bool = False,
     only: str | Collection[str] | None = None,
     keep_tied: bool = False,
+    equalize: bool = False,
     external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -106,6 +111,7 @@ def fold(
         center=center,
         only=_several(only or ()),
         keep_tied=keep_tied,
+        equalize=equalize,
         dry_run=dry_run,
         strict=strict,
         verify=verify,
@@ -259,11 +265,23 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         opset_reason="as its source has it" if source.graph is not None else why,
         untied=done.plan.untied,
         merged=done.plan.merges,
+        spreads=done.plan.spreads,
         centred=tuple(norm for _, norm in done.centring.norms),
         module=done.module,
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    return Folded(source, original, done.model, report, (*done.warnings, *stay))
+    return Folded(source, original, done.model, report, (*done.warnings, *stay, *_widened(done.plan)))
+
+
+def _widened(plan: Plan) -> tuple[str, ...]:
+    """What there is to say where one step of eight bits for a whole weight has become too wide for its channels."""
+    found = sorted((one for one in plan.spreads if one.growth >= WIDENED), key=lambda one: -one.growth)
+    if not found:
+        return ()
+    most = ", ".join(f"{one.name} ({one.growth:.1f} times)" for one in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    advice = "quantise with a scale for each channel" + ("" if found[0].equalized else ", or fold with --equalize")
+    return (f"Folding widened the spread between the output channels of {most}{more}. For int8, {advice}.",)
 
 
 def _write_reports(report: Report, options: FoldOptions) -> str:

@@ -35,6 +35,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _norms(report)
         yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield from _besides(report)
+    yield from _spreads(report)
     for graph in report.graphs:
         yield _nodes(graph)
         yield from _model(graph)
@@ -49,7 +50,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
 def _headline(report: Report) -> Text:
     if not report.sites:
-        return line("No norms found: nothing to fold.")
+        return line("No norms found." if report.changed else "No norms found: nothing to fold.")
     text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
     others = [site for site in report.sites if not site.counts]
     products = [site for site in others if site.code != "not-in-graph"]
@@ -97,6 +98,17 @@ def _besides(report: Report) -> Iterator[Text]:
         if graph.untied:
             names = ", ".join(weight.name for weight in graph.untied)
             yield line(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
+
+
+def _spreads(report: Report) -> Iterator[Table]:
+    """What `--equalize` made of the weights' ranges: of those that it was asked for."""
+    found = [one for graph in report.graphs for one in graph.spreads if one.equalized is not None]
+    if not found:
+        return
+    table = table_of("Range of a weight over that of its channels", "Before", "Folded", "Equalized", right=(1, 2, 3))
+    for one in found:
+        add_row(table, one.name, f"{one.before:.2f}", f"{one.folded:.2f}", f"{one.equalized:.2f}")
+    yield table
 
 
 def _into(names: tuple[str, ...]) -> str:

@@ -25,12 +25,13 @@ _NAME = re.compile(r"# (\S+\.py)\n")
 _SECONDS = 240
 
 
-def run_page(name: str, folder: Path, *, sections: Collection[str] = ()) -> int:
+def run_page(name: str, folder: Path, *, sections: Collection[str] = (), needs: Collection[str] = ()) -> int:
     """Do what docs/NAME.md says in a copy of the package in `folder`; how many commands it ran.
 
-    sections: do nothing but these, by their headings.
+    sections: do nothing but these, by their headings. needs: other folders that are copied beside the package.
     """
-    shutil.copytree(ROOT / "normfold", folder / "normfold")
+    for part in ("normfold", *needs):
+        shutil.copytree(ROOT / part, folder / part)
     shutil.copy2(ROOT / "pyproject.toml", folder)
     text, commands = (DOCS / f"{name}.md").read_text(encoding="utf-8"), 0
     if sections:

@@ -20,7 +20,7 @@ from normfold.analysis.placement.shared_weights import SharedWeights
 from normfold.analysis.plan import Untied
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
-from normfold.analysis.rules.base import FrameOf, Surroundings, name_of, value_at, wall
+from normfold.analysis.rules.base import OUT, FrameOf, Surroundings, name_of, value_at, wall
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
 from normfold.graph.types import Op, Value
@@ -106,10 +106,13 @@ class State:
         after = self.shared.added_bytes(outcome.reached, self.with_outcome(coefficient, outcome))
         return self.shared.refusal(self._added_bytes, after) or outcome
 
-    def commit(self, coefficient: Coefficient, op: Op, outcome: Outcome) -> None:
-        """Take an outcome, with `op` folded: its frames, and what it makes of shared weights."""
+    def commit(self, coefficient: Coefficient, op: Op | None, outcome: Outcome) -> None:
+        """Take an outcome, with `op` folded: its frames, and what it makes of shared weights.
+
+        op: None for a frame that is chosen freely.
+        """
         self._frames[coefficient].update(outcome.decided)
-        if op.affine is not None:
+        if op is not None and op.affine is not None:
             self._fixed[coefficient].add(op)
         self._added_bytes.update(self.shared.added_bytes(outcome.reached, self.frame))
 
@@ -165,7 +168,7 @@ def flood(
     coefficient: Coefficient,
     start: Mapping[Value, Array],
     *,
-    folding: Op,
+    folding: Op | None = None,
     writer_limit: float = 0.0,
     map_limit: float = 0.0,
 ) -> Outcome | Refuse:
@@ -191,9 +194,18 @@ def short_flood(
     return None if isinstance(allowed, Refuse) else allowed
 
 
+def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
+    """Whether `op` writes a tensor in any such scale by itself, whatever becomes of what it reads."""
+    rule = rule_of(op.type)
+    if not rule.reads(op) or OUT not in rule.ports(state.graph, op):
+        return False
+    found = rule.scale(_Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale}))
+    return not isinstance(found, Refuse) and not found
+
+
 class _Flood:
     def __init__(
-        self, state: State, coefficient: Coefficient, folding: Op, writer_limit: float, map_limit: float
+        self, state: State, coefficient: Coefficient, folding: Op | None, writer_limit: float, map_limit: float
     ) -> None:
         self.state, self.graph, self.coefficient, self.folding = state, state.graph, coefficient, folding
         self.writer_limit, self.map_limit = writer_limit, map_limit
@@ -265,7 +277,7 @@ class _Flood:
                 return wall(op)
             known[port] = self.known[value]
         self.reached[op] = None
-        at = self._around(op, known)
+        at = self.around(op, known)
         demands = rule.scale(at) if self.coefficient == "scale" else rule.shift(at)
         if isinstance(demands, Refuse):
             return demands
@@ -280,7 +292,8 @@ class _Flood:
                 )
         return None
 
-    def _around(self, op: Op, known: dict[int, Array]) -> Surroundings:
+    def around(self, op: Op, known: dict[int, Array]) -> Surroundings:
+        """What a rule may know of its operator, with these scales, or shifts, on its ports."""
         fixed = op is self.folding or self.state.is_fixed(op, self.coefficient)
         return Surroundings(
             graph=self.graph,
