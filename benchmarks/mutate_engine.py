@@ -2,10 +2,10 @@
 
     python -m benchmarks.mutate_engine [--mutations 200] [--seed 0] [--only linear.py] [--seconds 0]
 
-A mutation is one sign, comparison, dropped guard or constant, drawn at random from the rules, the placement,
-the rewriting and the judge. Each runs in a fork of its own, in which the module is compiled with it: the nearest tests
-first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left out. What no
-test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
+A mutation is one sign, one comparison, one dropped guard or one constant, drawn at random from the rules, the
+placement, the rewriting and the judge. Each runs in a fork of its own, in which the module is compiled with it: the
+nearest tests first, then the rest of the engine's, up to the first failure. Tests that export a torch model are left
+out. What no test notices is printed with its line; if it changes nothing that can be seen, docs/mutations.md says why.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ NEAREST = {
 # What is left: first what notices most for its time.
 REST = [
     "random/test_random_operators.py", _RULES, "random/test_random_opsets.py", "analysis/test_refusals.py",
-    "analysis/test_analysis.py", "analysis/placement", "analysis/merge", "rewrite/test_graph.py",
-    "analysis/recognition", "analysis/test_stays.py", "random/test_random_graphs.py",
+    "analysis/test_analyse.py", "analysis/placement", "analysis/merge", "rewrite/test_graph.py",
+    "rewrite/test_centre.py",
+    "analysis/recognition", "analysis/test_stays.py", "analysis/test_spellings.py", "random/test_random_graphs.py",
 ]  # fmt: skip
 REST_OF_THE_JUDGE = ["verify/test_mutations.py", "verify/test_localise.py", "verify/test_no_verdict.py"]
 LEFT_OUT = "not folds_into_its_convolution and not fixture"

@@ -25,9 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
     "export": {"checkpoint", "inputs", "norms", "system"},
     "analysis": {"graph", "inputs", "norms", "system"},
-    "rewrite": {"analysis", "checkpoint", "graph", "inputs", "system"},
+    "rewrite": {"analysis", "checkpoint", "graph", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},
-    "report": {"analysis", "export", "models", "system", "verify"},
+    "report": {"analysis", "export", "graph", "models", "system", "verify"},
     "pipeline": {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "nn", "report", "rewrite", "system", "verify",
     },
@@ -36,11 +36,11 @@ ALLOWED: dict[str, set[str]] = {
         "analysis", "checkpoint", "export", "graph", "inputs", "models", "norms", "pipeline", "report", "system",
         "verify",
     },
-    "cli": {"bench", "checkpoint", "export", "models", "pipeline", "report", "system", "verify"},
+    "cli": {"bench", "checkpoint", "export", "graph", "models", "pipeline", "report", "system", "verify"},
 }  # fmt: skip
 
 # A folder inside a folder imports only those before it, and the modules that stand in none.
-INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement", "merge"]}
+INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement", "merge", "frames"]}
 
 # What only some folders know.
 LIBRARIES: dict[str, set[str]] = {

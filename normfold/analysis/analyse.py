@@ -9,45 +9,60 @@ Nothing here changes the graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from normfold.analysis.edits import Edit
+from normfold.analysis.frames.equalize import balance, compared, spreads
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
-from normfold.analysis.placement.propagate import Half, State
-from normfold.analysis.placement.shared_weights import Sharing
+from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan, ShiftPlace, Status
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.deepnorm import residual_scales
-from normfold.analysis.recognition.naming import Named, NormModule, name_sites, per_token, site_names, token_norm
+from normfold.analysis.recognition.naming import (
+    NormModule,
+    OperatorOutcome,
+    name_sites,
+    per_token,
+    site_names,
+    token_norm,
+)
 from normfold.analysis.recognition.quantised import quantised
-from normfold.analysis.refusal import Refuse, refuse
+from normfold.analysis.refusal import Code, Refuse, refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of
 from normfold.analysis.rules.batch_norm import fixed_batch_norm
 from normfold.errors import GraphError
 from normfold.graph.affine import Frame, varying_axes
 from normfold.graph.operators import inner_operators, operators, opset
-from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op, Value
+from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
 from normfold.system.collector import uncollected
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Attempt:
-    """How folding one site went."""
+    """How folding one norm went.
+
+    scale_refused: why it stays. shift_refused: why its shift stays behind. reached: the operators that were asked, in
+    order. merged: the convolution that took up what was left of the norm.
+    """
 
     op: Op
     frame: Frame
-    refusals: dict[Half, Refuse] = field(default_factory=dict)
-    reached: list[Op] = field(default_factory=list)
+    scale_refused: Refuse | None = None
+    shift_refused: Refuse | None = None
+    reached: tuple[Op, ...] = ()
     shift: ShiftPlace | None = None
     shift_elements: int = 0
-    merged: Op | None = None  # the convolution that took up what was left of the norm
+    merged: Op | None = None
+
+    def stays_for(self, code: Code) -> bool:
+        return self.scale_refused is not None and self.scale_refused.code == code
 
 
 @uncollected()
@@ -59,15 +74,69 @@ def analyse(
     only: Collection[str] | None = None,
     keep_tied: bool = False,
     ranges: Ranges | None = None,
+    equalize: bool = False,
 ) -> Plan:
     """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
     norms: the norm modules of the checkpoint, for names and kinds. norm_affine: also fold the weight and bias of
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
-    tensors hold, where float16 is to store them (calibration.py); without them no scale goes past 2^6.
+    tensors hold, where float16 is to store them (calibrate.py); without them no scale goes past 2^6.
+    equalize: choose the scales that are still free so that the ranges of weights balance (frames/equalize.py).
     Raises GraphError, NormStateError.
     """
+    _check(model)
+    graph = collapse(Graph(model, operators(model)))
+    ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
+    state = State(graph, ranges, keep_tied=keep_tied)
+    before = spreads(state)
+    scales = residual_scales(graph)
+    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
+    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
+    if norm_affine:
+        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
+    integers = quantised(graph)
+
+    def left(op: Op) -> Refuse | None:
+        """Why a norm is not even tried."""
+        kind = token_norm(graph, op, norms)
+        if integers is not None:
+            return integers
+        if kind is not None and not norm_affine:
+            return per_token(kind)
+        if only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
+            return Refuse("not-asked", "other norms were asked for (--only)")
+        return None
+
+    attempts: dict[Op, _Attempt] = {}
+    for op, frame in _in_turn(graph, found):
+        refused = left(op)
+        attempts[op] = _fold(state, op, frame) if refused is None else _Attempt(op, frame, refused)
+    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
+    for op, frame in found:
+        if attempts[op].stays_for("narrow-add"):
+            attempts[op] = _fold(state, op, frame)
+    attempts = _with_followers(state, attempts)
+    folded = spreads(state)
+    if equalize and integers is None:
+        balance(state)
+    merged = _merged(state, attempts.values())
+    attempts = _with_merges(attempts, merged)
+    outcomes = [_outcome(state, attempts[op], scales.get(op)) for op, _ in found]
+    written = (written_map(state, op) for op in graph.ops if op.affine is not None)
+    return Plan(
+        sites=name_sites(graph, [*outcomes, *_no_maps(graph)], norms),
+        frames={name_of(value): state.frame(value) for value in state.moved},
+        maps=tuple(one for one in written if one is not None),
+        edits=tuple(_edits(state)),
+        merges=tuple(one.merge for one in merged),
+        untied=state.untied,
+        spreads=compared(before, folded, spreads(state) if equalize else None),
+    )
+
+
+def _check(model: Model) -> None:
+    """Raise GraphError for a graph that nobody can read."""
     names = [value.name for node in model.graph for value in node.outputs if value.name]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")
@@ -79,47 +148,6 @@ def analyse(
             f"The model is written in ONNX opset {opset(model)}; normfold reads {OLDEST_OPSET} and later, where "
             "constants broadcast as in numpy. graph.prepare raises it."
         )
-    graph = collapse(Graph(model, operators(model)))
-    state = State(graph, Ranges({}) if ranges is None and holds_half(model) else ranges)
-    sharing = Sharing(state, keep=keep_tied)
-    scales = residual_scales(graph)
-    maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
-    found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
-    if norm_affine:
-        found += [(op, frame) for op in graph.ops if (frame := rule_of(op.type).own_frame(graph, op)) is not None]
-    whole = quantised(graph)
-    attempts: dict[Op, _Attempt] = {}
-    for op, frame in _in_turn(graph, found):
-        kind = token_norm(graph, op, norms)
-        if whole is not None:
-            attempts[op] = _left(op, frame, whole)
-        elif kind is not None and not norm_affine:
-            attempts[op] = _left(op, frame, per_token(kind))
-        elif only is not None and not set(site_names(op, norms, scales.get(op))) <= set(only):
-            attempts[op] = _left(op, frame, Refuse("not-asked", "other norms were asked for (--only)"))
-        else:
-            attempts[op] = _fold(state, sharing, op, frame)
-    # A norm that stayed because of its cost may cost less now that the norms around it have moved their shifts.
-    for op, frame in found:
-        if _stayed_for_cost(attempts[op]):
-            attempts[op] = _fold(state, sharing, op, frame)
-    _fold_followers(state, sharing, attempts)
-    merged = _merged(state, sharing, attempts.values())
-    maps = tuple(
-        written for op in graph.ops if op.affine is not None and (written := written_map(state, op)) is not None
-    )
-    return Plan(
-        sites=name_sites(
-            graph,
-            [*(_outcome(state, attempts[op], scales.get(op)) for op, _ in found), *_no_maps(graph)],
-            norms,
-        ),
-        frames={name_of(value): state.frame(value) for value in _moved(state)},
-        maps=maps,
-        edits=tuple(_edits(state)),
-        merges=tuple(found.merge for found in merged),
-        untied=sharing.untied,
-    )
 
 
 def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, Frame]]:
@@ -135,44 +163,43 @@ def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, 
     return [*alone, *reversed(shared)]
 
 
-def _fold(state: State, sharing: Sharing, op: Op, frame: Frame) -> _Attempt:
+def _fold(state: State, op: Op, frame: Frame) -> _Attempt:
+    """Find a place for the scale and the shift of one norm, and take it."""
     attempt = _Attempt(op, frame)
-    scale = place_scale(state, sharing, op, frame)
+    scale = place_scale(state, op, frame)
     if isinstance(scale, Refuse):
-        attempt.refusals["scale"] = scale
-        return attempt
-    whole = bool(np.any(scale.decided[op.output] == 0.0))
-    shift = place_shift(state, sharing, op, frame, scale=scale, whole=whole)
-    if isinstance(shift, Refuse) and whole:
-        attempt.refusals["scale"] = shift
-        return attempt
-    if isinstance(shift, Refuse) and (refused := leaves_range(state, scale, None)):
-        attempt.refusals["scale"] = refused
-        return attempt
-    state.commit("scale", op, scale.decided)
-    sharing.settle(scale.reached)
-    attempt.reached += scale.reached
+        return replace(attempt, scale_refused=scale)
+    with_zero = bool(np.any(scale.decided[op.output] == 0.0))
+    shift = place_shift(state, op, frame, scale=scale, with_zero=with_zero)
     if isinstance(shift, Refuse):
-        attempt.refusals["shift"] = shift
-        attempt.shift = "add"
-        return attempt
-    state.commit("shift", op, shift.outcome.decided)
-    sharing.settle(shift.outcome.reached)
-    attempt.reached += shift.outcome.reached
-    attempt.shift, attempt.shift_elements = shift.place, shift.elements
-    return attempt
+        stays = shift if with_zero else leaves_range(state, scale, None)
+        if stays is not None:
+            return replace(attempt, scale_refused=stays)
+        state.commit("scale", op, scale)
+        return replace(attempt, shift_refused=shift, shift="add", reached=scale.reached)
+    state.commit("scale", op, scale)
+    state.commit("shift", op, shift.outcome)
+    return replace(
+        attempt,
+        reached=(*scale.reached, *shift.outcome.reached),
+        shift=shift.place,
+        shift_elements=shift.elements,
+    )
 
 
-def _fold_followers(state: State, sharing: Sharing, attempts: Mapping[Op, _Attempt]) -> None:
+def _with_followers(state: State, attempts: Mapping[Op, _Attempt]) -> dict[Op, _Attempt]:
     """Fold the scalars that have taken up a norm's scale: they are one per channel now, and go as a norm does."""
+    attempts = dict(attempts)
     left = [op for op in state.graph.ops if op.affine is not None and op.affine.has_scale and op not in attempts]
     while followers := [op for op in left if _follows(state, op)]:
         left = [op for op in left if op not in followers]
         for op in followers:
             assert op.affine is not None
-            reached = _fold(state, sharing, op, op.affine.frame).reached
-            for attempt in attempts.values():
-                attempt.reached += reached if op in attempt.reached else ()
+            reached = _fold(state, op, op.affine.frame).reached
+            for norm, attempt in attempts.items():
+                if op in attempt.reached:
+                    attempts[norm] = replace(attempt, reached=(*attempt.reached, *reached))
+    return attempts
 
 
 def _follows(state: State, op: Op) -> bool:
@@ -180,54 +207,49 @@ def _follows(state: State, op: Op) -> bool:
     return written is not None and written.scale is not None and bool(varying_axes(written.scale))
 
 
-def _left(op: Op, frame: Frame, refused: Refuse) -> _Attempt:
-    return _Attempt(op, frame, {"scale": refused})
+def _merged(state: State, attempts: Collection[_Attempt]) -> list[Merged]:
+    """The sums that become one convolution."""
+    leave = [attempt.op for attempt in attempts if attempt.stays_for("not-asked")]
+    return merges(state, leave={*leave, *state.shared.weights_of})
 
 
-def _stayed_for_cost(attempt: _Attempt) -> bool:
-    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "narrow-add"
+def _with_merges(attempts: Mapping[Op, _Attempt], found: Iterable[Merged]) -> dict[Op, _Attempt]:
+    """What is left of the norms in merged branches goes into the convolution that stands for them."""
+    attempts = dict(attempts)
+    for op, into in ((op, one.into) for one in found for op in one.maps):
+        attempt = attempts.get(op)
+        if attempt is None:
+            continue
+        attempts[op] = attempt = replace(attempt, merged=into)
+        if attempt.scale_refused is not None or attempt.shift_refused is not None:
+            shift: ShiftPlace = "writer" if np.any(attempt.frame.shift) else "none"
+            attempts[op] = replace(attempt, scale_refused=None, shift_refused=None, shift=shift)
+    return attempts
 
 
-def _merged(state: State, sharing: Sharing, attempts: Iterable[_Attempt]) -> list[Merged]:
-    """The sums that become one convolution; what is left of the norms in their branches goes into it."""
-    left = [attempt.op for attempt in attempts if _not_asked(attempt)]
-    found = merges(state, leave={*left, *sharing.weights_of})
-    into = {op: one.into for one in found for op in one.maps}
-    for attempt in attempts:
-        attempt.merged = into.get(attempt.op)
-        if attempt.merged is not None and attempt.refusals:
-            attempt.refusals.clear()
-            attempt.shift = "writer" if np.any(attempt.frame.shift) else "none"
-    return found
-
-
-def _not_asked(attempt: _Attempt) -> bool:
-    return "scale" in attempt.refusals and attempt.refusals["scale"].code == "not-asked"
-
-
-def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> Named:
-    refused = attempt.refusals.get("scale") or attempt.refusals.get("shift")
-    status: Status = "folded" if refused is None else "kept" if "scale" in attempt.refusals else "partial"
+def _outcome(state: State, attempt: _Attempt, behind: Op | None) -> OperatorOutcome:
+    refused = attempt.scale_refused or attempt.shift_refused
+    status: Status = "folded" if refused is None else "kept" if attempt.scale_refused is not None else "partial"
     takers = [op for op in attempt.reached if op is not attempt.op and _takes(state, op)]
     takers += [attempt.merged] if attempt.merged is not None else []
     into = tuple(dict.fromkeys(op.name for op in takers))
     channels = _channels(attempt.frame)
-    return Named(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
+    return OperatorOutcome(attempt.op, status, refused, into, channels, attempt.shift, attempt.shift_elements, behind)
 
 
-def _no_maps(graph: Graph) -> Iterable[Named]:
+def _no_maps(graph: Graph) -> Iterable[OperatorOutcome]:
     """The BatchNormalizations that run and are no fixed map of the main graph, each with the reason."""
     for op in graph.ops:
         if op.type == BATCH_NORM:
             why = fixed_batch_norm(graph, op)
             if not isinstance(why, Refuse):
                 why = refuse(op, "not-affine", "it reads a constant, or a tensor that is no floating one")
-            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+            yield OperatorOutcome(op, "kept", why, (), _stored_channels(graph, op))
     running = {op.index for op in graph.ops}
     for op in inner_operators(graph.model):
         if op.type == BATCH_NORM and op.index in running:
             why = refuse(op, "in-subgraph", "it runs inside the body of an If, a Loop or a Scan")
-            yield Named(op, "kept", why, (), _stored_channels(graph, op))
+            yield OperatorOutcome(op, "kept", why, (), _stored_channels(graph, op))
 
 
 def _stored_channels(graph: Graph, op: Op) -> int:
@@ -253,13 +275,8 @@ def _channels(frame: Frame) -> int:
     )
 
 
-def _moved(state: State) -> list[Value]:
-    values = dict.fromkeys([*state.frames["scale"], *state.frames["shift"]])
-    return [value for value in values if not state.frame(value).is_identity]
-
-
 def _edits(state: State) -> Iterable[Edit]:
-    moved = set(_moved(state))
+    moved = set(state.moved)
     for op in state.graph.ops:
         if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
             yield from rule_of(op.type).edits(state.graph, op, state.frame)

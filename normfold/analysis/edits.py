@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from normfold.graph.affine import Array
 
@@ -20,6 +24,20 @@ class NewConstant:
     times: Array | None = None
     over: Array | None = None
     add: Array | None = None
+
+    def content(self, source: Array, spread: Callable[[Array], Array] = np.asarray) -> Array:
+        """What it holds, in float64: of all of its source (0 where it has none), or of some rows of it.
+
+        spread: lays `times`, `over` and `add` over these rows.
+        """
+        array = source if self.times is None else source * spread(self.times)
+        array = array if self.over is None else array / spread(self.over)
+        return array if self.add is None else array + spread(self.add)
+
+    @property
+    def key(self) -> tuple[str | None, ...]:
+        """The same for edits that make the same of one source."""
+        return (self.source, *(_digest(part) for part in (self.times, self.over, self.add)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +57,25 @@ class NewAdd:
     add: Array
 
 
+@dataclass(frozen=True, slots=True)
+class NewMap:
+    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors.
+
+    Both None: nothing is left of it. input, output: tensor names. batch_norm: its channels lie on axis 1, and one
+    BatchNormalization wrote it.
+    """
+
+    input: str
+    output: str
+    scale: Array | None
+    shift: Array | None
+    batch_norm: bool
+
+
 Edit = NewConstant | NewAttribute | NewAdd
+
+
+def _digest(array: Array | None) -> str | None:
+    if array is None:
+        return None
+    return f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"

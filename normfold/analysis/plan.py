@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from normfold.analysis.edits import Edit
+from normfold.analysis.edits import Edit, NewMap
 from normfold.analysis.refusal import Code
 from normfold.graph.affine import Array, Frame
 from normfold.norms.kinds import is_token_norm
@@ -59,18 +59,23 @@ class Untied:
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
-    """An affine map as it is to be written: `output = scale * input + shift` on stored tensors.
+class Spread:
+    """How many times wider the range of a weight is than that of its output channels, in their geometric mean: what a
+    scale for the whole weight costs in eight bits, beside one for each channel.
 
-    Both None: nothing is left of it. input, output: tensor names. batch_norm: its channels lie on axis 1, and one
-    BatchNormalization wrote it.
+    name: the weight. before: in the source. folded: with the norms folded. equalized: with the free scales chosen too;
+    None where nobody asked for that.
     """
 
-    input: str
-    output: str
-    scale: Array | None
-    shift: Array | None
-    batch_norm: bool
+    name: str
+    before: float
+    folded: float
+    equalized: float | None = None
+
+    @property
+    def growth(self) -> float:
+        """By how much it grows in all."""
+        return (self.folded if self.equalized is None else self.equalized) / self.before
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +112,17 @@ class Plan:
     """sites: every norm found, in order. frames: the tensors whose frame is not the identity, by name.
 
     maps: the affine maps to be written anew. edits: the constants that change. merges: sums of branches that become one
-    Conv, once everything else is in place. untied: the weights that are copied.
+    Conv, once everything else is in place. untied: the weights that are copied. spreads: the
+    weights whose output channels move apart, or together.
     """
 
     sites: tuple[Site, ...]
     frames: Mapping[str, Frame] = field(default_factory=dict)
-    maps: tuple[Map, ...] = ()
+    maps: tuple[NewMap, ...] = ()
     edits: tuple[Edit, ...] = ()
     merges: tuple[Merge, ...] = ()
     untied: tuple[Untied, ...] = ()
+    spreads: tuple[Spread, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -48,7 +48,7 @@ def bench(
 
     model, against, baseline, load: see `variants.collect`. batches: sizes of the batch axis; other dynamic axes keep
     the size that the specification gives. modes: of the runtime, see `Runner`; default: all on cuda, the first on cpu.
-    A decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (tasks.py). rounds,
+    A decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (export/tasks.py). rounds,
     launches: see `harness.record`. quick: few of them where they are not given, and marked as such. threads: of the
     CPU; default: every processor there is.
     Interrupted (KeyboardInterrupt) while it measures, it returns what there is, marked. Raises a NormfoldError before

@@ -24,6 +24,7 @@ EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 # Elements that a tensor may repeat without holding them: a table of positions of an expanded row.
 _REPEATED = 1 << 20
+_LONGEST_WORD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Contents:
 
     One of: state, a state dict; module (trusted files only); program and the module that it is; graph, its external
     data mapped but not read. takes: the inputs of a program or a graph.
-    arch, arch_args, inputs: as `save_checkpoint` writes them; arch may be a name of the authors' own. said: what it
+    arch, arch_args, inputs, factory: as `save_checkpoint` writes them; arch may be a name of the authors' own, factory
+    is code of whoever saved it (`pkg.module:function`). said: what it
     states of its architecture in whatever words its authors have. averaged: where it holds averaged weights that were
     not taken.
     """
@@ -47,6 +49,7 @@ class Contents:
     program: torch.export.ExportedProgram | None = None
     graph: ir.Model | None = None
     takes: tuple[InputSpec, ...] = ()
+    factory: str | None = None
 
 
 def contents_of(loaded: Any, path: Path, *, ema: bool) -> Contents:
@@ -66,6 +69,7 @@ def contents_of(loaded: Any, path: Path, *, ema: bool) -> Contents:
     inputs = said.get("inputs")
     notes: dict[str, Any] = {
         "arch": arch if isinstance(arch, str) else None,
+        "factory": _short(said.get("factory")),
         "arch_args": arguments(arch_args, path) if isinstance(arch_args, Mapping) else {},
         "inputs": tuple(spec for spec in inputs if isinstance(spec, str)) if isinstance(inputs, list) else (),
         "said": stated.read(said),
@@ -122,3 +126,8 @@ def _find_state(loaded: Mapping[Any, Any], path: Path, *, ema: bool) -> tuple[An
     if not loaded or any(isinstance(value, torch.Tensor) for value in loaded.values()):
         return loaded, None
     raise CheckpointError(f"{path} has no state dict under {', '.join(STATE_KEYS)}; it holds {keys}.")
+
+
+def _short(value: object) -> str | None:
+    """A word of the file, if it is one."""
+    return value if isinstance(value, str) and len(value) < _LONGEST_WORD else None

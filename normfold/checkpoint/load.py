@@ -16,7 +16,7 @@ from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.recognise import defaults
 from normfold.checkpoint.source import Source
-from normfold.errors import InputSpecError, UsageError
+from normfold.errors import ArchitectureError, InputSpecError, UsageError
 from normfold.inputs.of_model import matching, with_vocabulary
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.models import catalogue
@@ -33,13 +33,16 @@ def load_checkpoint(
     ema: bool = False,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
 ) -> Source:
     """Load a checkpoint without running anything in it.
 
     path: a file, or a folder of the Hugging Face hub. The rest: see `LoadOptions`.
     Raises CheckpointError, ArchitectureError, NormStateError, InputSpecError or GraphError; nothing is ever written.
     """
-    return load(Path(path), LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished))
+    return load(
+        Path(path), LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished, trust_code)
+    )
 
 
 def load(path: Path, options: LoadOptions) -> Source:
@@ -87,9 +90,10 @@ def _built(source: Source, contents: Contents, options: LoadOptions) -> Source:
         warnings: tuple[str, ...] = ()
     else:
         state = (contents.state if contents.module is None else contents.module.state_dict()) or {}
+        model, model_args = _own_code(source.path, contents, options)
         built = build(
-            model=options.model,
-            model_args=options.model_args,
+            model=model,
+            model_args=model_args,
             arch=options.arch,
             found=contents,
             state=state,
@@ -115,6 +119,22 @@ def _built(source: Source, contents: Contents, options: LoadOptions) -> Source:
         arch_args=built.args,
         warnings=warnings,
     )
+
+
+def _own_code(
+    path: Path, contents: Contents, options: LoadOptions
+) -> tuple[str | Callable[..., Any] | None, Mapping[str, Any] | None]:
+    """The own code that builds the module, and its arguments: the one given, or, trusted, the one that is named."""
+    if contents.factory is None or options.model is not None or options.arch is not None:
+        return options.model, options.model_args
+    if not options.trust_code:
+        raise ArchitectureError(
+            f"{path} was saved for {contents.factory}, which is code that normfold does not import because a file says "
+            f"so. If it is yours, name it yourself with --model {contents.factory}, or pass --trust-code to import "
+            "whatever the file names."
+        )
+    given = contents.arch_args if options.model_args is None else options.model_args
+    return contents.factory, given
 
 
 def _own_inputs(built: Built) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ class LoadOptions:
     shapes). model: "pkg.module:factory" of the user's own code, or the
     function itself. model_args: arguments of either. inputs: specifications
     such as "x:float32[B,3,32,32]" (default: those in the checkpoint or the graph, or of the built-in architecture).
+    trust_code: import and call the function that the checkpoint names, as `save_checkpoint(factory=...)` wrote it.
     ema: take the averaged weights. trust: unpickle the file, which can run code in it. allow_unfinished: accept a
     PRepBN whose schedule has not ended.
     """
@@ -26,3 +27,4 @@ class LoadOptions:
     ema: bool = False
     trust: bool = False
     allow_unfinished: bool = False
+    trust_code: bool = False

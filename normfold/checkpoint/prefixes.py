@@ -14,6 +14,7 @@ from normfold.norms.base import Shapes
 
 # Prefixes within prefixes (`model.backbone.`), and how many of the commonest are looked into.
 _DEEP, _WIDE = 3, 8
+_LISTED = 5
 
 
 def part_of(shapes: Shapes, families: Collection[str]) -> str:
@@ -54,7 +55,8 @@ def under(state: Mapping[str, torch.Tensor], prefix: str) -> tuple[Mapping[str, 
         return state, ()
     taken = _under(state, prefix)
     others = Counter(name.partition(".")[0] for name in state if not name.startswith(prefix))
-    left = f"; {sum(others.values())} entries beside them ({', '.join(others)}) were left out" if others else ""
+    listed = ", ".join(list(others)[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
+    left = f"; {sum(others.values())} entries beside them ({listed}) were left out" if others else ""
     return taken, (f"The weights stand under `{prefix}`, which was taken off their names{left}.",)
 
 

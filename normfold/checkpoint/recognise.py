@@ -60,9 +60,9 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """unknown: options that change the function and nobody tells. own_size: whether the weights are of the size that
-    the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words. told:
-    what was taken from the file's words. against: those that are not so of it, each with what is.
+    """unknown: options that change the function and that nobody tells. own_size: whether the weights are of the size
+    that the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words.
+    told: what was taken from the file's words. against: those that are not so of it, each with what is.
     """
 
     name: str
@@ -191,6 +191,7 @@ def _candidate(
     sizes_differ = any(option in options for option in row.sized)
     unknown = [option for option in missing if not chosen or (sizes_differ and option not in _STYLE)]
     free = [option for option in row.free if option not in settled]
+    headless = ["classes"] if resolved.get("classes") == 0 else []
     return _Candidate(
         name,
         options,
@@ -199,7 +200,8 @@ def _candidate(
         not sizes_differ,
         tuple(option for option in (*missing, *free) if option not in unknown),
         tuple(statement for statement in told if statement.option not in given),
-        tuple(said.against(family.key, name, {**_facts(row, resolved), **resolved}, row.free)),
+        # A head that is not there has no number of classes.
+        tuple(said.against(family.key, name, {**_facts(row, resolved), **resolved}, (*row.free, *headless))),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,28 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module,
     *,
-    arch: str,
+    arch: str | None = None,
+    factory: str | None = None,
     arch_args: Mapping[str, Any] | None = None,
     example_input: torch.Tensor | Mapping[str, torch.Tensor],
     inputs: Sequence[str] = (),
 ) -> None:
     """Write a checkpoint that `load_checkpoint` reads without any flag.
 
-    arch, arch_args: name in the built-in registry and its (JSON-like) arguments. example_input: one tensor, or one for
-    each input by name; its first axis is taken for a dynamic batch. inputs: specifications, where that is not so.
+    arch, arch_args: name in the built-in registry and its (JSON-like) arguments. factory: for a network of your own,
+    the function that builds it, "mynet:build"; arch_args are its arguments. It is written down, and imported again only
+    where whoever loads the file says so (--trust-code, or --model); without it such a file needs --model.
+    example_input: one tensor, or one for each input by name; its first axis is taken for a dynamic batch. inputs:
+    specifications, where that is not so.
     The file appears whole or not at all. Raises UsageError, InputSpecError and OutputError.
     """
     path = Path(path)
     if not TORCH.fits(path):
         raise UsageError(f"{path}: save_checkpoint writes torch files; end the name in {', '.join(TORCH.suffixes)}.")
+    if arch is not None and factory is not None:
+        raise UsageError("arch and factory both say how the module is built; give one of them")
+    if factory is not None and not re.fullmatch(r"[\w.]+:[\w.]+", factory):
+        raise UsageError(f"factory={factory!r}: write pkg.module:function, such as mynet:build")
     args = dict(arch_args or {})
     try:
         json.dumps(args)
@@ -50,7 +59,8 @@ def save_checkpoint(
     _check_examples(specs, examples)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     texts = [str(spec) for spec in specs]
-    content = {"format": FORMAT, "state_dict": state, "arch": arch, "arch_args": args, "inputs": texts}
+    content: dict[str, Any] = {"format": FORMAT, "state_dict": state, "arch_args": args, "inputs": texts}
+    content |= {key: value for key, value in (("arch", arch), ("factory", factory)) if value is not None}
     with replacing(path) as draft, draft.open("wb") as file:
         torch.save(content, file)
 

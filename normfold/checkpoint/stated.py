@@ -222,10 +222,19 @@ def statements(part: Mapping[Any, Any], where: str) -> Iterator[Statement]:
         value = value.state.get("_val") if isinstance(value, StandIn) and isinstance(value.state, dict) else value
         if option == "image_size" and isinstance(value, (list, tuple)):
             value = value[-1] if value else None
+        if option == "attention":
+            value = _letters(value) if isinstance(value, str) else None
         if option == "norm":
             value = _NORMS.get(value.lower()) if isinstance(value, str) else None
         if value is not None and is_plain(value) and not isinstance(value, dict):
             yield Statement(option, tuple(value) if isinstance(value, list) else value, f"{where}.{key}")
+
+
+def _letters(attention: str) -> str | None:
+    """A letter for every stage, one where all agree; None for words that are no such letters."""
+    if not attention or set(attention) - set("LS"):
+        return None
+    return attention[0] if len(set(attention)) == 1 else attention
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -246,11 +255,10 @@ def _slab(model: Mapping[Any, Any], where: str) -> Iterator[Statement]:
     """What SLAB's networks read of MODEL.LA, and of MODEL.SWIN in a sense of its own."""
     kind, linear = model.get("TYPE"), _items(model.get("LA"))
     attention = str(linear.get("ATTN_TYPE"))
-    if not isinstance(kind, str) or not _SLAB.match(kind) or not re.fullmatch("[LS]{4}", attention):
+    if not isinstance(kind, str) or not _SLAB.match(kind) or len(attention) != 4 or _letters(attention) is None:
         return
     if attention != _DEFAULT_ATTENTION:
-        one = attention[0] if len(set(attention)) == 1 else attention
-        yield Statement("attention", one, f"{where}.LA.ATTN_TYPE")
+        yield Statement("attention", _letters(attention), f"{where}.LA.ATTN_TYPE")
     kernel, ratios = linear.get("KERNEL_SIZE"), str(linear.get("PVT_LA_SR_RATIOS"))
     if isinstance(kernel, int) and kernel != _DEFAULT_KERNEL:
         yield Statement("kernel", kernel, f"{where}.LA.KERNEL_SIZE")

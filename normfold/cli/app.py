@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,15 +13,18 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.cli.bench import bench
 from normfold.cli.check import check
 from normfold.cli.diff import diff
+from normfold.cli.help import Command
 from normfold.cli.recalibrate import recalibrate
-from normfold.cli.streams import StdoutError, for_rich
 from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
     CenterOption,
+    CodeOption,
     DebugOption,
     DtypeOption,
     EmaOption,
+    EqualizeOption,
+    HtmlOption,
     InputOption,
     ModelArgsOption,
     ModelOption,
@@ -33,9 +35,7 @@ from normfold.cli.terminal import (
     TiedOption,
     TrustOption,
     UnfinishedOption,
-    complain,
     exit_codes,
-    fault,
     json_object,
     print_report,
     print_rich,
@@ -44,22 +44,20 @@ from normfold.cli.terminal import (
 from normfold.cli.terminal import (
     run as run_app,
 )
-from normfold.errors import NormfoldError, OutputError
+from normfold.cli.verify import verify
+from normfold.errors import UsageError
 from normfold.pipeline import early
 from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
-from normfold.system.text import json_text, printable
+from normfold.system.text import json_text
 
 if TYPE_CHECKING:
     from normfold.report.report import Report
-    from normfold.report.verdict_files import VerdictFiles
-    from normfold.verify.run import Progress
-    from normfold.verify.verdict import Verdict
 
 
 app = typer.Typer(
     help="Fold norms with stored statistics (UN, RepBN, PRepBN, BatchNorm, PowerNorm) into the weights around them.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     # Rich help costs more time to import than everything else here together.
     rich_markup_mode=None,
@@ -83,7 +81,11 @@ def root(
     """Fold norms with stored statistics into the weights around them."""
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: normfold fold checkpoint.pt -o model.onnx --report report.json",
+    short_help="Checkpoint in, folded and verified ONNX out.",
+)
 def fold(
     source: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.onnx", help="Where to write the result.")],
@@ -109,11 +111,14 @@ def fold(
     report: Annotated[
         Path | None, typer.Option(metavar="R.json", help="Also write the report as JSON (docs/report.md).")
     ] = None,
+    html: HtmlOption = None,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
     center: CenterOption = False,
+    equalize: EqualizeOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -143,7 +148,9 @@ def fold(
         return run(source, output, load, options, progress)
 
     with exit_codes(debug=debug):
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(
+            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+        )
         options = FoldOptions(
             task=task,
             opset=opset,
@@ -151,23 +158,29 @@ def fold(
             dtype=dtype,
             norm_affine=norm_affine,
             center=center,
+            equalize=equalize,
             only=tuple(only or ()),
             keep_tied=keep_tied,
             dry_run=dry_run,
             strict=strict,
             verify=not no_verify,
             report=report,
+            html=html,
             emit_torch=emit_torch,
             external_data=external_data,
             force=force,
         )
         early.check_sources(source)
         early.check_factory(model)
-        early.check_places(source, options.written(output), report, force=force)
+        early.check_places(source, options.written(output), options.reports, force=force)
         print_report(with_progress(work))
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog="Example: normfold inspect checkpoint.pt",
+    short_help="Which norms there are, and what fold would do.",
+)
 def inspect(
     source: SourceArgument,
     arch: ArchOption = None,
@@ -179,6 +192,7 @@ def inspect(
     opset: OpsetOption = None,
     target: TargetOption = None,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
@@ -193,7 +207,9 @@ def inspect(
         return look(source, load, options, progress)
 
     with exit_codes(debug=debug):
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
+        load = LoadOptions(
+            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+        )
         options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
         early.check_sources(source)
         early.check_factory(model)
@@ -204,115 +220,39 @@ def inspect(
             print_report(report)
 
 
-@app.command()
-def verify(
-    model_file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file to judge.")],
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against",
-            metavar="SOURCE",
-            help="Checkpoint, exported program or ONNX file. Default: the one that the manifest in MODEL.onnx names.",
-        ),
-    ] = None,
-    npz: Annotated[
-        list[Path] | None,
-        typer.Option("--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."),
-    ] = None,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", help="Samples in all, real and drawn.")] = 32,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the inputs that are drawn.")] = 0,
-    providers: Annotated[str, typer.Option("--providers", metavar="LIST", help="Of onnxruntime: cpu, cuda.")] = "cpu",
-    rtol: Annotated[
-        float | None,
-        typer.Option("--rtol", metavar="R", help="A bound of your own, on top: |error| <= atol + rtol |value|."),
-    ] = None,
-    atol: Annotated[float | None, typer.Option("--atol", metavar="A", help="See --rtol.")] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="P.xml", help="Also write JUnit XML.")] = None,
-    summary: Annotated[
-        Path | None, typer.Option("--summary", metavar="P.md", help="Also write a GitHub step summary (Markdown).")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="P.json", help="Also write all figures (docs/verification.md).")
-    ] = None,
-    arch: ArchOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    inputs: InputOption = None,
-    ema: EmaOption = False,
-    trust: TrustOption = False,
-    allow_unfinished: UnfinishedOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Judge whether an ONNX file computes what its source computes, against the source in float64.
-
-    Exit codes: 0 it does; 1 it does not, or only without onnxruntime's optimisations; 2 there can be no verdict (bad
-    input, no source, no provider); 4 normfold itself failed.
-    """
-
-    def work(progress: Progress) -> Verdict:
-        expect_large_tensors()
-        from normfold.verify.judge import Tolerance
-        from normfold.verify.run import judge
-        from normfold.verify.runtime import parse_providers
-
-        bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
-        return judge(
-            model_file,
-            against=against,
-            load=load,
-            inputs=npz or (),
-            samples=samples,
-            seed=seed,
-            providers=parse_providers(providers),
-            tolerance=bound,
-            progress=progress,
-        )
-
-    with exit_codes(debug=debug):
-        early.check_sources(model_file, against)
-        early.check_factory(model)
-        from normfold.report.verdict_files import VerdictFiles
-
-        files = VerdictFiles(junit, summary, json_file)
-        files.check()
-        load = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished)
-        try:
-            verdict = _with_bar(work)
-        except Exception as error:
-            # A judge that breaks down has not found the model wrong.
-            try:
-                files.write_error(str(error) if isinstance(error, NormfoldError) else fault(error)[1])
-            except OutputError as unwritten:
-                complain(str(unwritten))
-            raise
-        _tell(verdict, files)
+app.command(
+    cls=Command,
+    epilog="Example: normfold verify model.onnx --against checkpoint.pt --data samples.npz",
+    short_help="Whether an ONNX file computes what its source does.",
+)(verify)
+app.command(
+    cls=Command,
+    epilog="Example: normfold bench model.onnx --batch 1,8 --plot latency.png",
+    short_help="Latency and memory beside the LayerNorm baseline.",
+)(bench)
+app.command(
+    cls=Command,
+    epilog="Example: normfold check --jobs 4 --summary summary.md",
+    short_help="Verify all models of a repository.",
+)(check)
+app.command(
+    cls=Command,
+    epilog="Example: normfold diff before.onnx after.onnx",
+    short_help="What differs between two ONNX files.",
+)(diff)
+app.command(
+    cls=Command,
+    epilog="Example: normfold recalibrate ckpt.pt --data batches.npz -o ckpt2.pt",
+    short_help="Exact statistics for the norms of a checkpoint.",
+)(recalibrate)
 
 
-def _tell(verdict: Verdict, files: VerdictFiles) -> None:
-    """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
-    from normfold.report.render_verdict import render_verdict
-
-    try:
-        try:
-            files.write(verdict)
-        finally:
-            print_rich(render_verdict(verdict))
-    except (OutputError, StdoutError) as error:
-        if verdict.passed:
-            raise
-        complain(str(error))
-    if not verdict.passed:
-        raise typer.Exit(1)
-
-
-app.command()(bench)
-app.command()(check)
-app.command()(diff)
-app.command()(recalibrate)
-
-
-@app.command("models")
+@app.command("models", cls=Command, epilog="Example: normfold models", short_help="The built-in architectures.")
 def list_models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A part of a name, or one with * in it. Default: all, a line a size."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -324,33 +264,19 @@ def list_models(
     with exit_codes(debug=debug):
         from normfold.models import catalogue
 
+        families = catalogue.FAMILIES if pattern is None else catalogue.matching(pattern)
+        if not families and pattern is not None:
+            close = catalogue.closest(pattern)
+            likely = f" (close: {', '.join(close)})" if close else ""
+            raise UsageError(
+                f"no built-in architecture is called like {pattern!r}{likely}; `normfold models` lists all"
+            )
         if as_json:
-            print(json_text(catalogue.to_json()), end="")
+            print(json_text(catalogue.to_json(families)), end="")
             return
         from normfold.report.render import render_models
 
-        print_rich(render_models(catalogue.FAMILIES))
-
-
-def _with_bar(work: Callable[[Progress], Verdict]) -> Verdict:
-    """Run with a bar that shows the stage and the time left, if there is a terminal to show it on."""
-    if not sys.stderr.isatty():
-        return work(lambda *_: None)
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # A name in a description is text, whatever rich would make of it.
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    console = Console(file=for_rich())
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(sentence: str, done: int, total: int) -> None:
-            if sentence not in tasks:
-                tasks[sentence] = bars.add_task(printable(sentence), total=total or None)
-            bars.update(tasks[sentence], completed=done, total=total or None)
-
-        return work(show)
+        print_rich(render_models(families, names=pattern is not None))
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ from normfold.bench.runners.base import Runner
 from normfold.cli.terminal import (
     INTERRUPTED,
     ArchOption,
+    CodeOption,
     DebugOption,
     EmaOption,
+    HtmlOption,
     InputOption,
     ModelArgsOption,
     ModelOption,
@@ -96,6 +98,7 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="P.png", help="Also draw the medians with their intervals.")
     ] = None,
+    html: HtmlOption = None,
     arch: ArchOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
@@ -103,6 +106,7 @@ def bench(
     inputs: InputOption = None,
     ema: EmaOption = False,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     debug: DebugOption = False,
@@ -126,7 +130,9 @@ def bench(
             modes=[word.strip() for word in mode.split(",") if word.strip()],
             against=against,
             baseline=baseline,
-            load=LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished),
+            load=LoadOptions(
+                arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+            ),
             task=task,
             rounds=rounds,
             launches=launches,
@@ -138,12 +144,12 @@ def bench(
     with exit_codes(debug=debug):
         early.check_sources(model_file, against)
         early.check_factory(model)
-        _check_places(json_file, plot, force=force)
+        _check_places(json_file, plot, html, force=force)
         result = with_progress(run)
         from normfold.bench.table import render_bench
 
         try:
-            _write(result, json_file, plot)
+            _write(result, json_file, plot, html)
         finally:
             print_rich(render_bench(result))
     if result.interrupted:
@@ -164,11 +170,11 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UsageError(f"--batch {text}: give sizes, separated by commas, for example --batch 1,8,32") from error
 
 
-def _check_places(json_file: Path | None, plot: Path | None, *, force: bool) -> None:
+def _check_places(json_file: Path | None, plot: Path | None, html: Path | None, *, force: bool) -> None:
     """Now, and not after minutes of measuring."""
     from normfold.system.files import check_place
 
-    for place in filter(None, (json_file, plot)):
+    for place in filter(None, (json_file, plot, html)):
         check_place(place)
         if place.exists() and not force:
             raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
@@ -178,11 +184,15 @@ def _check_places(json_file: Path | None, plot: Path | None, *, force: bool) -> 
         check(plot)
 
 
-def _write(result: Bench, json_file: Path | None, plot: Path | None) -> None:
-    if json_file is not None:
-        from normfold.system.files import write_text
+def _write(result: Bench, json_file: Path | None, plot: Path | None, html: Path | None) -> None:
+    from normfold.system.files import write_text
 
+    if json_file is not None:
         write_text(json_file, result.dumps())
+    if html is not None:
+        from normfold.bench.html import bench_html
+
+        write_text(html, bench_html(result))
     if plot is not None:
         from normfold.bench.plot import draw
 

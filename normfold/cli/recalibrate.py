@@ -10,6 +10,7 @@ import typer
 
 from normfold.cli.terminal import (
     ArchOption,
+    CodeOption,
     DebugOption,
     EmaOption,
     InputOption,
@@ -46,6 +47,7 @@ def recalibrate(
     inputs: InputOption = None,
     ema: EmaOption = False,
     trust: TrustOption = False,
+    trust_code: CodeOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -60,7 +62,7 @@ def recalibrate(
         from normfold.checkpoint.options import LoadOptions
         from normfold.pipeline.recalibrate import recalibrate_file
 
-        options = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, True)
+        options = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, True, trust_code)
         return recalibrate_file(
             source, data, output, options=options, batch=batch, layerwise=layerwise, force=force, progress=progress
         )

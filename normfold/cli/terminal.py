@@ -91,6 +91,10 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-checkpoint", help="Unpickle the file even if that can run code in it. Recorded in R.json."),
 ]
+CodeOption = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Import and call the function that the checkpoint says it was built by."),
+]
 UnfinishedOption = Annotated[
     bool, typer.Option("--allow-unfinished", help="Accept PRepBN whose schedule has not ended: take its RepBN.")
 ]
@@ -107,6 +111,12 @@ CenterOption = Annotated[
         "--center", help="Make RMSNorm out of LayerNorm where the mean can be left out upstream; implies --norm-affine."
     ),
 ]
+EqualizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--equalize", help="Choose the scales that are free between weights so that their ranges balance, for int8."
+    ),
+]
 AffineOption = Annotated[
     bool, typer.Option("--norm-affine", help="Fold the weight and bias of LayerNorm and RMSNorm too.")
 ]
@@ -115,6 +125,10 @@ TiedOption = Annotated[
     typer.Option(
         "--keep-tied", help="Fold nothing that would need a second copy of a weight, such as a tied embedding."
     ),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="P.html", help="Also write a page to look at: one file, nothing to fetch or run."),
 ]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an internal error (exit code 4), for a report of it.")
@@ -152,18 +166,47 @@ def print_rich(content: RenderableType) -> None:
 
 
 def with_progress(run: Callable[[Callable[[str], None]], T]) -> T:
-    """Run with a spinner that names the stage, if there is a terminal to show it on."""
-    if not sys.stderr.isatty():
-        return run(lambda _: None)
-    from rich.console import Console
-    from rich.live import Live
-    from rich.spinner import Spinner
-    from rich.text import Text
+    """Run with the stages on the terminal, if there is one: see `with_bars`."""
+    return with_bars(lambda show: run(lambda sentence: show(sentence, 0, 0)))
 
-    spinner = Spinner("dots", "starting")
+
+def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
+    """Run with a line for each stage: what is done, how long it took, and a bar where its steps are counted.
+
+    run: takes what to call with a sentence, the steps that are done and those there are (0: nobody knows). Nothing is
+    shown where stderr is no terminal, and nothing is left of it at the end.
+    """
+    if not sys.stderr.isatty():
+        return run(lambda *_: None)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    class Bar(BarColumn):
+        """Only where there is something to count."""
+
+        def render(self, task: Any) -> Any:
+            return super().render(task) if task.total and task.total > 1 else ""
+
+    # A name in a description is text, whatever rich would make of it.
+    columns = (
+        SpinnerColumn(finished_text="✓"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        Bar(),
+    )
+    console = Console(file=for_rich())
     # Without redirection: what libraries print goes the way of all that is printed, not past it.
-    with Live(spinner, console=Console(file=for_rich()), transient=True, redirect_stdout=False, redirect_stderr=False):
-        return run(lambda sentence: spinner.update(text=Text(printable(sentence))))
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(sentence: str, done: int, total: int) -> None:
+            if sentence not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)
+                tasks[sentence] = bars.add_task(printable(sentence), total=total or None)
+            bars.update(tasks[sentence], completed=done, total=total or None)
+
+        return run(show)
 
 
 def complain(text: str) -> None:

@@ -1,11 +1,11 @@
 """The algebra of frames: numpy float64, nothing else.
 
-Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both halves
+Every tensor `v` of a folded graph is stored in a frame `(scale, shift)`: `v = scale * stored + shift`. Both
 are arrays of the rank of `v` whose every dimension is either 1 (the frame is the same all along that axis) or the
 size of that axis; so a frame on the channels of an (N, L, C) tensor has the shape (1, 1, C), and a layout operator
 carries it exactly as it carries the tensor. `(1, 0)` is the identity.
 
-The two halves obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales
+Scales and shifts obey separate systems. Where `shift` is counted in units of `v`, not of the stored tensor, the scales
 around an operator never enter the relation between its shifts: so scales are folded first, and shifts are placed
 afterwards.
 """
@@ -39,6 +39,15 @@ class Frame:
     def then(self, scale: Array, shift: Array) -> Frame:
         """The frame of `scale * v + shift`, for `v` in this frame."""
         return Frame(scale * self.scale, scale * self.shift + shift)
+
+    def between(self, before: Frame, after: Frame) -> Frame:
+        """This map as one of stored tensors: its input is stored in `before`, its output in `after`.
+
+        Where the scale of `after` is 0 the output is its shift, whatever is stored, and nothing is divided by 0.
+        """
+        size = after.scale if np.all(after.scale) else np.where(after.scale == 0.0, 1.0, after.scale)
+        shift = self.scale * before.shift + self.shift - after.shift
+        return Frame(self.scale * before.scale / size, shift / size)
 
     def plus(self, other: Frame, sign: float) -> Frame:
         """The frame of `v + sign * w`, for `v` and `w` both fixed maps of one stored tensor."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,16 @@ class Graph:
         self.ops = tuple(ops)
         self.inputs = frozenset(model.graph.inputs)
         self.outputs = frozenset(model.graph.outputs)
-        self.producer: dict[Value, Op] = {value: op for op in self.ops for value in op.outputs}
-        self.consumers: dict[Value, list[Op]] = {}
+        self.producer: Mapping[Value, Op] = MappingProxyType({value: op for op in self.ops for value in op.outputs})
+        consumers: dict[Value, list[Op]] = {}
         for op in self.ops:
             for value in dict.fromkeys(op.inputs):
                 if value is not None:
-                    self.consumers.setdefault(value, []).append(op)
-        self._readers = {v: [op for op in ops if op.type not in SIZES] for v, ops in self.consumers.items()}
+                    consumers.setdefault(value, []).append(op)
+        self.consumers: Mapping[Value, tuple[Op, ...]] = MappingProxyType(
+            {v: tuple(ops) for v, ops in consumers.items()}
+        )
+        self._readers = {v: tuple([op for op in ops if op.type not in SIZES]) for v, ops in consumers.items()}
         self._dims: dict[Value, tuple[Dim, ...] | None] = {}
         self._constants = Constants(model, self.dims, opset(model))
         self._products: dict[tuple[Hashable, ...], Array] = {}
@@ -42,9 +46,9 @@ class Graph:
         """Every operator of the model as it is written, those of subgraphs included."""
         return iter(ir.traversal.RecursiveGraphIterator(self.model.graph))
 
-    def readers(self, value: Value) -> list[Op]:
+    def readers(self, value: Value) -> tuple[Op, ...]:
         """The operators that read the values of `value`; `consumers` has those that ask for its sizes too."""
-        return self._readers.get(value, [])
+        return self._readers.get(value, ())
 
     def dims(self, value: Value) -> tuple[Dim, ...] | None:
         """The dimensions of `value`, or None when not even its rank is known."""

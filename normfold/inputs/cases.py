@@ -242,7 +242,7 @@ def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int)
     return tuple(cases)
 
 
-def read_arrays(path: Path, specs: Sequence[InputSpec], *, option: str = "--inputs") -> dict[str, Array]:
+def read_arrays(path: Path, specs: Sequence[InputSpec], *, option: str = "--data") -> dict[str, Array]:
     """The inputs in one npz file, by name. option: what the file was given with. Raises InputSpecError."""
     if (why := irregular(path)) not in (None, MISSING):
         raise InputSpecError(f"{path}: {why}; {option} takes npz files")

@@ -6,14 +6,19 @@ The rows are in `families_*.py`, `registry.py` builds them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from normfold.models.families import Family, Size, each
 from normfold.models.families_text import TEXT
 from normfold.models.families_vision import VISION
 
-__all__ = ["FAMILIES", "Family", "Size", "closest", "entries", "family_of", "inputs_of", "to_json", "usual_inputs"]
+__all__ = [
+    "FAMILIES", "Family", "Size",
+    "closest", "entries", "family_of", "inputs_of", "matching", "to_json", "usual_inputs",
+]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (*VISION, *TEXT)
 _CLOSE = 5
@@ -48,8 +53,31 @@ def _formatted(family: Family, options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(text.format(**{**options, "source_vocab": source, "target_vocab": target}) for text in family.inputs)
 
 
-def to_json() -> list[dict[str, Any]]:
-    """The catalogue for programs: an object for every size."""
+def matching(pattern: str) -> tuple[Family, ...]:
+    """The families, sizes and names that a word is in, or that a pattern with `*` or `?` fits; none where none does.
+
+    A pattern that fits a size or a family fits all of its names.
+    """
+    wanted = pattern.lower().replace("-", "_")
+    wanted = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
+
+    def fits(*words: str) -> bool:
+        return any(fnmatch.fnmatchcase(word.lower().replace("-", "_"), wanted) for word in words)
+
+    found = []
+    for family in FAMILIES:
+        whole = fits(family.key, family.title)
+        kept = [
+            replace(size, names={kind: name for kind, name in size.names.items() if whole or fits(size.stem, name)})
+            for size in family.sizes
+        ]
+        sizes = tuple(size for size in kept if size.names)
+        found += [replace(family, sizes=sizes)] if sizes else []
+    return tuple(found)
+
+
+def to_json(families: Sequence[Family] = FAMILIES) -> list[dict[str, Any]]:
+    """The catalogue, or these families of it, for programs: an object for every size."""
     return [
         {
             "name": size.stem,
@@ -61,7 +89,7 @@ def to_json() -> list[dict[str, Any]]:
             "published": dict(size.published),
             "release": family.release or None,
         }
-        for family in FAMILIES
+        for family in families
         for size in family.sizes
     ]
 

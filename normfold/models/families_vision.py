@@ -98,7 +98,7 @@ VISION: tuple[Family, ...] = (
     ),
     Family(
         "swin_backbone",
-        "Swin and SLAB-Swin as a detector's backbone",
+        "Swin and SLAB-Swin of a detector",
         ("2103.14030", _SLAB),
         _PICTURE,
         _224,

@@ -17,6 +17,7 @@ from normfold.models.text_blocks import (
     KeyValue,
     LayerConfig,
     MultiheadAttention,
+    Scale,
     cached_length,
     causal_mask,
     source_mask,
@@ -62,11 +63,11 @@ class _Stack(nn.Module):
         self.layernorm_embedding = config.norm(config.dim) if embedding_norm else None
         self.layers = nn.ModuleList(layers)
         self.layer_norm = config.norm(config.dim) if config.alpha is None else None
-        self.embed_scale = math.sqrt(config.dim) if scaled else None
+        self.embed_scale = Scale(math.sqrt(config.dim)) if scaled else None
 
     def _embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         tokens: Tensor = self.embed_tokens(ids)
-        scaled = tokens if self.embed_scale is None else self.embed_scale * tokens
+        scaled = tokens if self.embed_scale is None else self.embed_scale(tokens)
         x: Tensor = scaled + self.embed_positions(rows)
         return x if self.layernorm_embedding is None else self.layernorm_embedding(x)
 

@@ -114,6 +114,18 @@ class MultiheadAttention(nn.Module):
         return y
 
 
+class Scale(nn.Module):
+    """Multiply by a number. A module, so that what is left of the number once norms are folded can take its place."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape."""
+        return self.factor * x
+
+
 class FeedForward(nn.Module):
     """Linear, activation, Linear over the last axis."""
 
@@ -216,7 +228,8 @@ class _Layer(nn.Module):
     def _after(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
         if self.config.alpha is None:
             return x + change
-        y: Tensor = norm(self.config.alpha * x + change)
+        # A multiplication by 1 would be a number of the code, which no folded parameter can hold.
+        y: Tensor = norm((x if self.config.alpha == 1.0 else self.config.alpha * x) + change)
         return y
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The inference-time map of every norm that stores its statistics: parameters in, one frame out.
 
-All arrays are float64 (C,); the frame's halves are (C,). Equations and sources: docs/math.md.
+All arrays are float64 (C,); the scale and shift of the frame are (C,). Equations and sources: docs/math.md.
 """
 
 from __future__ import annotations

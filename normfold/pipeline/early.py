@@ -47,17 +47,20 @@ def check_factory(spec: object) -> None:
         raise ArchitectureError(f"--model {spec}: there is no module {package} here or among the installed packages.")
 
 
-def check_places(source: Path | None, outputs: Sequence[Path], report: Path | None, *, force: bool) -> None:
+def check_places(source: Path | None, outputs: Sequence[Path], reports: Sequence[Path], *, force: bool) -> None:
     """Raise OutputError now for what would otherwise fail after minutes of work."""
-    for place in outputs if report is None else (*outputs, report):
+    for place in (*outputs, *reports):
         check_place(place)
         # A source that cannot even be looked for is an error of its own.
         if source is not None and place.exists() and os.path.exists(source) and place.samefile(source):
             raise OutputError(f"{place} is the source itself; write to another file")
         if place.exists() and not force:
             raise OutputError(f"{place} exists already; choose another name, or replace it with --force")
-    if report is not None and report.absolute() in [place.absolute() for place in outputs]:
-        raise OutputError(f"{report} cannot be both an output and the report")
+    taken = [place.absolute() for place in outputs]
+    for report in reports:
+        if report.absolute() in taken:
+            raise OutputError(f"{report} cannot be both an output and the report")
+        taken.append(report.absolute())
 
 
 def check_dtype(dtype: str | None) -> str | None:

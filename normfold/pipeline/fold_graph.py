@@ -15,11 +15,14 @@ from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
+from normfold.graph.write import save
 from normfold.pipeline.options import FoldOptions
 from normfold.rewrite.centre import centre
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock
+from normfold.system.files import scratch
+from normfold.verify.emitted import check_module
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,8 +47,13 @@ class FoldedGraph:
     warnings: tuple[str, ...] = ()
 
     def module(self) -> nn.Module:
-        """The source's module with the same plan carried out. Raises NotExpressibleError."""
-        return folded_module(self.source, self.prepared, self.plan, self.folded)
+        """The source's module with the same plan carried out, and judged. Raises NotExpressibleError."""
+        module = folded_module(self.source, self.prepared, self.plan)
+        assert self.source.module is not None, "what was folded has a module"
+        with scratch() as folder:
+            original, *_ = save(self.prepared, folder / "unfolded.onnx")
+            check_module(self.source.module, module, original, self.source.inputs)
+        return module
 
 
 def fold_graph(
@@ -77,6 +85,7 @@ def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Pla
         norm_affine=options.affine,
         only=options.only or None,
         keep_tied=options.keep_tied,
+        equalize=options.equalize,
     )
     if not (options.half or holds_half(graph)):
         return plan_with(), ()

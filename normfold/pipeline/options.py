@@ -25,12 +25,14 @@ class FoldOptions:
     What is folded. norm_affine: the weight and bias of LayerNorm and RMSNorm too. center: that, and RMSNorm made out of
     LayerNorm wherever its stream can do without the mean (rewrite/centre.py). only: names of the norms to fold
     (Report.sites), by default all. keep_tied: nothing that would need a second copy of a weight that several operators
-    read, such as a tied embedding.
+    read, such as a tied embedding. equalize: the scales that are still free between weights are chosen so that their
+    ranges balance, for int8 (analysis/frames/equalize.py).
 
     What is written. dry_run: nothing. strict: nothing, unless every norm with stored statistics folds. verify: nothing
-    that differs from the source. report: where to write R.json (also when `strict` or the verification fails).
-    emit_torch: where to write the folded torch module, pickled, beside the output. external_data: the weights into a
-    file beside the output even where they fit into it (graph/write.py). force: over files that exist.
+    that differs from the source. report, html: where to write R.json, and a page to look at (also when `strict` or the
+    verification fails). emit_torch: where to write the folded torch module, pickled, beside the output. external_data:
+    the weights into a file beside the output even where they fit into it (graph/write.py). force: over files that
+    exist.
 
     Raises UsageError for options that contradict each other or do not exist.
     """
@@ -43,10 +45,12 @@ class FoldOptions:
     center: bool = False
     only: tuple[str, ...] = ()
     keep_tied: bool = False
+    equalize: bool = False
     dry_run: bool = False
     strict: bool = False
     verify: bool = True
     report: Path | None = None
+    html: Path | None = None
     emit_torch: Path | None = None
     external_data: bool = False
     force: bool = False
@@ -61,6 +65,11 @@ class FoldOptions:
         """The files that are asked for beside the report: the graphs of the task, and the torch module."""
         module = () if self.emit_torch is None else (self.emit_torch,)
         return (*places(output, self.task), *module)
+
+    @property
+    def reports(self) -> tuple[Path, ...]:
+        """The reports that are asked for."""
+        return tuple(filter(None, (self.report, self.html)))
 
     @property
     def half(self) -> bool:

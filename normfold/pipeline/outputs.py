@@ -10,7 +10,7 @@ import filecmp
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from normfold.inputs.cases import Case, draw_cases
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
 from normfold.pipeline.options import FoldOptions
+from normfold.report.html import fold_html
 from normfold.report.report import GraphReport, OutputInfo, Report
 from normfold.rewrite.module import save_module
 from normfold.system.clock import Clock
@@ -84,15 +85,23 @@ def write(
             others.append((stack.enter_context(beside(options.emit_torch)), options.emit_torch))
             save_module(module, others[-1][0], name=options.emit_torch)
         warnings = report.warnings if options.verify else (*report.warnings, NOT_VERIFIED)
-        also = tuple(str(place) for _, place in others) + (() if options.report is None else (str(options.report),))
+        also = (*(str(place) for _, place in others), *map(str, options.reports))
         seconds = dict(clock.seconds)
         report = replace(report, graphs=tuple(graphs), warnings=warnings, also_written=also, seconds=seconds)
-        if options.report is not None:
-            others.append((stack.enter_context(beside(options.report)), options.report))
-            with writing(options.report):
-                others[-1][0].write_text(report.dumps(), encoding="utf-8")
+        for place, text in texts(report, options):
+            others.append((stack.enter_context(beside(place)), place))
+            with writing(place):
+                others[-1][0].write_text(text, encoding="utf-8")
         _move(data, others, list(zip(drafts, places, strict=True)), planned, force=options.force)
     return report
+
+
+def texts(report: Report, options: FoldOptions) -> Iterator[tuple[Path, str]]:
+    """The reports that are asked for, each with its place."""
+    if options.report is not None:
+        yield options.report, report.dumps()
+    if options.html is not None:
+        yield options.html, fold_html(report)
 
 
 def _draft(

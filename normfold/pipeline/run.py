@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold._version import __version__
+from normfold.analysis.plan import Plan
 from normfold.checkpoint.in_memory import Dynamic, Examples, Model, is_model, source_of
 from normfold.checkpoint.load import load
 from normfold.checkpoint.options import LoadOptions
@@ -25,12 +26,15 @@ from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.early import check_places
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, write
+from normfold.pipeline.outputs import Folded, Planned, texts, write
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.system.numbers import HALF
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
+
+# A weight whose channels are this many times further apart has lost a bit where all share one scale.
+WIDENED = 2.0
 
 AnyPath = str | os.PathLike[str]
 
@@ -72,13 +76,16 @@ def fold(
     strict: bool = False,
     verify: bool = True,
     report: AnyPath | None = None,
+    html: AnyPath | None = None,
     emit_torch: AnyPath | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     center: bool = False,
     only: str | Collection[str] | None = None,
     keep_tied: bool = False,
+    equalize: bool = False,
     external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -88,13 +95,13 @@ def fold(
     source: the path of a checkpoint, or a model in memory, which is left as it was: a torch.nn.Module, an
     ExportedProgram, an onnx.ModelProto, an onnx_ir.Model. example_inputs: what a module takes: a tensor, several in the
     order of `forward`, or a mapping by name. dynamic: its axes that may have other sizes, `{"x": {0: "batch"}}`.
-    arch, model, model_args, inputs, ema, trust, allow_unfinished: see `LoadOptions` (checkpoint/options.py); the other
-    options: see `FoldOptions` (options.py). progress: called with a sentence at the start of every stage.
+    arch, model, model_args, inputs, ema, trust, trust_code, allow_unfinished: see `checkpoint.options.LoadOptions`; the
+    other options: see `pipeline.options.FoldOptions`. progress: called with a sentence at the start of every stage.
 
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -104,10 +111,12 @@ def fold(
         center=center,
         only=_several(only or ()),
         keep_tied=keep_tied,
+        equalize=equalize,
         dry_run=dry_run,
         strict=strict,
         verify=verify,
         report=None if report is None else Path(report),
+        html=None if html is None else Path(html),
         emit_torch=None if emit_torch is None else Path(emit_torch),
         external_data=external_data,
         force=force,
@@ -151,7 +160,7 @@ def run(
     check_places(
         source if isinstance(source, Path) else None,
         (*outputs, *filter(None, [options.emit_torch])),
-        options.report,
+        options.reports,
         force=options.force,
     )
     clock = Clock(progress or (lambda _: None))
@@ -165,7 +174,7 @@ def run(
         if not result.failed:
             return result
     result = replace(result, seconds=dict(clock.seconds))
-    unwritten = _write_report(result, options.report)
+    unwritten = _write_reports(result, options)
     if refused:
         raise NotFoldedError(_not_folded(result) + unwritten, result)
     if result.failed:
@@ -190,12 +199,13 @@ def inspect(
     target: str | None = None,
     trust: bool = False,
     allow_unfinished: bool = False,
+    trust_code: bool = False,
     norm_affine: bool = False,
     keep_tied: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished)
+    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
     return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
@@ -255,18 +265,30 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         opset_reason="as its source has it" if source.graph is not None else why,
         untied=done.plan.untied,
         merged=done.plan.merges,
+        spreads=done.plan.spreads,
         centred=tuple(norm for _, norm in done.centring.norms),
         module=done.module,
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    return Folded(source, original, done.model, report, (*done.warnings, *stay))
+    return Folded(source, original, done.model, report, (*done.warnings, *stay, *_widened(done.plan)))
 
 
-def _write_report(report: Report, place: Path | None) -> str:
-    """Write a report that comes alone; what there is to say where that fails, which changes nothing of the rest."""
+def _widened(plan: Plan) -> tuple[str, ...]:
+    """What there is to say where one step of eight bits for a whole weight has become too wide for its channels."""
+    found = sorted((one for one in plan.spreads if one.growth >= WIDENED), key=lambda one: -one.growth)
+    if not found:
+        return ()
+    most = ", ".join(f"{one.name} ({one.growth:.1f} times)" for one in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    advice = "quantise with a scale for each channel" + ("" if found[0].equalized else ", or fold with --equalize")
+    return (f"Folding widened the spread between the output channels of {most}{more}. For int8, {advice}.",)
+
+
+def _write_reports(report: Report, options: FoldOptions) -> str:
+    """Write reports that come alone; what there is to say where that fails, which changes nothing of the rest."""
     try:
-        if place is not None:
-            write_text(place, report.dumps())
+        for place, text in texts(report, options):
+            write_text(place, text)
     except OutputError as error:
         return f"; {error}"
     return ""

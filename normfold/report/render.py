@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normfold.models.catalogue import usual_inputs
-from normfold.models.families import Family, Size
+from normfold.models.families import Family
 from normfold.system.text import printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _norms(report)
         yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield from _besides(report)
+    yield from _spreads(report)
     for graph in report.graphs:
         yield _nodes(graph)
         yield from _model(graph)
@@ -49,7 +50,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 
 def _headline(report: Report) -> Text:
     if not report.sites:
-        return line("No norms found: nothing to fold.")
+        return line("No norms found." if report.changed else "No norms found: nothing to fold.")
     text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
     others = [site for site in report.sites if not site.counts]
     products = [site for site in others if site.code != "not-in-graph"]
@@ -97,6 +98,17 @@ def _besides(report: Report) -> Iterator[Text]:
         if graph.untied:
             names = ", ".join(weight.name for weight in graph.untied)
             yield line(f"untied: +{size(sum(weight.bytes for weight in graph.untied))} ({names})")
+
+
+def _spreads(report: Report) -> Iterator[Table]:
+    """What `--equalize` made of the weights' ranges: of those that it was asked for."""
+    found = [one for graph in report.graphs for one in graph.spreads if one.equalized is not None]
+    if not found:
+        return
+    table = table_of("Range of a weight over that of its channels", "Before", "Folded", "Equalized", right=(1, 2, 3))
+    for one in found:
+        add_row(table, one.name, f"{one.before:.2f}", f"{one.folded:.2f}", f"{one.equalized:.2f}")
+    yield table
 
 
 def _into(names: tuple[str, ...]) -> str:
@@ -149,47 +161,50 @@ def _files(report: Report) -> Iterator[Text]:
     yield from (line(f"Written: {path}") for path in report.also_written)
 
 
-def render_models(families: Sequence[Family]) -> RenderableType:
-    """The built-in architectures, family by family."""
-    return Group(*(part for family in families for part in _family(family)), Text(), _legend())
+def render_models(families: Sequence[Family], *, names: bool = False) -> RenderableType:
+    """The built-in architectures, a line a size. names: a line a name, with papers, inputs and files of each family."""
+    parts = [part for family in families for part in _family(family, names=names)]
+    heading = _models_table()
+    add_row(heading, "  Name", "Parameters", *(["Norm", "File"] if names else ["Norms"]), style="bold")
+    return Group(heading, *parts, *([] if names else [Text(), _legend()]))
 
 
-def _family(family: Family) -> Iterator[RenderableType]:
-    papers = f" (arXiv {', '.join(family.papers)})" if family.papers else ""
+def _family(family: Family, *, names: bool) -> Iterator[RenderableType]:
+    papers = f" (arXiv {', '.join(family.papers)})" if family.papers and names else ""
     yield line(f"{family.title}{papers}", style="bold")
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(width=20, overflow="fold")
-    table.add_column(width=7, justify="right")
-    table.add_column(overflow="fold")
+    table = _models_table()
     for size in family.sizes:
-        add_row(table, f"  {size.stem}", _count(size.parameters), _norm_names(size))
+        held = {name: file for file, name in size.published.items()}
+        for kind, name in size.names.items() if names else ():
+            add_row(table, f"  {name}", _count(size.parameters), kind, held.get(name, ""))
+        if not names:
+            add_row(table, f"  {size.stem}", _count(size.parameters), " ".join(size.names))
     yield table
-    specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
-    yield line(f"  input {', '.join(specs)}", style="dim")
-    files = [file for size in family.sizes for file in size.published]
-    if files:
-        yield line(f"  checkpoints {', '.join(files)}", style="dim")
-    if family.release:
-        yield line(f"  {'' if files else 'checkpoints '}from {family.release}", style="dim")
+    if names:
+        specs = dict.fromkeys(spec for size in family.sizes for spec in usual_inputs(family, size))
+        yield line(f"  input {', '.join(specs)}", style="dim")
+        if family.release:
+            yield line(f"  files from {family.release}", style="dim")
+
+
+def _models_table() -> Table:
+    """Of columns that are as wide in every family."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(width=28, overflow="fold")
+    table.add_column(width=10, justify="right")
+    table.add_column(overflow="fold", min_width=7)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.0f} k"
 
 
-def _norm_names(size: Size) -> str:
-    """The endings of its names, with the kind of norm where the ending does not say it."""
-    words = []
-    for kind, name in size.names.items():
-        suffix = name.removeprefix(size.stem)
-        words.append(suffix if suffix == f"_{kind}" else f"{suffix or 'itself'} ({kind})")
-    return " ".join(words)
-
-
 def _legend() -> Text:
     return line(
-        "A name is a stem and an ending, such as deit_tiny_un; 'itself': the stem is a name. Norms stand in brackets "
-        "where the ending does not say which. Parameters are those of the first. Letters in an input are dynamic axes."
+        "A size comes with each of its norms, under a name of its own: `normfold models deit_tiny` lists the names of "
+        "one, with its inputs and files. Parameters are those with the first norm."
     )
 
 

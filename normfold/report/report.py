@@ -18,7 +18,7 @@ from normfold.system.text import json_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from normfold.analysis.plan import Merge, Site, Untied
+    from normfold.analysis.plan import Merge, Site, Spread, Untied
     from normfold.verify.judge import Edge
 
 SCHEMA = 1
@@ -60,9 +60,10 @@ class GraphReport:
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
+    spreads: weights whose channels have moved apart, or together.
     centred: the LayerNorms that became RMSNorms. unexercised: what no sample of the verification reached; None where
     nobody looked.
-    module: makes the folded torch module (modules.py).
+    module: makes the folded torch module (rewrite/module.py).
     """
 
     name: str
@@ -75,6 +76,7 @@ class GraphReport:
     output: OutputInfo | None = None
     edges: tuple[Edge, ...] = ()
     untied: tuple[Untied, ...] = ()
+    spreads: tuple[Spread, ...] = ()
     merged: tuple[Merge, ...] = ()
     centred: tuple[str, ...] = ()
     unexercised: tuple[str, ...] | None = None
@@ -90,8 +92,8 @@ class GraphReport:
 class Report:
     """Everything that one run of `fold` or `inspect` has to say; sites, nodes and edges are those of all graphs.
 
-    task: what was exported (tasks.py). graphs: one for every file that the task writes. dtype: what they were converted
-    to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
+    task: what was exported (export/tasks.py). graphs: one for every file that the task writes. dtype: what they were
+    converted to, None where they keep the types of the source. center: whether LayerNorms were to become RMSNorms.
     seconds: wall-clock time per stage, in the order in which they ran. also_written: files of the run beside the graphs
     and their data.
     """
@@ -162,8 +164,9 @@ class Report:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was folded at all."""
-        return any(site.status != "kept" for site in self.sites)
+        """Whether anything was folded, or equalized, at all."""
+        equalized = any(weight.equalized is not None for graph in self.graphs for weight in graph.spreads)
+        return equalized or any(site.status != "kept" for site in self.sites)
 
     @property
     def failed(self) -> tuple[Edge, ...]:
@@ -183,6 +186,7 @@ class Report:
             "sites": [site_entry(site, graph) for graph in self.graphs for site in graph.sites],
             "untied": [_untied(weight, graph) for graph in self.graphs for weight in graph.untied],
             "merged": [_merge(merge, graph) for graph in self.graphs for merge in graph.merged],
+            "spreads": [_spread(weight, graph) for graph in self.graphs for weight in graph.spreads],
             "nodes": _nodes(self),
             "verification": {"edges": [_edge(edge, graph) for graph in self.graphs for edge in graph.edges]},
             "unexercised": None if self.unexercised is None else list(self.unexercised),
@@ -249,6 +253,16 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
 
 def _untied(weight: Untied, graph: GraphReport) -> dict[str, Any]:
     return {"graph": graph.name or None, "name": weight.name, "bytes": weight.bytes}
+
+
+def _spread(weight: Spread, graph: GraphReport) -> dict[str, Any]:
+    return {
+        "graph": graph.name or None,
+        "name": weight.name,
+        "before": round(weight.before, 4),
+        "folded": round(weight.folded, 4),
+        "equalized": None if weight.equalized is None else round(weight.equalized, 4),
+    }
 
 
 def _merge(merge: Merge, graph: GraphReport) -> dict[str, Any]:

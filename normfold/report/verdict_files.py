@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from normfold.errors import OutputError
+from normfold.report.html_verdict import verdict_html
 from normfold.system.files import check_place, write_text
 from normfold.system.text import printable
 from normfold.verify.judge import Edge, Judged
@@ -30,18 +31,21 @@ class VerdictFiles:
     junit: Path | None = None
     summary: Path | None = None
     json: Path | None = None
+    html: Path | None = None
 
     def check(self) -> None:
         """Raise OutputError now for what would otherwise fail after minutes of work."""
-        places = [place for place in (self.junit, self.summary, self.json) if place is not None]
+        places = [place for place in (self.junit, self.summary, self.json, self.html) if place is not None]
         if len({place.absolute() for place in places}) != len(places):
-            raise OutputError("--junit, --summary and --json have to name different files")
+            raise OutputError("--junit, --summary, --json and --html have to name different files")
         for place in places:
             check_place(place)
 
     def write(self, verdict: Verdict) -> None:
         """Write every file that was asked for."""
         self._write(junit(verdict), summary(verdict), verdict.dumps())
+        if self.html is not None:
+            write_text(self.html, verdict_html(verdict))
 
     def write_error(self, message: str) -> None:
         """Write that there is no verdict, and why."""

@@ -4,45 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from normfold.analysis.centre import Centred, Centring
 from normfold.analysis.rules.base import name_of
 from normfold.graph.affine import Array
-from normfold.graph.operators import operators
+from normfold.graph.constants import Rows
 from normfold.graph.types import Model, Value
-from normfold.graph.view import Graph
 from normfold.graph.write import EXACT
+from normfold.rewrite.copy import Copy
 
 
 def centre(model: Model, centring: Centring) -> Model:
     """The copy of `model` that `centring`, made from this very model, describes. Constants are cast once, last."""
-    copy = _Copy(model)
+    copy = _Centred(model)
     for edit in centring.constants:
         copy.set_constant(edit)
     for output, _ in centring.norms:
         copy.to_rms(output)
-    passes.RemoveUnusedNodesPass()(copy.model)
-    return copy.model
+    return copy.finish()
 
 
-class _Copy:
-    """The copy under construction."""
+class _Centred(Copy):
+    """The copy whose streams lose their mean."""
 
     def __init__(self, model: Model) -> None:
-        self.source = Graph(model, operators(model))
-        written = [value for node in model.graph for value in node.outputs]
-        self.original = {name_of(value): value for value in (*model.graph.initializers.values(), *written)}
-        self.model = model.clone()
+        super().__init__(model)
         self.nodes = {value.name or "": node for node in self.model.graph for value in node.outputs}
         self.made: dict[tuple[str, int], Value] = {}
-        parts = (self.model.graph, *self.model.graph.subgraphs())
-        self.names = {value.name for part in parts for node in part for value in node.outputs}
-        self.names |= {name for part in parts for name in (*part.initializers, *(node.name for node in part))}
 
     def set_constant(self, edit: Centred) -> None:
         node = self.nodes[edit.output]
@@ -58,22 +49,14 @@ class _Copy:
         original = self.original[name_of(source)]
         content: Callable[[], Array] = original.meta.get(EXACT) or partial(self.source.constant, original)
         dtype = source.dtype or ir.DataType.FLOAT
-        shape = ir.Shape([dim.size for dim in self.source.dims(original) or ()])
-        name = self._unused(f"{source.name}.centred")
+        shape = [dim.size for dim in self.source.dims(original) or ()]
 
-        def compute() -> Array:
+        def compute(rows: Rows) -> Array:
             array: Array = np.asarray(content(), dtype=np.float64)
             mean: Array = array.mean(axis=axis, keepdims=True)
-            return array - mean
+            return (array - mean)[rows]
 
-        def tensor() -> ir.Tensor[Any]:
-            return ir.Tensor(np.ascontiguousarray(compute().astype(dtype.numpy())), name=name)
-
-        lazy = ir.LazyTensor(tensor, dtype, shape, name=name)
-        value = Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=lazy)
-        value.meta[EXACT] = compute
-        self.model.graph.register_initializer(value)
-        return value
+        return self.initializer(f"{source.name}.centred", compute, dtype, shape, by_rows=False)
 
     def to_rms(self, output: str) -> None:
         """The norm without its mean; a bias that is not zero follows as an Add."""
@@ -84,8 +67,8 @@ class _Copy:
         last = rms
         if bias is not None and np.any(self.source.constant(self.original[name_of(bias)])):
             result = rms.outputs[0]
-            result.name, result.type, result.shape = self._unused(f"{output}.rms"), *_kind(node.outputs[0])
-            last = ir.Node("", "Add", [result, bias], name=self._unused(f"{node.name}.bias"))
+            result.name, result.type, result.shape = self.unused(f"{output}.rms"), *_kind(node.outputs[0])
+            last = ir.Node("", "Add", [result, bias], name=self.unused(f"{node.name}.bias"))
         for made in dict.fromkeys((rms, last)):
             made.metadata_props.update(node.metadata_props)
             self.model.graph.insert_before(node, made)
@@ -99,16 +82,8 @@ class _Copy:
         for index, value in enumerate(self.model.graph.outputs):
             if value is old:
                 self.model.graph.outputs[index] = new
-        name, old.name = old.name, self._unused(f"{old.name}.before")
+        name, old.name = old.name, self.unused(f"{old.name}.before")
         new.name = name
-
-    def _unused(self, base: str) -> str:
-        name, count = base, 1
-        while name in self.names:
-            count += 1
-            name = f"{base}.{count}"
-        self.names.add(name)
-        return name
 
 
 def _kind(value: Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:

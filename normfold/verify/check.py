@@ -90,7 +90,7 @@ def _model(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> Mo
         if key == "options":
             words += value
         elif key == "inputs":
-            words += [word for item in value for word in ("--inputs", str(path.parent / item))]
+            words += [word for item in value for word in ("--data", str(path.parent / item))]
         elif key == "against":
             words += ["--against", str(path.parent / str(value))]
         elif key != "model":
@@ -120,11 +120,16 @@ def _verified(model: Model, place: Path) -> Checked:
     )
     verdict = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
     seconds = sum(verdict.get("seconds", {}).values())
-    said = {0: "passed", 1: "FAILED"}.get(run.returncode, "no verdict")
-    if run.returncode:
-        reason = last_line(run.stderr if run.returncode > 1 else run.stdout)
-        said = f"{said}: {reason.removeprefix('normfold: ')}" if reason else said
+    said = "passed" if not run.returncode else _why(run, verdict)
     return Checked(model, run.returncode, said, verdict or None, seconds)
+
+
+def _why(run: subprocess.CompletedProcess[str], verdict: Mapping[str, Any]) -> str:
+    """What is wrong, or why nobody knows, in a line."""
+    if run.returncode == 1 and verdict.get("edges"):
+        edge = next((edge for edge in verdict["edges"] if not edge["passed"]), verdict["edges"][-1])
+        return f"FAILED: {edge['name']}: {edge['detail']}"
+    return f"no verdict: {last_line(run.stderr).removeprefix('normfold: ') or f'exit code {run.returncode}'}"
 
 
 def exit_code(results: Sequence[Checked]) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
@@ -18,8 +18,12 @@ from normfold.inputs.cases import Array
 from normfold.system.clock import Tick, nothing
 from normfold.system.failures import check_memory, one_line
 from normfold.verify.metrics import FAILED, Figures, figures, settled
+from normfold.verify.module import run_double, run_module
 from normfold.verify.runtime import Runtime, open_session, ort_values, run_session
 from normfold.verify.truth import Truth
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -158,6 +162,16 @@ def measure(
         samples.append(rows[0])
         runs.append(rows)
     return Measured(names, tuple(ulps), tuple(samples), _largest(runs, count), failures)
+
+
+def measure_module(truth: Truth, module: nn.Module, *, like: Measured, tick: Tick = nothing) -> Measured:
+    """The errors of a torch module, run as the source was for the truth. Raises what the module raises.
+
+    like: the errors of the original; it has the same outputs.
+    """
+    run = run_double if truth.from_module else run_module
+    rows = [_row(truth, number, values) for number, values in enumerate(run(module, truth.cases, tick=tick))]
+    return Measured(like.names, like.ulps, tuple(rows), _largest([[row] for row in rows], len(like.names)), {})
 
 
 def _row(

@@ -1,7 +1,7 @@
 """`normfold verify`: a model, what it is to compute, and the verdict. Nothing is printed here.
 
 The judge knows nothing of folding: it loads the source, exports it anew where it is no graph yet, and holds the model
-against it (verify.py). With no source at hand it holds the model against the outputs recorded in it (sketch.py).
+against it (judge.py). With no source at hand it holds the model against the outputs recorded in it (fingerprint.py).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
 def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, meter: _Meter) -> Verdict:
     if asked.inputs or asked.tolerance is not None:
         raise UsageError(
-            f"--inputs, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
+            f"--data, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
             "in its folder: say where it is, --against SOURCE"
         )
     sketch = manifest.sketch

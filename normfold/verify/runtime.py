@@ -89,6 +89,8 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     """
     import onnxruntime as ort
 
+    # Builds for Windows tell Microsoft of sessions unless they are told not to; others have nothing to switch off.
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     for name, value in (initializers or {}).items():
         options.add_initializer(name, value)

@@ -8,7 +8,7 @@ two names may have to be equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice, product
 from pathlib import Path
@@ -34,6 +34,8 @@ _FAR = 513
 # Numbers that decide between branches, and axes that may turn out to count samples, of which all choices are tried.
 _MOST_NUMBERS = 8
 _MOST_INSIDE = 4
+# Sizes that work from which ranges are looked for, where those around the first do not hold together.
+_MOST_BASES = 3
 # Elements of the inputs that are still tried to find sizes that work; from there on, more than a verification draws.
 _MOST_ELEMENTS = 1 << 23
 _ROOM, _CHEAP_ELEMENTS = 3, 1 << 17
@@ -70,19 +72,20 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
     specs = probe.specs
     if all(probe.runs(sizes) for sizes in axis_sizes(specs)):
         return tuple(specs)
-    base = probe.base()
-    found = {letter: probe.around(base, letter) for letter in base}
-    base = probe.smaller(base, found)
-    stuck = [letter for letter, axis in found.items() if axis is None or axis.high == base[letter]]
-    same = probe.equal_axes(base, stuck)
-    if same:
-        renamed = tuple(_renamed(spec, same) for spec in specs)
-        return _fitting(replace(probe, specs=renamed, known={}))
-    narrowed = _narrowed(specs, base, found)
-    if all(probe.runs({**base, **sizes}) for sizes in axis_sizes(narrowed)):
-        return narrowed
-    # Together they do not do what each does alone: what is left is the one size that was found.
-    return _narrowed(specs, base, dict.fromkeys(base))
+    bases = tuple(islice(probe.bases(), _MOST_BASES))
+    for base in bases:
+        found = {letter: probe.around(base, letter) for letter in base}
+        least = probe.smaller(base, found)
+        stuck = [letter for letter, axis in found.items() if axis is None or axis.high == least[letter]]
+        same = probe.equal_axes(least, stuck)
+        if same:
+            renamed = tuple(_renamed(spec, same) for spec in specs)
+            return _fitting(replace(probe, specs=renamed, known={}))
+        narrowed = _narrowed(specs, least, found)
+        if all(probe.runs({**least, **sizes}) for sizes in axis_sizes(narrowed)):
+            return narrowed
+    # Together they do not do what each does alone: what is left is the first size that was found.
+    return _narrowed(specs, bases[0], dict.fromkeys(bases[0]))
 
 
 @dataclass(slots=True)
@@ -135,8 +138,9 @@ class _Probe:
                 return False
         return True
 
-    def base(self) -> dict[str, int]:
-        """The first sizes that work. Raises InputSpecError where none do."""
+    def bases(self) -> Iterator[dict[str, int]]:
+        """Sizes that work, those first that a graph most likely means. Raises InputSpecError where none do."""
+        some = False
         traced, axes = traced_sizes(self.specs), common_axes(self.specs)
         counts = (traced, dict.fromkeys(traced, 2), dict.fromkeys(traced, 1))
         for batch, count, size in product(self._batches(), counts, (None, *_COMMON)):
@@ -146,7 +150,10 @@ class _Probe:
             }
             allowed = all(axes[letter].allows(size) for letter, size in sizes.items())
             if allowed and self._elements(sizes) <= _MOST_ELEMENTS and self.runs(sizes):
-                return sizes
+                some = True
+                yield sizes
+        if some:
+            return
         shown = ", ".join(map(str, self.specs))
         raise InputSpecError(
             f"{self.path} does not run on {shown} at any size that was tried ({', '.join(map(str, _COMMON))} and "
@@ -176,7 +183,12 @@ class _Probe:
         def works(other: int) -> bool:
             return allowed.allows(other) and small(other) and self.runs({**base, letter: other})
 
-        step = next((s for s in _STEPS if size % s == 0 and (works(size + s) or (size > s and works(size - s)))), None)
+        def goes(step: int) -> int:
+            return works(size + step) + (size > step and works(size - step))
+
+        # One below a multiple may work as well, where halves are rounded up; one above does not. At a limit none does.
+        steps = {s: goes(s) for s in _STEPS if size % s == 0}
+        step = next((s for number in (2, 1) for s, ways in steps.items() if ways == number), None)
         if step is None:
             return None
         low = allowed.low if works(step) else _edge(step, size, step, works)

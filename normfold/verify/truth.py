@@ -260,7 +260,7 @@ def _finished(truth: Truth) -> Truth:
             raise CannotJudgeError(
                 f"output {index} is decided by rounding: {undecided} of its {entries[index]} entries change when "
                 "inputs and weights move by less than float32 can hold, so there can be no verdict on it. Inputs of "
-                "your own may decide more (--inputs samples.npz); `fold --no-verify` folds without a verdict"
+                "your own may decide more (--data samples.npz); `fold --no-verify` folds without a verdict"
             )
     return replace(truth, parts=_parts(truth.outputs))
 

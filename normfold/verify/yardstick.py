@@ -146,7 +146,7 @@ class Yardstick:
         )
         place = first_parting(self.path, case, self.body.rms_ceiling)
         text += f"; the first tensor at which they part is {place}" if place else ""
-        return f"{text}. `fold --no-verify` folds without a verdict; inputs of your own (--inputs) may be milder"
+        return f"{text}. `fold --no-verify` folds without a verdict; inputs of your own (--data) may be milder"
 
     def compare(self, candidate: Path, runtimes: Sequence[Runtime] = (OPTIMISED,)) -> Iterator[Edge]:
         """The candidate against the original, and in every runtime against itself.

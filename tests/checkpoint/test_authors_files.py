@@ -23,6 +23,7 @@ from normfold import models
 from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import ArchitectureError, CheckpointError
 from normfold.pipeline import run as pipeline
+from tests.models.authors import CfgNode
 
 SLAB = {"image_size": 32, "dim": 12, "depth": 1, "heads": 2, "classes": 5}
 LLAMA = {"vocab": 40, "dim": 16, "depth": 1, "heads": 2, "hidden": 24}
@@ -42,25 +43,6 @@ def state_of(name: str, **options: Any) -> State:
 
 
 # --- modules that exist while a file is written, and not while it is read -------------------------------------------
-
-
-class CfgNode(dict[str, Any]):
-    """yacs': a dict whose attributes are its items, with flags of its own among its attributes."""
-
-    __module__ = "yacs.config"
-
-    def __init__(self, items: dict[str, Any] | None = None) -> None:
-        super().__init__({key: CfgNode(v) if isinstance(v, dict) else v for key, v in (items or {}).items()})
-        self.__dict__["__immutable__"] = False
-        self.__dict__["__deprecated_keys__"] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
 
 class ContainerMetadata:

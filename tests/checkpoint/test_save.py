@@ -12,7 +12,8 @@ from torch import nn
 from normfold import models
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.save import save_checkpoint
-from normfold.errors import InputSpecError, OutputError, UsageError
+from normfold.errors import ArchitectureError, InputSpecError, OutputError, UsageError
+from normfold.nn.repbn import RepBN
 from tests.checkpoint.files import ARGS, SPEC, same_state
 
 
@@ -75,3 +76,46 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, vit: nn.Module, monke
         save_checkpoint(path, vit, arch="vit", arch_args=ARGS, example_input=torch.zeros(2, 1, 8, 8))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+OWN = """
+import sys
+from torch import nn
+from normfold.nn import RepBN
+print("imported", file=sys.stderr)
+def build(width=4):
+    return nn.Sequential(nn.Linear(width, width), RepBN(width), nn.Linear(width, 2))
+"""
+
+
+def test_own_code_is_remembered_and_imported_only_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "remembered.py").write_text(OWN)
+    model = nn.Sequential(nn.Linear(6, 6), RepBN(6), nn.Linear(6, 2)).eval()
+    options: dict[str, Any] = {"arch_args": {"width": 6}, "example_input": torch.zeros(2, 3, 6)}
+    save_checkpoint("own.pt", model, factory="remembered:build", inputs=["input:float32[B,L,6]"], **options)
+    with pytest.raises(
+        ArchitectureError, match=r"saved for remembered:build, .* --model remembered:build, or .*--trust-code"
+    ):
+        load_checkpoint("own.pt")
+    assert "imported" not in capfd.readouterr().err
+    source = load_checkpoint("own.pt", trust_code=True)
+    assert "imported" in capfd.readouterr().err
+    assert source.arch == "remembered:build" and [norm.kind for norm in source.norms] == ["RepBN"]
+    assert same_state(source.module, model.state_dict())
+    named = load_checkpoint("own.pt", model="remembered:build", model_args={"width": 6})
+    assert same_state(named.module, model.state_dict())
+    called = load_checkpoint("own.pt", model=lambda: nn.Sequential(nn.Linear(6, 6), RepBN(6), nn.Linear(6, 2)))
+    assert same_state(called.module, model.state_dict())
+
+
+def test_own_code_without_its_function(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), RepBN(6), nn.Linear(6, 2)).eval()
+    save_checkpoint(tmp_path / "own.pt", model, example_input=torch.zeros(2, 6))
+    with pytest.raises(ArchitectureError, match=r"--model pkg\.module:factory"):
+        load_checkpoint(tmp_path / "own.pt")
+    for wrong in ({"factory": "no colon"}, {"factory": "a:b", "arch": "vit"}):
+        with pytest.raises(UsageError):
+            save_checkpoint(tmp_path / "x.pt", model, example_input=torch.zeros(2, 6), **wrong)

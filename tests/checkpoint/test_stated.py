@@ -18,7 +18,7 @@ from normfold.checkpoint.recognise import ContradictionError, defaults, options_
 from normfold.checkpoint.source import Source
 from normfold.checkpoint.stated import Said, Statement, known, of_configuration, read
 from normfold.errors import ArchitectureError
-from tests.checkpoint.test_authors_files import CfgNode, DictConfig, packages, state_of
+from tests.checkpoint.test_authors_files import DictConfig, packages, state_of
 from tests.checkpoint.test_recognise import named, shapes_of, stating
 
 __all__ = ["packages"]  # a fixture
@@ -206,64 +206,6 @@ def test_timms_file_says_which_t2t_it_is(tmp_path: Path) -> None:
         loaded(tmp_path / "c.pth.tar", {**both, "state_dict": state})
 
 
-def slab(kind: str, name: str = "run_17", **model: Any) -> CfgNode:
-    """SLAB's configuration: its SWIN part stands in every file, with its defaults."""
-    swin = {"NUM_HEADS": [3, 6, 12, 24], "DEPTHS": [2, 2, 6, 2], "EMBED_DIM": 96, "WINDOW_SIZE": 7}
-    linear = {"ATTN_TYPE": "LLLL", "KERNEL_SIZE": 5}
-    return CfgNode({"MODEL": {"TYPE": kind, "NAME": name, "SWIN": swin, "LA": linear, **model}})
-
-
-SWIN = {"NUM_HEADS": [3, 6, 12, 24], "DEPTHS": [1, 1, 1, 1], "EMBED_DIM": 96, "WINDOW_SIZE": 56}
-SMALL_DEIT = {"depth": 1, "classes": 5, "image_size": 32}
-
-
-@pytest.mark.parametrize(
-    ("config", "name", "options", "heads"),
-    [
-        (slab("deits", "deit_small_patch16_224_repbn"), "deit_small_prepbn", SMALL_DEIT, 6),
-        (slab("slab_pvt_tiny"), "pvt_tiny_prepbn", {"depths": [1, 1, 1, 1], "image_size": 64}, (1, 2, 5, 8)),
-        (slab("slab_pvt_tiny"), "slab_pvt_tiny", {"depths": [1, 1, 1, 1], "image_size": 64}, (1, 2, 5, 8)),
-        (slab("SlabSwinTransformer", SWIN=SWIN), "slab_swin_tiny", {"depths": SWIN["DEPTHS"]}, (3, 6, 12, 24)),
-    ],
-    ids=["deits", "pvt", "slab_pvt", "slab_swin"],
-)
-def test_slabs_configuration_is_read_where_it_means_something(
-    tmp_path: Path,
-    packages: Any,
-    config: CfgNode,
-    name: str,
-    options: dict[str, Any],
-    heads: Any,
-) -> None:
-    torch.save({"model": state_of(name, **options), "config": config}, tmp_path / "c.pth")
-    packages()
-    source = load_checkpoint(tmp_path / "c.pth")
-    assert source.arch == name
-    assert heads_of(source) == heads
-
-
-@pytest.mark.parametrize(
-    ("config", "complaint"),
-    [
-        (slab("SwinTransformer", SWIN={"NUM_HEADS": [4, 8, 16, 32]}), r"NUM_HEADS = \(4, 8, 16, 32\)"),
-        (slab("SwinTransformer", SWIN={"QK_SCALE": 0.5}), "QK_SCALE = 0.5"),
-        (slab("deits", "deit_tiny_patch16_224_repbn"), "config.MODEL.NAME = 'deit_tiny_patch16_224_repbn'"),
-        (slab("SwinTransformer", NUM_CLASSES=7), "NUM_CLASSES = 7"),
-    ],
-)
-def test_a_configuration_of_another_network(
-    tmp_path: Path,
-    packages: Any,
-    config: CfgNode,
-    complaint: str,
-) -> None:
-    state = state_of("swin_tiny_prepbn", depths=[1, 1], heads=[3, 6])
-    torch.save({"model": state, "config": config}, tmp_path / "c.pth")
-    packages()
-    with pytest.raises(ArchitectureError, match=complaint):
-        load_checkpoint(tmp_path / "c.pth")
-
-
 def test_mmdets_configuration_is_parsed_and_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "ran"
     text = f"""
@@ -279,6 +221,14 @@ model = dict(
     assert found == {"heads": (3, 6, 12, 24), "dim": 96, "depths": (2, 2, 6, 2), "window": 7}
     assert said.names == (("SwinTransformer_PRepBN", "meta.config: backbone.arch"),)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(("stated", "read_as"), [("LLLL", "L"), ("LLSS", "LLSS"), ("global", None), ("", None)])
+def test_mmdets_attention_is_read(stated: str, read_as: str | None) -> None:
+    text = f"model = dict(backbone=dict(type='SwinTransformer_SLAB', attn_type={stated!r}, kernel_size=3))"
+    said = read({"meta": {"config": text}})
+    found = {statement.option: statement.value for statement in said.statements}
+    assert found == {"kernel": 3} | ({} if read_as is None else {"attention": read_as})
 
 
 @pytest.mark.parametrize("text", ["", "(" * 100_000, "model = dict(", "\0", "backbone=" + "[" * 5000, "f(backbone=x)"])
@@ -392,3 +342,13 @@ def test_the_users_own_word_for_what_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="do not show heads"):
         loaded(tmp_path / "c.pt", state, arch="nmt_un")
     assert models.create("nmt_un", **NMT, heads=2) is not None
+
+
+def test_heads_of_encoder_and_decoder(tmp_path: Path) -> None:
+    words = {**FAIRSEQ, "decoder_attention_heads": 4}
+    state = state_of("nmt_un", **NMT, heads=[8, 4])
+    source = loaded(tmp_path / "c.pt", {"cfg": {"model": argparse.Namespace(**words)}, "model": state})
+    assert source.module is not None and heads_of(source) == (8, 4)
+    assert source.module.get_submodule("encoder.layers.0.self_attn").heads == 8
+    assert source.module.get_submodule("decoder.layers.0.encoder_attn").heads == 4
+    assert any("encoder_attention_heads and decoder_attention_heads = (8, 4)" in text for text in source.warnings)

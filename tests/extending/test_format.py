@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.extending.page import run_page
+from tests.support.page import run_page
 
 
 def test_a_format_of_ones_own(tmp_path: Path) -> None:

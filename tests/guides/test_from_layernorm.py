@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.extending.page import run_page
+from tests.support.page import run_page
 
 PAGE = "guides/from-layernorm"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normfold.analysis.plan import Merge, Site, Untied
+from normfold.analysis.plan import Merge, Site, Spread, Untied
 from normfold.pipeline import run as pipeline
 from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
 from normfold.verify.judge import Edge
@@ -37,6 +37,7 @@ GRAPH = GraphReport(
     output=OutputInfo("vit.onnx", 1000, "cd" * 32, 1200),
     edges=(Edge("original -> folded", 1e-6, 2e-6, 3e-6, True, "fine"),),
     untied=(Untied("table", 4096),),
+    spreads=(Spread("blocks.0.fc1.weight", 1.25, 3.5, 1.5), Spread("head.weight", 1.5, 1.25)),
     merged=(Merge("add", "x", "conv", (), "stem.conv", ("stem.conv", "stem.point", "identity")),),
 )
 FULL = Report("0.1.0", SOURCE, (GRAPH,), seconds={"load": 0.123456}, warnings=("careful",))
@@ -87,6 +88,7 @@ def test_the_json_is_what_the_report_says() -> None:
         "shift": "add",
         "shift_elements": 0,
     }
+    assert [one["equalized"] for one in data["spreads"]] == [1.5, None]
     assert data["untied"] == [{"graph": None, "name": "table", "bytes": 4096}]
     assert data["merged"] == [{"graph": None, "into": "stem.conv", "branches": ["stem.conv", "stem.point", "identity"]}]
     assert data["nodes"] == {"before": {"Add": 4, "MatMul": 3}, "after": {"MatMul": 3}}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from normfold.analysis.analyse import analyse
+from normfold.analysis.centre import Centring
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.errors import NotExpressibleError, OutputError
@@ -21,11 +22,14 @@ from normfold.graph.prepare import prepare
 from normfold.graph.types import Model
 from normfold.graph.write import save
 from normfold.inputs.spec import InputSpec, draw
+from normfold.nn.batchnorm import TokenBatchNorm
 from normfold.norms.detect import find_norms
+from normfold.pipeline.fold_graph import FoldedGraph
 from normfold.pipeline.run import fold
-from normfold.rewrite import module as modules
 from normfold.rewrite.graph import rewrite
 from normfold.rewrite.module import ChannelMap, folded_module
+from normfold.system.files import scratch
+from normfold.verify.emitted import check_module
 from tests.paths import FIXTURES
 
 FOLDING = [
@@ -56,12 +60,13 @@ def graph_of(source: Source) -> Model:
 
 
 def fold_module(source: Source, place: Path | None = None) -> nn.Module:
+    """Folded and judged, as `Report.to_torch` hands it out."""
     graph = graph_of(source)
     plan = analyse(graph, norms=source.norms)
     folded = rewrite(graph, plan)
     if place is not None:
         save(folded, place)
-    return folded_module(source, graph, plan, folded)
+    return FoldedGraph(source, graph, plan, folded, folded, Centring()).module()
 
 
 def source_of(module: nn.Module, spec: str) -> Source:
@@ -105,6 +110,48 @@ def test_a_partial_fold_leaves_its_shift_where_the_norm_stood() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
     left = fold_module(source_of(net, "x:float32[B,3,6,5]"))[2]
     assert isinstance(left, ChannelMap) and left.scale is None and left.shift is not None
+
+
+class _Times(nn.Module):
+    """A module that is one multiplication by a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3.0 * x
+
+
+class _Tied(nn.Module):
+    """One table under three names, places that are not saved, a number of the code, and norms that all of them take."""
+
+    places: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = self.other = nn.Embedding(11, 4)
+        self.times = _Times()
+        self.register_buffer("places", torch.randn(5, 4), persistent=False)
+        self.first, self.last = TokenBatchNorm(4), TokenBatchNorm(4)
+        self.middle = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.times(self.embed(ids)) + self.places)
+        x = x + self.middle(x) + self.other(ids)
+        y: torch.Tensor = self.head(self.last(x))
+        return y
+
+
+def test_what_is_tied_is_untied_where_the_fold_needs_it() -> None:
+    torch.manual_seed(0)
+    net = _Tied()
+    source = source_of(net, "ids:int64[B,5]<11")
+    folded = fold_module(source)
+    assert find_norms(folded) == ()
+    assert net.head.weight is net.embed.weight and net.embed is net.other, "the module that came in is as it was"
+    assert folded.head.weight is not folded.other.weight
+    ids = torch.randint(0, 11, (3, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids), net(ids), rtol=1e-4, atol=1e-4)
 
 
 def test_a_map_of_biases_stands_behind_its_convolution() -> None:
@@ -215,26 +262,52 @@ def test_what_the_parameters_cannot_say_is_refused(module: nn.Module, reason: st
         fold_module(source_of(module, "x:float32[B,8]"))
 
 
-def test_a_module_that_comes_out_different_is_never_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = loaded("vit_un")
-    build = modules._Draft.build
+class Used(nn.Module):
+    """Its forward uses a parameter in a way that no operator of the graph tells: only how many entries are large."""
 
-    def wrong(draft: modules._Draft) -> nn.Module:
-        result = build(draft)
-        with torch.no_grad():
-            result.get_parameter("blocks.1.mlp.fc1.weight")[3, 5] += 1e-2
-        return result
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.layer = nn.Linear(8, 8)
 
-    monkeypatch.setattr(modules._Draft, "build", wrong)
-    with pytest.raises(NotExpressibleError, match="differs from the folded graph"):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = (self.layer.weight.abs() > 1.0).sum().item()
+        return self.layer(self.norm(torch.tanh(x))) * (1.0 + large)
+
+
+class Reading(Used):
+    """It asks its norm for what an Identity does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.norm(torch.tanh(x))) * self.norm.num_features
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"), [(Used(), "differs from the folded graph"), (Reading(), "does not run: .*num_features")]
+)
+def test_a_module_that_comes_out_different_is_never_handed_out(module: nn.Module, reason: str) -> None:
+    module.get_parameter("layer.weight").data.uniform_(0.3, 0.9)
+    source = source_of(module, "x:float32[B,8]")
+    source.module.get_buffer("norm.running_var").fill_(0.1)  # type: ignore[union-attr]
+    with pytest.raises(NotExpressibleError, match=reason):
         fold_module(source)
+
+
+def test_a_wrong_weight_is_seen() -> None:
+    source = loaded("vit_un")
+    folded = fold_module(source)
+    with torch.no_grad():
+        folded.get_parameter("blocks.1.mlp.fc1.weight")[3, 5] += 1e-2
+    assert source.module is not None
+    with scratch() as folder, pytest.raises(NotExpressibleError, match="differs from the folded graph"):
+        check_module(source.module, folded, save(graph_of(source), folder / "unfolded.onnx")[0], source.inputs)
 
 
 def test_a_graph_is_no_module() -> None:
     source = loaded("vit_un")
     graph = graph_of(source)
     with pytest.raises(NotExpressibleError, match="no torch module"):
-        folded_module(replace(source, module=None, format="onnx"), graph, analyse(graph), graph)
+        folded_module(replace(source, module=None, format="onnx"), graph, analyse(graph))
 
 
 def test_a_fold_hands_out_its_module_and_writes_it(tmp_path: Path) -> None:

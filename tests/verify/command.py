@@ -66,9 +66,11 @@ def said(result: Result) -> str:
     return " ".join((result.stdout + result.stderr).split())
 
 
-def spoil(model: onnx.ModelProto) -> None:
+def spoil(model: onnx.ModelProto, prefix: str = "W2") -> None:
     """The largest entry of the folded weight, one percent off."""
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("W2"))
+    tensor = next(
+        tensor for tensor in model.graph.initializer if tensor.name.startswith(prefix) and len(tensor.dims) == 2
+    )
     values = numpy_helper.to_array(tensor).copy()
     values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

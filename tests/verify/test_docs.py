@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from benchmarks import mutation_study
 from normfold.pipeline import run as pipeline
 from normfold.verify.verdict import Fault, Verdict
-from tests.paths import DOCS
+from tests.paths import DOCS, ROOT
 from tests.verify.command import CHANNELS, graph
 from tests.verify.opset_graphs import OPSETS
 
@@ -70,12 +71,41 @@ def test_the_workflow_verifies_and_fills_in_the_summary(repository: Path) -> Non
 
 
 def test_the_shell_commands(repository: Path) -> None:
-    scripts = blocks("sh")
+    scripts = [script for script in blocks("sh") if script.startswith("normfold verify")]
     assert len(scripts) == 2
     for script in scripts:
         done = run(script, repository)
         assert done.returncode == 0, done.stderr
         assert "PASSED" in done.stdout
+
+
+def test_the_models_of_a_repository(repository: Path) -> None:
+    (configuration,) = blocks("toml")
+    (repository / "pyproject.toml").write_text(configuration)
+    (script,) = [script for script in blocks("sh") if script.startswith("normfold check")]
+    done = run(script, repository)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 models passed." in done.stdout
+
+
+def test_the_action_runs_what_it_is_told(repository: Path) -> None:
+    """The words of its inputs are words: nothing of them is run by the shell."""
+    action = (ROOT / "action.yml").read_text(encoding="utf-8")
+    assert 'run: bash "$GITHUB_ACTION_PATH/scripts/action"' in action and "${{ inputs.model }}\n" in action
+    environment = {
+        "COMMAND": "verify",
+        "MODEL": "models/model.onnx",
+        "ARGUMENTS": "--samples 8 --seed '3' --junit '$(touch pwned).xml'",
+        "GITHUB_OUTPUT": "outputs",
+    }
+    script = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    done = run(f"env {script} bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
+    assert done.returncode == 0, done.stderr
+    assert (repository / "outputs").read_text() == "exit-code=0\n"
+    assert (repository / "normfold-summary.md").exists() and (repository / "normfold-verdict.json").exists()
+    assert (repository / "$(touch pwned).xml").exists() and not (repository / "pwned").exists()
+    wrong = run(f"env COMMAND=dance bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
+    assert wrong.returncode == 2 and "is not one of check, verify, fold" in wrong.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
@@ -88,7 +118,7 @@ def test_the_makefile_judges_once(repository: Path) -> None:
 
 
 def test_the_hook_matches_the_model_and_nothing_else() -> None:
-    (hook,) = [block for block in blocks("yaml") if "hooks:" in block]
+    (hook,) = [block for block in blocks("yaml") if "hooks:" in block and "entry:" in block]
     pattern = re.search(r"files: (\S+)", hook)
     assert pattern is not None and "entry: normfold verify\n" in hook
     assert re.search(pattern[1], "models/model.onnx")

@@ -23,6 +23,9 @@ STATE = """g (float[B,N] x, float[1,S,4] h) => (float[A,C,D,E] y)
 HALVED = """g (float[B,3,H] x) => (float[A,C,D] y)
     { a = MaxPool<kernel_shape=[8], strides=[8], auto_pad="SAME_UPPER">(x)
       p = MaxPool<kernel_shape=[2], strides=[2]>(x)  u = Resize(a, , s)  y = Add(u, p) }"""
+ROUNDED = """g (float[B,3,H] x) => (float[A,C,D] y)
+    { a = MaxPool<kernel_shape=[2], strides=[2], auto_pad="SAME_UPPER">(x)
+      b = MaxPool<kernel_shape=[2], strides=[2], auto_pad="SAME_UPPER">(a)  u = Resize(b, , s)  y = Add(u, a) }"""
 RATES = """g (float[N,L] x, int64 rate) => (float[N,C] y) { c = Equal(rate, r)
     y = If (c) <then_branch = t () => (float[N,C] z) { p = THEN  z = MatMul(p, w) },
                 else_branch = e () => (float[N,C] z) { q = MatMul(x, v)  z = Neg(q) }> }"""
@@ -63,8 +66,10 @@ RATES = """g (float[N,L] x, int64 rate) => (float[N,C] y) { c = Equal(rate, r)
         ),
         # At two and three pixels one of the two is broadcast, which nobody means.
         (HALVED, {"s": np.float32([1, 1, 4])}, ["x:float32[B=5,3,H=8*n=8]"]),
+        # Halves are rounded up: three of four sizes below a multiple work too, as the traced one does.
+        (ROUNDED, {"s": np.float32([1, 1, 2])}, ["x:float32[B=5,3,H=4*n=4]"]),
     ],
-    ids=["any", "least", "multiple", "single", "batch", "limit", "equal", "state", "window", "island"],
+    ids=["any", "least", "multiple", "single", "batch", "limit", "equal", "state", "window", "island", "rounded"],
 )
 def test_what_an_axis_may_be(tmp_path: Path, text: str, arrays: dict[str, np.ndarray], found: list[str]) -> None:
     path = saved(tmp_path, text, **arrays)

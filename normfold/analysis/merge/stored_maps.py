@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from normfold.analysis.edits import NewMap
 from normfold.analysis.placement.propagate import State
-from normfold.analysis.plan import Map
 from normfold.analysis.rules.base import name_of, value_at
 from normfold.graph.affine import Array, varying_axes
 from normfold.graph.types import Affine, Op
 
 
-def written_map(state: State, op: Op) -> Map | None:
+def written_map(state: State, op: Op) -> NewMap | None:
     """The affine map of `op` between stored tensors; None when it is what stands in the graph already."""
     affine, source = op.affine, value_at(op, 0)
     assert affine is not None
-    before, after = state.frame(source), state.frame(op.output)
-    scale = affine.frame.scale * before.scale / after.scale if not state.is_fixed(op, "scale") else None
-    shift = None
-    if not state.is_fixed(op, "shift"):
-        shift = (affine.frame.scale * before.shift + affine.frame.shift - after.shift) / after.scale
-    touched = op in state.fixed["scale"] or op in state.fixed["shift"]
+    stored = affine.frame.between(state.frame(source), state.frame(op.output))
+    scale = None if state.is_fixed(op, "scale") else stored.scale
+    shift = None if state.is_fixed(op, "shift") else stored.shift
+    touched = state.is_folded(op, "scale") or state.is_folded(op, "shift")
     same_scale = scale is None or _equal(scale, affine.frame.scale)
     same_shift = shift is None or _equal(shift, affine.frame.shift)
     if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
         return None
-    return Map(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
+    return NewMap(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
 
 
 def _leans_on_moved(state: State, op: Op) -> bool:
@@ -45,7 +43,7 @@ def _equal(first: Array, second: Array) -> bool:
 
 def _is_batch_norm(affine: Affine, scale: Array | None, shift: Array | None) -> bool:
     """Whether a BatchNormalization wrote the map and can write what has become of it."""
-    axes = {axis for half in (scale, shift) if half is not None for axis in varying_axes(half)}
+    axes = {axis for part in (scale, shift) if part is not None for axis in varying_axes(part)}
     return len(affine.nodes) == 1 and affine.nodes[0].op_type == "BatchNormalization" and axes <= {1}
 
 

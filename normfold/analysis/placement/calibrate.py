@@ -63,7 +63,7 @@ def _joined(found: Sequence[tuple[int, Range]]) -> Range:
     ranges = [part for _, part in found]
 
     def averaged(parts: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-        weighted = [[share * half for half in part] for share, part in zip(shares, parts, strict=True)]
+        weighted = [[share * array for array in part] for share, part in zip(shares, parts, strict=True)]
         return tuple(_merged(column, np.add, np.mean) for column in zip(*weighted, strict=True))
 
     return Range(

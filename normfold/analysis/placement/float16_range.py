@@ -2,7 +2,7 @@
 
 A stored tensor is `(v - t) / s`. float32 and bfloat16 have exponents to spare: any scale that a network gathers leaves
 their digits as they are. float16 ends at 65504, and below 2^-14 its numbers are 2^-24 apart whatever their size. How
-far a scale may go there depends on what the tensor holds, which inputs show (calibration.py); where nobody looked,
+far a scale may go there depends on what the tensor holds, which inputs show (calibrate.py); where nobody looked,
 2^6 is as far as it goes.
 
 Two rounding errors are bounded. Of a stored tensor: a step of 2^-24 is `|s| 2^-24` of `v`, which is to stay well below
@@ -155,10 +155,8 @@ def _map(ranges: Ranges, op: Op, own: Frame, frame: FrameOf) -> Refuse | None:
     source = op.inputs[0]
     if source is None or ranges.type_of(op.output) != ir.DataType.FLOAT16:
         return None
-    before, after = frame(source), frame(op.output)
-    size = np.where(after.scale == 0.0, 1.0, after.scale)
-    shift = (own.scale * before.shift + own.shift - after.shift) / size
-    return _beyond(op, own.scale * before.scale / size) or _beyond(op, shift)
+    stored = own.between(frame(source), frame(op.output))
+    return _beyond(op, stored.scale) or _beyond(op, stored.shift)
 
 
 def _edits(graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
@@ -176,7 +174,7 @@ def _constant(ranges: Ranges, graph: Graph, op: Op, edit: Edit, frame: FrameOf) 
     if ranges.type_of(op.output if source is None else source) != ir.DataType.FLOAT16:
         return None
     before = np.zeros(()) if source is None else graph.constant(source)
-    after = _content(edit, before)
+    after = edit.content(before)
     if refused := _beyond(op, after):
         return refused
     if edit.times is None or edit.add is not None:
@@ -188,12 +186,6 @@ def _constant(ranges: Ranges, graph: Graph, op: Op, edit: Edit, frame: FrameOf) 
     if np.any(error > np.maximum(WEIGHT_ERROR, 2.0 * _error(before, weighted, kept))):
         return refuse(op, "scale-range", "float16 would leave its weights too few digits")
     return None
-
-
-def _content(edit: NewConstant, source: Array) -> Array:
-    array = source if edit.times is None else source * edit.times
-    array = array if edit.over is None else array / edit.over
-    return array if edit.add is None else array + edit.add
 
 
 def _read_by(ranges: Ranges, graph: Graph, op: Op, edit: NewConstant, frame: FrameOf) -> Array:
@@ -223,10 +215,10 @@ def _error(array: Array, weighted: Array, kept: tuple[int, ...]) -> Array:
     size = np.where(array == 0.0, 1.0, np.abs(array))
     loss = np.where(array == 0.0, 0.0, np.abs(nearest - array) / size)
     axes = tuple(axis for axis in range(array.ndim) if axis not in kept)
-    lost, whole = (
+    lost, size_of_all = (
         np.sqrt(np.square(part).sum(axis=axes, keepdims=True)) for part in (loss * weighted, np.abs(weighted))
     )
-    found: Array = lost / np.where(whole == 0.0, 1.0, whole)
+    found: Array = lost / np.where(size_of_all == 0.0, 1.0, size_of_all)
     return found
 
 

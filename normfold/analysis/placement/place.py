@@ -1,4 +1,4 @@
-"""Where the two halves of one norm go: towards its consumers, towards its producer, or nowhere, by cost.
+"""Where the scale and the shift of one norm go: towards its consumers, towards its producer, or nowhere, by cost.
 
 A scale costs nothing wherever it goes; of two directions that close, the one in which fewer operators change is taken.
 A shift costs the elements of the Adds that it needs, and goes where they are fewest; of two places that cost as much,
@@ -15,7 +15,6 @@ import numpy as np
 from normfold.analysis.placement.float16_range import first_beyond
 from normfold.analysis.placement.magnitude import centres, fits
 from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, flood, short_flood
-from normfold.analysis.placement.shared_weights import Sharing
 from normfold.analysis.plan import ShiftPlace
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
@@ -49,17 +48,17 @@ def source_of(op: Op) -> Value:
     return source
 
 
-def place_scale(state: State, sharing: Sharing, op: Op, frame: Frame) -> Outcome | Refuse:
+def place_scale(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
     """Towards the consumers, s_y = a * s_x with s_x as it is, or towards the producer, s_x = s_y / a.
 
     The consumers, unless they refuse or the producer is near and fewer operators change there.
     """
     if op.affine is None:  # a LayerNormalization's own weight
-        return sharing.allow("scale", flood(state, "scale", {op.output: frame.scale}, folding=op))
+        return flood(state, "scale", {op.output: frame.scale}, folding=op)
     source = source_of(op)
-    before, after = state.half("scale", source), state.half("scale", op.output)
+    before, after = state.get("scale", source), state.get("scale", op.output)
     start = {source: before, op.output: frame.scale * before}
-    found = sharing.allow("scale", flood(state, "scale", start, folding=op))
+    found = flood(state, "scale", start, folding=op)
     backward = None
     if not np.any(frame.scale == 0.0):
         backward = to_rank_of(state.graph, source, after / frame.scale)
@@ -68,29 +67,27 @@ def place_scale(state: State, sharing: Sharing, op: Op, frame: Frame) -> Outcome
     start = {op.output: after, source: backward}
     if isinstance(found, Outcome):
         nearer = short_flood(state, "scale", start, folding=op, absorbed_below=found.absorbed)
-        return found if nearer is None or isinstance(sharing.allow("scale", nearer), Refuse) else nearer
-    other = sharing.allow("scale", flood(state, "scale", start, folding=op))
+        return found if nearer is None else nearer
+    other = flood(state, "scale", start, folding=op)
     # That a copy is forbidden says more than where the other direction ends: it can be allowed.
     return other if isinstance(other, Outcome) or other.code == "shared-weight" else found
 
 
-def place_shift(
-    state: State, sharing: Sharing, op: Op, frame: Frame, *, scale: Outcome, whole: bool
-) -> Placed | Refuse:
+def place_shift(state: State, op: Op, frame: Frame, *, scale: Outcome, with_zero: bool) -> Placed | Refuse:
     """The placement that touches the fewest elements; a refusal when the shift is to stay where it is.
 
-    scale: where the scale goes. whole: a channel has scale 0. In `v = 0 * stored + shift` it is its shift, so the scale
-    stays where the shift does.
+    scale: where the scale goes. with_zero: a channel has scale 0. In `v = 0 * stored + shift` it is its shift, so the
+    scale stays where the shift does.
     """
     costs = ShiftCosts(state)
-    stays = state.graph.size(op.output) * (2 if whole else 1)
+    stays = state.graph.size(op.output) * (2 if with_zero else 1)
     best: Placed | None = None
     refused: Refuse | None = None
     for placement in _placements(state, op, frame):
         if best is not None and best.elements <= 0:
             break
         limits = {"writer_limit": placement.writer_limit, "map_limit": float(stays)}
-        found = sharing.allow("shift", flood(state, "shift", placement.start, folding=op, **limits))
+        found = flood(state, "shift", placement.start, folding=op, **limits)
         if isinstance(found, Refuse):
             refused = refused or found
             continue
@@ -108,24 +105,24 @@ def place_shift(
     if best.elements > stays:
         why = f"one Add of {stays} elements here costs less than {best.elements} elsewhere"
         return Refuse("narrow-add", f"{op.name}: {why}")
-    best = _nearer_the_source(state, sharing, op, frame, scale, best)
+    best = _nearer_the_source(state, op, frame, scale, best)
     return Placed(best.outcome, _name(state, frame, best), best.elements)
 
 
-def _nearer_the_source(state: State, sharing: Sharing, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:
+def _nearer_the_source(state: State, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:
     """To a near producer rather than to the readers, if that costs no more and changes no more there, in two cases.
 
     Where the scale went there: the producer then writes the norm's own output, whose digits no shift can cost, and
     changes in any case. And where the readers would lose digits to the mean of what they read.
     """
-    moved = op.affine is not None and not agree_each(scale.decided[source_of(op)], state.half("scale", source_of(op)))
+    moved = op.affine is not None and not agree_each(scale.decided[source_of(op)], state.get("scale", source_of(op)))
     if best.place == "writer" or not (moved or centres(state.graph, op)):
         return best
     start = next((one for one in _placements(state, op, frame) if one.place == "writer"), None)
     found = None
     if start is not None:
         found = short_flood(state, "shift", start.start, folding=op, absorbed_below=best.outcome.absorbed + 1)
-    if start is None or found is None or isinstance(sharing.allow("shift", found), Refuse):
+    if start is None or found is None:
         return best
     needed = ShiftCosts(state).added_elements(found.decided, found.reached)
     well = _carried_well(state, op, start, found) and not leaves_range(state, scale, found)
@@ -152,7 +149,7 @@ def _placements(state: State, op: Op, frame: Frame) -> Iterable[_Placement]:
         yield _Placement("reader", {op.output: frame.shift}, 0.0)
         return
     source = source_of(op)
-    before, after = state.half("shift", source), state.half("shift", op.output)
+    before, after = state.get("shift", source), state.get("shift", op.output)
     consumers = {source: before, op.output: total(frame.scale * before, frame.shift)}
     yield _Placement("reader", consumers, 0.0)
     yield _Placement("reader", consumers, np.inf)
@@ -171,7 +168,7 @@ def _name(state: State, frame: Frame, placed: Placed) -> ShiftPlace:
 
     def after(value: Value) -> Array:
         found = decided.get(value)
-        return state.half("shift", value) if found is None else found
+        return state.get("shift", value) if found is None else found
 
     convolutions = [op for op in placed.outcome.reached if rule_of(op.type).convolves]
     maps = any(rule_of(op.type).added_elements(state.graph, op, after) for op in convolutions)
@@ -187,10 +184,10 @@ def _carried_well(state: State, op: Op, placement: _Placement, found: Outcome) -
     Where the norm alone reads a tensor, nobody else's digits are at stake; nor where its input has that shift already.
     """
     source = source_of(op)
-    if agree(placement.start[source], state.half("shift", source)):
+    if agree(placement.start[source], state.get("shift", source)):
         return True
     return all(
         fits(state.graph, value, shift)
         for value, shift in found.decided.items()
-        if len(state.graph.readers(value)) > 1 and not agree(shift, state.half("shift", value))
+        if len(state.graph.readers(value)) > 1 and not agree(shift, state.get("shift", value))
     )

@@ -2,7 +2,7 @@
 
 `State` is what has been decided so far. `flood` tries one more decision against it, changing nothing: it returns
 the tensors whose frames have to change with it, or the refusal of the operator that could not follow. Scales and
-shifts are flooded apart (see frame.py), by the same engine.
+shifts are flooded apart (see graph/affine.py), by the same engine.
 """
 
 from __future__ import annotations
@@ -10,59 +10,111 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from normfold.analysis.placement.float16_range import Ranges, scale_in_range
+from normfold.analysis.placement.shared_weights import SharedWeights
+from normfold.analysis.plan import Untied
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
-from normfold.analysis.rules.base import Surroundings, value_at, wall
+from normfold.analysis.rules.base import OUT, FrameOf, Surroundings, name_of, value_at, wall
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, Frame, agree, agree_each, varying_axes
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
-Half = Literal["scale", "shift"]
+Coefficient = Literal["scale", "shift"]
 
 # A flood of this many operators is short: two of them cost a deep network nothing beside one that runs along it.
 _NEARBY = 32
 
 
-@dataclass(slots=True)
-class State:
-    """Frames decided so far, by tensor (absent: the identity), and the affine maps already folded, by half.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A flood that closed: the frames it decides, the operators it reached, in order, and how many absorbed it."""
 
-    ranges: what tensors hold, where some of them are stored in float16.
+    decided: dict[Value, Array]
+    reached: tuple[Op, ...]
+    absorbed: int
+
+
+class State:
+    """What has been decided so far, and the one place where it changes: `commit`.
+
+    frames: by tensor (absent: the identity). fixed: the affine maps that have been folded away. added_bytes: of the
+    copies of shared weights. ranges: what tensors hold, where some of them are stored in float16. keep_tied: forbid
+    copies of shared weights.
     """
 
-    graph: Graph
-    ranges: Ranges | None = None
-    frames: dict[Half, dict[Value, Array]] = field(default_factory=lambda: {"scale": {}, "shift": {}})
-    fixed: dict[Half, set[Op]] = field(default_factory=lambda: {"scale": set(), "shift": set()})
+    def __init__(self, graph: Graph, ranges: Ranges | None = None, *, keep_tied: bool = False) -> None:
+        self.graph = graph
+        self.ranges = ranges
+        self.shared = SharedWeights(graph, keep=keep_tied)
+        self._frames: dict[Coefficient, dict[Value, Array]] = {"scale": {}, "shift": {}}
+        self._fixed: dict[Coefficient, set[Op]] = {"scale": set(), "shift": set()}
+        self._added_bytes: dict[Value, int] = {}
 
-    def half(self, half: Half, value: Value) -> Array:
-        found = self.frames[half].get(value)
+    def get(self, coefficient: Coefficient, value: Value) -> Array:
+        """The scale, or the shift, of a tensor."""
+        found = self._frames[coefficient].get(value)
         if found is not None:
             return found
         rank = len(self.graph.dims(value) or ())
-        return np.ones((1,) * rank) if half == "scale" else np.zeros((1,) * rank)
+        return np.ones((1,) * rank) if coefficient == "scale" else np.zeros((1,) * rank)
 
     def frame(self, value: Value) -> Frame:
-        return Frame(self.half("scale", value), self.half("shift", value))
+        return Frame(self.get("scale", value), self.get("shift", value))
 
-    def is_fixed(self, op: Op, half: Half) -> bool:
-        """An affine map without a constant of that half cannot absorb it: it carries it, as a folded one does."""
+    def with_outcome(self, coefficient: Coefficient, outcome: Outcome) -> FrameOf:
+        """The frames of tensors, were `outcome` taken."""
+
+        def frame_of(value: Value) -> Frame:
+            frame, found = self.frame(value), outcome.decided.get(value)
+            if found is None:
+                return frame
+            return Frame(found, frame.shift) if coefficient == "scale" else Frame(frame.scale, found)
+
+        return frame_of
+
+    @property
+    def moved(self) -> list[Value]:
+        """The tensors whose frame is not the identity, in the order in which they were decided."""
+        values = dict.fromkeys([*self._frames["scale"], *self._frames["shift"]])
+        return [value for value in values if not self.frame(value).is_identity]
+
+    @property
+    def untied(self) -> tuple[Untied, ...]:
+        """The shared weights that have copies, and the bytes that these add."""
+        return tuple(Untied(name_of(weight), size) for weight, size in self._added_bytes.items() if size)
+
+    def is_fixed(self, op: Op, coefficient: Coefficient) -> bool:
+        """An affine map without a constant of that kind cannot absorb it: it carries it, as a folded one does."""
         if op.affine is None:
             return False
-        holds = op.affine.has_scale if half == "scale" else op.affine.has_shift
-        return not holds or op in self.fixed[half]
+        holds = op.affine.has_scale if coefficient == "scale" else op.affine.has_shift
+        return not holds or self.is_folded(op, coefficient)
 
-    def commit(self, half: Half, op: Op, decided: Mapping[Value, Array]) -> None:
-        self.frames[half].update(decided)
-        if op.affine is not None:
-            self.fixed[half].add(op)
+    def is_folded(self, op: Op, coefficient: Coefficient) -> bool:
+        """Whether the scale, or shift, of an affine map has been folded away."""
+        return op in self._fixed[coefficient]
+
+    def allowed(self, coefficient: Coefficient, outcome: Outcome) -> Outcome | Refuse:
+        """`outcome`, or why the copies of shared weights that it needs are too many."""
+        after = self.shared.added_bytes(outcome.reached, self.with_outcome(coefficient, outcome))
+        return self.shared.refusal(self._added_bytes, after) or outcome
+
+    def commit(self, coefficient: Coefficient, op: Op | None, outcome: Outcome) -> None:
+        """Take an outcome, with `op` folded: its frames, and what it makes of shared weights.
+
+        op: None for a frame that is chosen freely.
+        """
+        self._frames[coefficient].update(outcome.decided)
+        if op is not None and op.affine is not None:
+            self._fixed[coefficient].add(op)
+        self._added_bytes.update(self.shared.added_bytes(outcome.reached, self.frame))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +132,7 @@ class ShiftCosts:
         return self.state.is_fixed(op, "shift")
 
     def shift(self, value: Value) -> Array:
-        return self.state.half("shift", value)
+        return self.state.get("shift", value)
 
     def writer_cost(self, value: Value) -> float:
         op = self.graph.producer.get(value)
@@ -111,44 +163,51 @@ class ShiftCosts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A flood that closed: the frames it decides, the operators it reached, in order, and how many absorbed it."""
-
-    decided: dict[Value, Array]
-    reached: tuple[Op, ...]
-    absorbed: int
-
-
 def flood(
     state: State,
-    half: Half,
+    coefficient: Coefficient,
     start: Mapping[Value, Array],
     *,
-    folding: Op,
+    folding: Op | None = None,
     writer_limit: float = 0.0,
     map_limit: float = 0.0,
 ) -> Outcome | Refuse:
-    """Decide the frames in `start`, with `folding` counted as folded, and all that follow from them.
+    """Decide the scales, or the shifts, in `start`, with `folding` counted as folded, and all that follow from them.
 
-    writer_limit, map_limit: see `rules.base.Surroundings`.
+    Refused too where it would need more copies of shared weights than are allowed. writer_limit, map_limit: see
+    `rules.base.Surroundings`.
     """
-    found = _Flood(state, half, folding, writer_limit, map_limit).run(start)
+    found = _Flood(state, coefficient, folding, writer_limit, map_limit).run(start)
     assert found is not None, "a flood without bounds ends somewhere"
-    return found
+    return found if isinstance(found, Refuse) else state.allowed(coefficient, found)
 
 
 def short_flood(
-    state: State, half: Half, start: Mapping[Value, Array], *, folding: Op, absorbed_below: int
+    state: State, coefficient: Coefficient, start: Mapping[Value, Array], *, folding: Op, absorbed_below: int
 ) -> Outcome | None:
     """`flood`, where it closes nearby and fewer than `absorbed_below` operators absorb it; None otherwise."""
-    found = _Flood(state, half, folding, 0.0, 0.0).run(start, absorbed_below=absorbed_below, reached_below=_NEARBY)
-    return None if isinstance(found, Refuse) else found
+    bounds = {"absorbed_below": absorbed_below, "reached_below": _NEARBY}
+    found = _Flood(state, coefficient, folding, 0.0, 0.0).run(start, **bounds)
+    if found is None or isinstance(found, Refuse):
+        return None
+    allowed = state.allowed(coefficient, found)
+    return None if isinstance(allowed, Refuse) else allowed
+
+
+def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
+    """Whether `op` writes a tensor in any such scale by itself, whatever becomes of what it reads."""
+    rule = rule_of(op.type)
+    if not rule.reads(op) or OUT not in rule.ports(state.graph, op):
+        return False
+    found = rule.scale(_Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale}))
+    return not isinstance(found, Refuse) and not found
 
 
 class _Flood:
-    def __init__(self, state: State, half: Half, folding: Op, writer_limit: float, map_limit: float) -> None:
-        self.state, self.graph, self.half, self.folding = state, state.graph, half, folding
+    def __init__(
+        self, state: State, coefficient: Coefficient, folding: Op | None, writer_limit: float, map_limit: float
+    ) -> None:
+        self.state, self.graph, self.coefficient, self.folding = state, state.graph, coefficient, folding
         self.writer_limit, self.map_limit = writer_limit, map_limit
         self.costs = ShiftCosts(state)
         self.known: dict[Value, Array] = {}
@@ -174,7 +233,7 @@ class _Flood:
         return Outcome(self.known, tuple(self.reached), len(self.absorbed))
 
     def _decide(self, value: Value, array: Array) -> Refuse | None:
-        same = agree_each if self.half == "scale" else agree
+        same = agree_each if self.coefficient == "scale" else agree
         if value in self.known:
             if same(self.known[value], array):
                 return None
@@ -182,9 +241,9 @@ class _Flood:
         if refused := _without_shape(self.graph, value, array):
             return refused
         array = _checked(self.graph, value, array)
-        if self.half == "scale" and (refused := scale_in_range(self.state.ranges, value, array)):
+        if self.coefficient == "scale" and (refused := scale_in_range(self.state.ranges, value, array)):
             return refused
-        before = self.state.half(self.half, value)
+        before = self.state.get(self.coefficient, value)
         if same(before, array):
             self.known[value] = before  # as it was, not as rounding has it
             return None
@@ -218,8 +277,8 @@ class _Flood:
                 return wall(op)
             known[port] = self.known[value]
         self.reached[op] = None
-        at = self._around(op, known)
-        demands = rule.scale(at) if self.half == "scale" else rule.shift(at)
+        at = self.around(op, known)
+        demands = rule.scale(at) if self.coefficient == "scale" else rule.shift(at)
         if isinstance(demands, Refuse):
             return demands
         if not demands:
@@ -233,13 +292,14 @@ class _Flood:
                 )
         return None
 
-    def _around(self, op: Op, known: dict[int, Array]) -> Surroundings:
-        fixed = op is self.folding or self.state.is_fixed(op, self.half)
+    def around(self, op: Op, known: dict[int, Array]) -> Surroundings:
+        """What a rule may know of its operator, with these scales, or shifts, on its ports."""
+        fixed = op is self.folding or self.state.is_fixed(op, self.coefficient)
         return Surroundings(
             graph=self.graph,
             op=op,
             known=known,
-            before=lambda port: self.state.half(self.half, value_at(op, port)),
+            before=lambda port: self.state.get(self.coefficient, value_at(op, port)),
             fixed=fixed,
             costs=self.costs,
             writer_limit=self.writer_limit,

@@ -6,18 +6,12 @@ weight serves them all. Otherwise each gets a copy of its own, and the file grow
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Iterable, Mapping
 
 from normfold.analysis.edits import NewConstant
-from normfold.analysis.placement.propagate import Half, Outcome, State
-from normfold.analysis.plan import Untied
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
-from normfold.analysis.rules.base import FrameOf, name_of, value_at
-from normfold.graph.affine import Array, Frame
+from normfold.analysis.rules.base import FrameOf, value_at
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
@@ -27,53 +21,23 @@ ALLOWED_BYTES = 1 << 20
 ALLOWED_SHARE = 0.25
 
 
-class Sharing:
-    """The weights that several operators read, and how many bytes their copies add to what has been decided so far.
+class SharedWeights:
+    """The weights that several operators read, and the bytes that copies of them may add.
 
     keep: forbid every copy. Otherwise they may add ALLOWED_SHARE of the model's weights, or ALLOWED_BYTES.
     """
 
-    def __init__(self, state: State, *, keep: bool) -> None:
-        self.state, self.graph = state, state.graph
-        self.readers = {weight: found for weight, found in _weights(state.graph).items() if len(found) > 1}
+    def __init__(self, graph: Graph, *, keep: bool) -> None:
+        self.graph = graph
+        self.readers = {weight: found for weight, found in _weights(graph).items() if len(found) > 1}
         self.weights_of: dict[Op, list[Value]] = {}
         for weight, found in self.readers.items():
             for op, _ in found:
                 self.weights_of.setdefault(op, []).append(weight)
-        self.limit = 0.0 if keep else max(ALLOWED_BYTES, ALLOWED_SHARE * _total(state.graph))
-        self.grown: dict[Value, int] = {}
+        self.limit = 0.0 if keep else max(ALLOWED_BYTES, ALLOWED_SHARE * _total(graph))
 
-    def allow(self, half: Half, outcome: Outcome | Refuse) -> Outcome | Refuse:
-        """`outcome`, or why the copies that it needs are too many."""
-        if isinstance(outcome, Refuse):
-            return outcome
-        after = self._growth(outcome.reached, half, outcome)
-        more = [weight for weight, size in after.items() if size > self.grown.get(weight, 0)]
-        total = sum({**self.grown, **after}.values())
-        if not more or total <= self.limit:
-            return outcome
-        why = f"several operators read it, and the fold would need copies of it ({total} bytes more)"
-        return Refuse("shared-weight", f"{more[0].name}: {why}")
-
-    def settle(self, reached: Iterable[Op]) -> None:
-        """Take note of what has been committed around `reached`."""
-        self.grown.update(self._growth(reached))
-
-    @property
-    def untied(self) -> tuple[Untied, ...]:
-        """The weights that have copies, and the bytes that these add."""
-        return tuple(Untied(name_of(weight), size) for weight, size in self.grown.items() if size)
-
-    def _growth(self, reached: Iterable[Op], half: Half = "scale", outcome: Outcome | None = None) -> dict[Value, int]:
-        """Bytes that the copies of every weight around `reached` add, were `outcome` taken."""
-
-        def frame_of(value: Value) -> Frame:
-            frame = self.state.frame(value)
-            found = None if outcome is None else outcome.decided.get(value)
-            if found is None:
-                return frame
-            return Frame(found, frame.shift) if half == "scale" else Frame(frame.scale, found)
-
+    def added_bytes(self, reached: Iterable[Op], frame_of: FrameOf) -> dict[Value, int]:
+        """What the copies of every shared weight around `reached` add, were tensors stored in these frames."""
         touched = dict.fromkeys(weight for op in reached for weight in self.weights_of.get(op, ()))
         found: dict[Value, int] = {}
         for weight in touched:
@@ -87,6 +51,15 @@ class Sharing:
             found[weight] = max(0, sum(versions.values()) - own)
         return found
 
+    def refusal(self, before: Mapping[Value, int], after: Mapping[Value, int]) -> Refuse | None:
+        """Why the copies that would be added are too many, or None. before: the bytes of those that there are."""
+        more = [weight for weight, size in after.items() if size > before.get(weight, 0)]
+        total = sum({**before, **after}.values())
+        if not more or total <= self.limit:
+            return None
+        why = f"several operators read it, and the fold would need copies of it ({total} bytes more)"
+        return Refuse("shared-weight", f"{more[0].name}: {why}")
+
 
 def _version(graph: Graph, op: Op, index: int, frame_of: FrameOf) -> tuple[object, ...] | None:
     """What becomes of input `index`; None while it stays as it is."""
@@ -95,7 +68,7 @@ def _version(graph: Graph, op: Op, index: int, frame_of: FrameOf) -> tuple[objec
         return None
     for edit in rule_of(op.type).edits(graph, op, frame_of):
         if isinstance(edit, NewConstant) and edit.input == index:
-            return (edit.source, *(_digest(part) for part in (edit.times, edit.over, edit.add)))
+            return edit.key
     return None
 
 
@@ -134,9 +107,3 @@ def _bytes(graph: Graph, value: Value) -> int:
 
 def _total(graph: Graph) -> int:
     return sum(_bytes(graph, value) for value in graph.model.graph.initializers.values())
-
-
-def _digest(array: Array | None) -> str | None:
-    if array is None:
-        return None
-    return f"{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"

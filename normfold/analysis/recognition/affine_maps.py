@@ -111,7 +111,7 @@ def _is_bias(graph: Graph, form: Form) -> bool:
 
 def _shifted(graph: Graph, op: Op, rule: Rule) -> Value | None:
     """What `op` adds a constant to."""
-    fixed = rule.fixed_map(graph, op)
+    fixed = rule.fixed_map(graph, op) if rule.adds else None
     return fixed.source if fixed is not None and fixed.scale is None else None
 
 
@@ -215,7 +215,7 @@ def _terminals(graph: Graph, forms: dict[Value, Form]) -> tuple[list[Op], frozen
         if not form.is_map:
             continue
         # An operator that asks for its sizes keeps it alive, as one that reads it does.
-        consumers = graph.consumers.get(value, [])
+        consumers = graph.consumers.get(value, ())
         goes_on = [op for op in consumers if _continues(op, value, forms)]
         if goes_on and len(goes_on) == len(consumers) and value not in graph.outputs:
             continue
@@ -251,7 +251,7 @@ def _end(graph: Graph, value: Value, forms: dict[Value, Form]) -> Value:
     for restored in (last, *reversed(path)):
         if forms[restored].layout in plain:
             end = restored
-        if len(graph.consumers.get(restored, [])) > 1 or restored in graph.outputs:
+        if len(graph.consumers.get(restored, ())) > 1 or restored in graph.outputs:
             break
     return end
 

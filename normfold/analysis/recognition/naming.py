@@ -44,7 +44,7 @@ class NormModule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class OperatorOutcome:
     """The outcome of folding one operator, before it has a norm's name.
 
     behind: the norm in front of which it scales a residual stream, where it is no norm itself (DeepNorm).
@@ -60,7 +60,7 @@ class Named:
     behind: Op | None = None
 
 
-def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModule]) -> tuple[Site, ...]:
+def name_sites(graph: Graph, outcomes: Sequence[OperatorOutcome], norms: Sequence[NormModule]) -> tuple[Site, ...]:
     """A `Site` for every norm of an outcome, every LayerNorm that stays, and every norm module without an operator."""
     modules = {norm.name: norm for norm in norms}
     sites: list[tuple[int, Site]] = []
@@ -80,7 +80,7 @@ def name_sites(graph: Graph, outcomes: Sequence[Named], norms: Sequence[NormModu
 
 
 def site_names(op: Op, norms: Sequence[NormModule], behind: Op | None = None) -> tuple[str, ...]:
-    """The names that `name_sites` gives to the sites of `op`; behind: see `Named`."""
+    """The names that `name_sites` gives to the sites of `op`; behind: see `OperatorOutcome`."""
     if behind is not None:
         return (f"{site_names(behind, norms)[0]}.alpha",)
     return tuple(_norms_of(op, {norm.name: norm for norm in norms})) or (op.name,)
@@ -92,9 +92,9 @@ def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
     Norms in a row are one map, and so is a norm with what multiplies it.
     """
     nodes = _nodes(op)
-    whole = _owner(nodes, modules)
-    if whole is not None:
-        return dict([whole])
+    owner = _owner(nodes, modules)
+    if owner is not None:
+        return dict([owner])
     owners = [owner for node in nodes if (owner := _owner([node], modules)) is not None]
     bare = [
         (node_name(node), kind.name)
@@ -117,7 +117,7 @@ def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
     return kind if kind is not None and is_token_norm(kind) else None
 
 
-def _sites(graph: Graph, outcome: Named, norms: Sequence[NormModule]) -> Iterator[Site]:
+def _sites(graph: Graph, outcome: OperatorOutcome, norms: Sequence[NormModule]) -> Iterator[Site]:
     op, modules = outcome.op, {norm.name: norm for norm in norms}
     found = _norms_of(op, modules) or {op.name: statistic_norm(graph, op) or _kind(op, _nodes(op))}
     if outcome.behind is not None:

@@ -123,7 +123,7 @@ class Rule(ABC):
 
     def reads(self, op: Op) -> bool:
         """Whether the rule reads every attribute that the operator has."""
-        return set(op.attributes) <= self.attributes
+        return not op.attributes or set(op.attributes) <= self.attributes
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         """The ports that carry a frame; a constant carries none, it is rewritten."""

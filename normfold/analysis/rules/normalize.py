@@ -185,9 +185,9 @@ class ChannelNormalizeRule(Rule):
         size, outgoing = float(frame(op.inputs[0]).scale.flat[0]), frame(op.output)
         if size != 1.0:
             yield NewAttribute(name_of(op.output), "epsilon", op.number("epsilon", EPSILON) / size**2)
-        scale, shift = (half.reshape(-1) for half in (outgoing.scale, outgoing.shift))
+        scale, shift = (part.reshape(-1) for part in (outgoing.scale, outgoing.shift))
         if self._by_group(graph, op):
-            scale, shift = (half if half.size == 1 else half.reshape(_groups(op), -1)[:, 0] for half in (scale, shift))
+            scale, shift = (part if part.size == 1 else part.reshape(_groups(op), -1)[:, 0] for part in (scale, shift))
         if np.any(scale != 1.0):
             yield NewConstant(name_of(op.output), 1, name_of(weight), over=scale)
         if np.any(shift != 0.0) or np.any(scale != 1.0):

@@ -97,7 +97,7 @@ class AffineRule(Rule):
         left = compress(left, tuple(range(left.ndim)))
         if len(varying_axes(left)) <= max(len(varying_axes(affine.frame.shift)), 1):
             return 0
-        # The map is read as well; and a BatchNormalization has no place for one, its two halves are written apart.
+        # The map is read as well; and a BatchNormalization has no place for one, its scale and shift are written apart.
         split = any(node.op_type == BATCH_NORM for node in affine.nodes)
         return map_elements(graph, op.output) - (0 if split else graph.size(op.output))
 

@@ -50,13 +50,41 @@ def test_a_flood_follows_layouts_until_it_is_absorbed() -> None:
     assert {op.output.name for op in outcome.reached} == {"n", "t", "k"}
 
 
+def test_an_outcome_is_taken_in_one_call() -> None:
+    """Its frames, its map, and what it makes of a weight that two operators read."""
+    text = TEXT.replace("y = Tanh(k)", "p = Conv(j, w, c)\n    q = Add(k, p)\n    y = Tanh(q)").replace(
+        "h = MatMul(x, v)", "h = MatMul(x, v)\n    i = Tanh(h)\n    j = Transpose<perm = [0, 2, 1]>(i)"
+    )
+    found, norm, values = state(text)
+    a = draw("a", 4).reshape(1, 1, 4)
+    outcome = flood(found, "scale", {values["h"]: np.ones((1, 1, 1)), values["n"]: a}, folding=norm)
+    assert isinstance(outcome, Outcome)
+    assert not found.moved and not found.untied and not found.is_folded(norm, "scale"), "a flood changes nothing"
+    np.testing.assert_array_equal(found.with_outcome("scale", outcome)(values["n"]).scale, a)
+    found.commit("scale", norm, outcome)
+    assert {value.name for value in found.moved} == {"n", "t"}
+    assert found.is_folded(norm, "scale") and not found.is_folded(norm, "shift")
+    assert [(weight.name, weight.bytes) for weight in found.untied] == [("w", 5 * 4 * 8)]
+    # The same again costs nothing more.
+    assert found.allowed("scale", outcome) is outcome
+
+
+def test_a_graph_is_read_only() -> None:
+    found, norm, values = state()
+    assert found.graph.readers(values["n"]) and isinstance(found.graph.readers(values["n"]), tuple)
+    with pytest.raises(TypeError):
+        found.graph.producer[values["n"]] = norm  # type: ignore[index]
+    with pytest.raises(TypeError):
+        found.graph.consumers[values["n"]] = ()  # type: ignore[index]
+
+
 def test_a_flood_decides_nothing_by_itself() -> None:
     found, norm, values = state()
     flood(found, "scale", {values["n"]: np.full((1, 1, 1), 2.0)}, folding=norm)
     assert found.frame(values["n"]).is_identity and not found.is_fixed(norm, "scale")
     outcome = flood(found, "scale", {values["n"]: norm.affine.frame.scale if norm.affine else np.ones(1)}, folding=norm)
     assert isinstance(outcome, Outcome)
-    found.commit("scale", norm, outcome.decided)
+    found.commit("scale", norm, outcome)
     assert found.is_fixed(norm, "scale") and not found.is_fixed(norm, "shift")
     assert not found.frame(values["t"]).is_identity
 

@@ -1,4 +1,4 @@
-"""Runs a page of docs/: what it says is done, in order, to a copy of the package in a temporary folder.
+"""Runs a page of docs: what it says is done, in order, to a copy of the package in a temporary folder.
 
 A block of code is a whole file where its first line is a comment with the file's name, a change where it is a diff, and
 commands where it is a console: each has to end well, and what the page shows of its output has to be in it. A block
@@ -17,21 +17,23 @@ from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import DOCS, ROOT
+
 _BLOCK = re.compile(r"(?:^<!-- needs: (\w+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"^## (.*)$", re.MULTILINE)
 _NAME = re.compile(r"# (\S+\.py)\n")
 _SECONDS = 240
 
 
-def run_page(name: str, folder: Path, *, sections: Collection[str] = ()) -> int:
+def run_page(name: str, folder: Path, *, sections: Collection[str] = (), needs: Collection[str] = ()) -> int:
     """Do what docs/NAME.md says in a copy of the package in `folder`; how many commands it ran.
 
-    sections: do nothing but these, by their headings.
+    sections: do nothing but these, by their headings. needs: other folders that are copied beside the package.
     """
-    shutil.copytree(ROOT / "normfold", folder / "normfold")
+    for part in ("normfold", *needs):
+        shutil.copytree(ROOT / part, folder / part)
     shutil.copy2(ROOT / "pyproject.toml", folder)
-    text, commands = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), 0
+    text, commands = (DOCS / f"{name}.md").read_text(encoding="utf-8"), 0
     if sections:
         _, *parts = _SECTION.split(text)
         by_heading = dict(zip(parts[::2], parts[1::2], strict=True))

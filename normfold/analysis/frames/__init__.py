@@ -1,0 +1,1 @@
+"""Frames that are chosen: for eight bits, and for float16."""

@@ -1,0 +1,43 @@
+"""Help: every option under a heading, an example below, at any width."""
+
+from __future__ import annotations
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from normfold.cli import help as help_module
+from normfold.cli.app import app
+
+RUN = CliRunner()
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+WITHOUT = {"debug", "help", "version"}
+
+
+def test_every_option_stands_under_a_heading() -> None:
+    assert len(COMMANDS) >= 8
+    used = set()
+    for name, command in COMMANDS.items():
+        options = [each for each in command.params if each.param_type_name == "option"]
+        for option in options:
+            heading = help_module.heading_of(option.name)
+            used.add(option.name)
+            assert option.name in WITHOUT or heading != help_module.OTHERS, f"{name} {option.name}: give it a heading"
+    assert len(used) > 30
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_is_grouped_and_has_an_example(name: str, width: int) -> None:
+    result = RUN.invoke(app, [name, "--help"], env={"COLUMNS": str(width)}, terminal_width=width)
+    assert result.exit_code == 0
+    text = result.stdout
+    assert max(map(len, text.splitlines())) <= width
+    assert f"Example: normfold {name} " in " ".join(text.split()) + " "
+    assert "Others:" in text and "Options:" not in text
+
+
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    text = RUN.invoke(app, ["--help"]).stdout
+    assert "..." not in text.split("Commands:")[1]
+    assert "--install-completion" in text
