@@ -64,6 +64,7 @@ NEAREST = {
 REST = [
     "random/test_random_operators.py", _RULES, "random/test_random_opsets.py", "analysis/test_refusals.py",
     "analysis/test_analyse.py", "analysis/placement", "analysis/merge", "rewrite/test_graph.py",
+    "rewrite/test_centre.py",
     "analysis/recognition", "analysis/test_stays.py", "analysis/test_spellings.py", "random/test_random_graphs.py",
 ]  # fmt: skip
 REST_OF_THE_JUDGE = ["verify/test_mutations.py", "verify/test_localise.py", "verify/test_no_verdict.py"]

@@ -11,7 +11,7 @@ from normfold.checkpoint.readers import Reader, Row, value_of
 from normfold.norms.base import Shapes
 
 # SLAB's own windows and stripes: linear attention over all of a picture of 224.
-_WHOLE, _STRIPES = 56, (56, 28, 14, 7)
+_WHOLE, _STRIPES, _SOFTMAX_STRIPES = 56, (56, 28, 14, 7), (1, 2, 7, 7)
 _PATCH = "patch_embed.proj.weight"
 # A network without its head gives what the head would read.
 _CLASSES: Mapping[str, Reader] = {"classes": readers.first(readers.size("head.weight"), lambda shapes: 0)}
@@ -157,13 +157,16 @@ _PVT: Mapping[str, Reader] = {
     "heads": readers.stages("block{}.0.attn.", 1, lambda at: readers.heads(f"{at}q.weight", 0, f"{at}dwc.weight")),
     "attention": readers.letters("block{}.0.attn.", 1, "dwc.weight"),
 }
+_CSWIN_LETTERS = readers.letters("stage{}.0.attns.0.", 1, "positional_encoding")
 _CSWIN: Mapping[str, Reader] = {
     **_CLASSES,
     **_KERNEL,
     "dim": readers.size("stage1_conv_embed.0.weight"),
     "depths": readers.stages("stage{}.", 1, readers.count),
-    "attention": readers.letters("stage{}.0.attns.0.", 1, "positional_encoding"),
+    "attention": _CSWIN_LETTERS,
     "linear_stripes": _linear_stripes,
+    # Nobody reads them where every stage has linear attention.
+    "stripes": lambda shapes: _SOFTMAX_STRIPES if _CSWIN_LETTERS(shapes) == "L" else None,
     "image_size": lambda shapes: None if (side := _cswin_side(shapes)) is None else side * 4,
 }
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from normfold.errors import GraphError
+from normfold.graph.dead_channels import silence
 from normfold.graph.inference import infer_shapes
 from normfold.graph.operators import opset
 from normfold.graph.types import IR_OF_CONSTANTS, OLDEST_OPSET, Model, Value
@@ -30,6 +31,7 @@ def prepare(model: Model) -> Model:
         copy.ir_version = IR_OF_CONSTANTS
     if copy.functions:
         passes.InlinePass()(copy)
+    silence(copy)
     if any(value.shape is None or None in _names(value.shape) for value in _activations(copy)):
         infer_shapes(copy)
     return copy

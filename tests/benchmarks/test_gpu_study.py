@@ -182,7 +182,8 @@ def test_the_whole_script_keeps_its_time(tmp_path: Path, budget: float) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_killed_run_leaves_what_it_had_and_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     process = run(tmp_path, 120.0)
     place = tmp_path / "gpu.json"

@@ -140,6 +140,7 @@ def test_every_architecture_recognises_itself(name: str, family: Family) -> None
         ("slab_pvt_tiny_bn", {"dims": [16, 32], "depths": [1, 1], "heads": [2, 2], "mlp_ratios": [2, 2]}),
         ("cswin_tiny_un", {"classes": 3, "depths": [1, 1, 2, 1]}),
         ("slab_cswin_tiny", {"classes": 3}),
+        ("slab_cswin_tiny_un", {"depths": [1, 1, 1, 1], "attention": "L", "linear_stripes": [7, 14, 14, 7]}),
         ("t2t_vit_14_un", {"classes": 10, "depth": 7, "image_size": 96}),
         ("llama_350m_rms", {"vocab": 50, "dim": 32, "depth": 2, "heads": 2, "hidden": 48}),
         ("llama_350m_prepbn", {"vocab": 50, "dim": 32, "depth": 2, "heads": 2, "hidden": 48}),

@@ -149,7 +149,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return make
 
 
-@pytest.mark.parametrize("name", ["vit_un", "char_lm_prepbn"])
+NAMES = ["vit_un", pytest.param("char_lm_prepbn", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_folds_into_float16(made: Callable[[str], tuple[Path, pipeline.Report]], name: str) -> None:
     output, report = made(name)
     assert {site.status for site in report.sites} == {"folded"} and len(report.sites) == 7
@@ -168,7 +171,7 @@ def test_a_checkpoint_folds_into_float16(made: Callable[[str], tuple[Path, pipel
     assert answers.dtype == np.float16 and abs(right(answers.astype(np.float32), y) - expected) <= 1
 
 
-@pytest.mark.parametrize("name", ["vit_un", "char_lm_prepbn"])
+@pytest.mark.parametrize("name", NAMES)
 def test_verify_holds_it_to_the_float16_error_of_its_source(
     made: Callable[[str], tuple[Path, pipeline.Report]], tmp_path: Path, name: str
 ) -> None:

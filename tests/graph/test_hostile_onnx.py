@@ -311,7 +311,13 @@ def test_attacks_are_one_paragraph(tmp_path: Path, attack: Callable[[onnx.ModelP
 
 @pytest.mark.parametrize(
     "attack",
-    [functions_that_double, constant_of_billions, constants_that_double, weights_that_double, input_of_billions],
+    [
+        functions_that_double,
+        constant_of_billions,
+        pytest.param(constants_that_double, marks=pytest.mark.slow),
+        weights_that_double,
+        pytest.param(input_of_billions, marks=pytest.mark.slow),
+    ],
     ids=lambda attack: attack.__name__,
 )
 def test_bombs_stay_within_memory_and_time(tmp_path: Path, attack: Callable[[onnx.ModelProto], None]) -> None:

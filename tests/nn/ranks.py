@@ -21,9 +21,14 @@ HALVES = (range(3), range(3, 4))
 LOCAL = ("un", "repbn")
 
 
+def work_beside(index: int, folder: str) -> None:
+    """What `torch.multiprocessing.spawn` starts beside rank 0."""
+    warnings.simplefilter("error")
+    work(index + 1, folder)
+
+
 def work(rank: int, folder: str) -> None:
     """Train every norm three ways and leave the states of this rank in FOLDER."""
-    warnings.simplefilter("error")
     # Of torch's own making, in the engine.
     warnings.filterwarnings("ignore", message=".*barrier.*")
     torch.set_num_threads(1)

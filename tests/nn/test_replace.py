@@ -334,6 +334,7 @@ class Pictures(nn.Module):
         return self.head(self.power(self.fc(x)).relu())
 
 
+@pytest.mark.slow
 def test_mabn_and_powernorm_fold_once_trained(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Pictures()

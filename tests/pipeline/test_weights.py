@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from normfold import errors
 from normfold.graph import write
 from normfold.pipeline import run as pipeline
-from normfold.rewrite import graph as rewrite
+from normfold.rewrite import copy as rewrite_copy
 from tests.pipeline.test_run import CHANNELS, foldable, names, plain
 
 
@@ -52,8 +52,8 @@ def test_a_small_model_with_external_data_becomes_one_file(model: Callable[[Path
 def large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`foldable`, with its weights beside it, and small blocks: what a large model goes through."""
     monkeypatch.setattr(write, "_INSIDE_BYTES", 1)
-    monkeypatch.setattr(rewrite, "_KEPT_BYTES", 1)
-    monkeypatch.setattr(rewrite, "_BLOCK_ELEMENTS", 5 * CHANNELS)
+    monkeypatch.setattr(rewrite_copy, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(rewrite_copy, "_BLOCK_ELEMENTS", 5 * CHANNELS)
     source = foldable(folder)
     model = onnx.load(source)
     onnx.save(model, source, save_as_external_data=True, location="weights", size_threshold=16)
@@ -101,7 +101,7 @@ def test_a_write_that_stops_half_way_leaves_nothing(
         written.append(found[0].stat().st_size)
         raise error
 
-    monkeypatch.setattr(rewrite._Computed, "tofile", stopped)
+    monkeypatch.setattr(rewrite_copy._Computed, "tofile", stopped)
     with pytest.raises(errors.OutputError if isinstance(error, OSError) else type(error)) as caught:
         pipeline.fold(source, tmp_path / "out.onnx", verify=False)
     assert written[0] > 0, "part of it was on disk"

@@ -79,7 +79,12 @@ def check(seed: int) -> Counter[str]:
     return Counter(site.status for site in plan.sites)
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+def _seeds() -> list[object]:
+    """A hundred of them in every run, the rest in the slow one."""
+    return [first if first < 100 else pytest.param(first, marks=pytest.mark.slow) for first in range(0, SEEDS, 10)]
+
+
+@pytest.mark.parametrize("first", _seeds())
 def test_random_networks_fold_exactly(first: int) -> None:
     statuses: Counter[str] = Counter()
     for seed in range(first, first + 10):

@@ -11,7 +11,7 @@ Only branches that hold a norm, or whose convolutions took one up, are merged: a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,10 +40,15 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """An operand of a sum: `maps`, from the sum inwards, of a convolution, or of the shared tensor if there is none."""
+    """One summand, `scale * conv + shift` on stored tensors; the shared tensor itself where there is no convolution.
 
-    maps: tuple[Op, ...]
+    maps: the fixed maps that lie in it.
+    """
+
     conv: Op | None
+    scale: Array
+    shift: Array
+    maps: tuple[Op, ...] = ()
 
 
 def merges(state: State, *, leave: Collection[Op]) -> list[Merged]:
@@ -55,63 +60,53 @@ def merges(state: State, *, leave: Collection[Op]) -> list[Merged]:
     inner: set[Op] = set()
     # From the last operator backwards: the outermost of nested sums is seen first.
     for op in reversed(state.graph.ops):
-        if op in inner or not _adds_two(state.graph, op):
+        if op in inner or _sign(op) is None:
             continue
-        sums, operands = _operands(state.graph, op)
-        merged = _merge(state, op, operands, frozenset(leave))
+        merged, sums = _merge(state, op, frozenset(leave))
         if merged is not None:
             found.append(merged)
             inner.update(sums)
     return found[::-1]
 
 
-def _operands(graph: Graph, op: Op) -> tuple[list[Op], list[Value]]:
-    """The sums that only serve `op`, itself included, and the tensors that they add up; none where these are many."""
-    sums, operands, left = [op], [], [value_at(op, 1), value_at(op, 0)]
-    while left:
-        value = left.pop()
-        producer = graph.producer.get(value)
-        if producer is not None and _adds_two(graph, producer) and _serves_one(graph, value):
-            sums.append(producer)
-            left += [value_at(producer, 1), value_at(producer, 0)]
-        else:
-            operands.append(value)
-        if len(sums) >= _MOST_BRANCHES:
-            return [op], []
-    return sums, operands
-
-
-def _adds_two(graph: Graph, op: Op) -> bool:
-    return rule_of(op.type).sign_of_second == 1.0
+def _sign(op: Op) -> float | None:
+    """With which sign an operator adds its second operand to its first; None where it does something else."""
+    return rule_of(op.type).sign_of_second if len(op.inputs) == 2 else None
 
 
 def _serves_one(graph: Graph, value: Value) -> bool:
     return len(graph.readers(value)) == 1 and value not in graph.outputs
 
 
-def _merge(state: State, op: Op, operands: list[Value], leave: frozenset[Op]) -> Merged | None:
-    graph = state.graph
-    dims = graph.dims(op.output)
-    if dims is None or len(dims) < 3 or any(graph.dims(value) != dims for value in operands):
-        return None
-    if len(set(operands)) < len(operands):
-        return None
-    source = next((read for value in operands if (read := _convolved(state, value)) is not None), None)
-    if source is None:
-        return None
-    leaves = [leaf for value in operands if (leaf := _leaf(state, value, source)) is not None]
-    if len(leaves) < len(operands) or any(one in leave for leaf in leaves for one in (*leaf.maps, leaf.conv)):
-        return None
+def _merge(state: State, op: Op, leave: frozenset[Op]) -> tuple[Merged | None, list[Op]]:
+    """The one convolution that a sum is, and the sums that only serve it, itself included."""
+    dims = state.graph.dims(op.output)
+    source = _source(state, op)
+    if dims is None or len(dims) < 3 or source is None:
+        return None, []
+    sums: list[Op] = []
+    leaves = _summands(state, op, source, (np.ones(1), np.zeros(1)), sums)
+    if leaves is None or any(one in leave for leaf in leaves for one in (*leaf.maps, leaf.conv)):
+        return None, []
     behind = _behind(state, op, leave)
-    return _assembled(state, op, source, leaves, behind) if _touched(state, leaves, behind) else None
+    return _assembled(state, op, source, leaves, behind) if _touched(state, leaves, behind) else None, sums
 
 
-def _convolved(state: State, value: Value) -> Value | None:
-    """What the convolution behind an operand reads."""
-    op = state.graph.producer.get(value)
-    while op is not None and op.affine is not None:
-        op = state.graph.producer.get(value_at(op, 0))
-    return _resolved(state, value_at(op, 0)) if op is not None and rule_of(op.type).convolves else None
+def _source(state: State, op: Op) -> Value | None:
+    """What the first convolution in a sum reads."""
+    waiting, seen = [value_at(op, 1), value_at(op, 0)], 0
+    while waiting and seen < _MOST_BRANCHES:
+        value, seen = waiting.pop(), seen + 1
+        producer = state.graph.producer.get(value)
+        while producer is not None and producer.affine is not None:
+            producer = state.graph.producer.get(value_at(producer, 0))
+        if producer is None:
+            continue
+        if rule_of(producer.type).convolves:
+            return _resolved(state, value_at(producer, 0))
+        if _sign(producer) is not None:
+            waiting += [value_at(producer, 1), value_at(producer, 0)]
+    return None
 
 
 def _resolved(state: State, value: Value) -> Value:
@@ -121,21 +116,47 @@ def _resolved(state: State, value: Value) -> Value:
     return value
 
 
-def _leaf(state: State, value: Value, source: Value) -> _Leaf | None:
-    """The branch that ends in `value`; None unless it is one of `source`."""
-    graph = state.graph
+def _summands(state: State, op: Op, source: Value, outer: tuple[Array, Array], sums: list[Op]) -> list[_Leaf] | None:
+    """The summands of `scale * op + shift`; None unless each is one of `source`, of the shape of the sum.
+
+    outer: scale and shift; the shift goes with the first. sums: takes up the sums that were walked through.
+    """
+    sums.append(op)
+    operands, sign, dims = [value_at(op, 0), value_at(op, 1)], _sign(op), state.graph.dims(op.output)
+    if len(sums) >= _MOST_BRANCHES or sign is None or any(state.graph.dims(value) != dims for value in operands):
+        return None
+    if operands[0] is operands[1]:
+        return None
+    scale, shift = outer
+    first = _branch(state, operands[0], source, (scale, shift), sums)
+    second = _branch(state, operands[1], source, (sign * scale, np.zeros(1)), sums)
+    return None if first is None or second is None else [*first, *second]
+
+
+def _branch(
+    state: State, value: Value, source: Value, outer: tuple[Array, Array], sums: list[Op]
+) -> list[_Leaf] | None:
+    """The summands of `scale * value + shift`: see `_summands`."""
+    graph, (scale, shift) = state.graph, outer
     maps: list[Op] = []
     while _resolved(state, value) is not source:
         op = graph.producer.get(value)
         if op is None or not _serves_one(graph, value):
             return None
-        if op.affine is None:
-            return _Leaf(tuple(maps), op) if _is_plain(state, op, source) else None
-        if not all(only_along(part, (1,)) for part in stored_map(state, op)):
-            return None
-        maps.append(op)
-        value = value_at(op, 0)
-    return _Leaf(tuple(maps), None)
+        if op.affine is not None:
+            parts = stored_map(state, op)
+            if not all(only_along(part, (1,)) for part in parts):
+                return None
+            a, b = (part.reshape(-1) for part in parts)
+            scale, shift = scale * a, shift + scale * b
+            maps.append(op)
+            value = value_at(op, 0)
+        elif _sign(op) is not None:
+            leaves = _summands(state, op, source, (scale, shift), sums)
+            return None if leaves is None else [replace(leaves[0], maps=(*maps, *leaves[0].maps)), *leaves[1:]]
+        else:
+            return [_Leaf(op, scale, shift, tuple(maps))] if _is_plain(state, op, source) else None
+    return [_Leaf(None, scale, shift, tuple(maps))]
 
 
 def _behind(state: State, op: Op, leave: frozenset[Op]) -> tuple[Op, ...]:
@@ -189,9 +210,8 @@ def _assembled(state: State, op: Op, source: Value, leaves: list[_Leaf], behind:
         taps = _taps(graph, base, around, leaf.conv)
         if taps is None or (leaf.conv is None and graph.dims(op.output) != dims):
             return None
-        scale, shift = _composed(state, leaf.maps[::-1])
         conv = None if leaf.conv is None else name_of(leaf.conv.output)
-        branches.append(Branch(conv, taps, outer * scale, outer * shift + rest))
+        branches.append(Branch(conv, taps, outer * leaf.scale, outer * leaf.shift + rest))
         rest = np.zeros(1)  # a shift of the sum is one of its first branch
     names = tuple(leaf.conv.name if leaf.conv is not None else "identity" for leaf in leaves)
     last = behind[-1] if behind else op

@@ -153,7 +153,15 @@ NODES = {
 }
 
 
-@pytest.mark.parametrize("name", NODES)
+QUICK = ("deit_tiny_prepbn", "slab_pvt_tiny")
+
+
+def _nodes() -> list[object]:
+    """Two of them in every run, the rest in the slow one."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NODES]
+
+
+@pytest.mark.parametrize("name", _nodes())
 def test_no_direction_costs_an_operator(name: str) -> None:
     before, after, plan = vision(name)
     assert all(site.status == "folded" for site in plan.sites)

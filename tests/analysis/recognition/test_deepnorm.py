@@ -64,7 +64,11 @@ def exact(model: onnx.ModelProto, feeds: dict[str, NDArray[np.int64]]) -> NDArra
     return np.asarray(Evaluator(ir.from_proto(model)).run(feeds)[0])
 
 
-@pytest.mark.parametrize("case", [ENCODER, TRANSLATOR, UNIFIED], ids=lambda case: str(case[0]))
+@pytest.mark.parametrize(
+    "case",
+    [ENCODER, pytest.param(TRANSLATOR, marks=pytest.mark.slow), pytest.param(UNIFIED, marks=pytest.mark.slow)],
+    ids=lambda case: str(case[0]),
+)
 def test_deepnet_loses_its_alphas_exactly(case: Case, tmp_path: Path) -> None:
     source = load_checkpoint(saved(case, tmp_path))
     model = widened(ir.to_proto(export(source)))
