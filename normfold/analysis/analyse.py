@@ -42,6 +42,9 @@ from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
 from normfold.system.collector import uncollected
 
+# Powers of two that may bring a norm's tensors into the range of float16, the nearest first.
+POWERS = (2, -2, 4, -4, 6, -6, 8, -8, 10, -10)
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -162,9 +165,20 @@ def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, 
 
 
 def _fold(state: State, op: Op, frame: Frame) -> _Attempt:
-    """Find a place for the scale and the shift of one norm, and take it."""
+    """Find a place for the scale and the shift of one norm, and take it.
+
+    Where float16 would not hold what comes out, the tensors around it are stored as multiples of a power of two too.
+    """
+    attempt = _fold_with(state, op, frame, power=0)
+    if not attempt.stays_for("scale-range") or state.ranges is None or not state.ranges.of:
+        return attempt
+    tries = (_fold_with(state, op, frame, power=power) for power in POWERS)
+    return next((one for one in tries if one.scale_refused is None), attempt)
+
+
+def _fold_with(state: State, op: Op, frame: Frame, *, power: int) -> _Attempt:
     attempt = _Attempt(op, frame)
-    scale = place_scale(state, op, frame)
+    scale = place_scale(state, op, frame, power=power)
     if isinstance(scale, Refuse):
         return replace(attempt, scale_refused=scale)
     with_zero = bool(np.any(scale.decided[op.output] == 0.0))
