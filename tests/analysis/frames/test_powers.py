@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from normfold import errors
 from normfold.analysis.frames.powers import Powers, choose_powers, rooms
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import LARGEST_HALF
@@ -16,6 +19,7 @@ from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
 from normfold.inputs.cases import Case
 from normfold.inputs.spec import InputSpec
+from normfold.pipeline import run as pipeline
 from normfold.rewrite.graph import rewrite
 from tests.support.graphs import op_types, parse, run_float32
 
@@ -105,3 +109,15 @@ def test_an_epsilon_does_not_become_0() -> None:
     assert all(np.all(array != 0.0) for array in numbers if array.dtype == np.float16 and array.size == 1)
     zeros = ReferenceEvaluator(ir.to_proto(half)).run(None, {"x": np.zeros((3, 8), np.float16)})[0]
     assert np.array_equal(zeros, np.zeros((3, 4))) and LARGEST_HALF == 65504.0
+
+
+def test_the_users_inputs_decide(tmp_path: Path) -> None:
+    """Drawn inputs leave the stream in range; those of the file do not."""
+    onnx.save(model(NORMS["operator"]), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", x=X * np.float32(10.0))
+    drawn = pipeline.fold(tmp_path / "in.onnx", tmp_path / "a.onnx", dtype="float16")
+    given = pipeline.fold(tmp_path / "in.onnx", tmp_path / "b.onnx", dtype="float16", calibrate=tmp_path / "x.npz")
+    powers = [{room["tensor"]: room["power"] for room in report.to_json()["room"]} for report in (drawn, given)]
+    assert powers[0]["h"] < powers[1]["h"] and not given.failed
+    with pytest.raises(errors.UsageError, match="--calibrate"):
+        pipeline.fold(tmp_path / "in.onnx", tmp_path / "c.onnx", calibrate=tmp_path / "x.npz")
