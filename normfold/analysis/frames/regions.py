@@ -36,13 +36,15 @@ class Around:
     """A weight next to a region: input `input` of `op`.
 
     reads, writes: the channel of the region that each entry is multiplied with, or divided by; they broadcast along the
-    weight. None where it does not read, or write, the region.
+    weight. None where it does not read, or write, the region. contracts: it is multiplied with channels of an input, of
+    this region or another.
     """
 
     op: Op
     input: int
     reads: Channels | None
     writes: Channels | None
+    contracts: bool
 
     @property
     def key(self) -> tuple[Op, int]:
@@ -57,7 +59,7 @@ class Around:
     def is_weight(self, state: State) -> bool:
         """Whether it is multiplied with channels, or has several entries for one: a bias or a norm's gain do not."""
         size = state.graph.size(value_at(self.op, self.input))
-        return self.reads is not None or (self.writes is not None and self.writes.size < size)
+        return self.contracts or (self.writes is not None and self.writes.size < size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,8 @@ def _around(state: State, op: Op, moved: Mapping[Value, Array], probe: Array) ->
             continue
         reads, writes = (_some(part, probe) for part in (edit.times, edit.over))
         if reads is not None or writes is not None:
-            yield Around(op, edit.input, reads, writes)
+            contracts = edit.times is not None and edit.times.size > 1
+            yield Around(op, edit.input, reads, writes, contracts or reads is not None)
 
 
 def _some(part: Array | None, probe: Array) -> Channels | None:
