@@ -112,7 +112,7 @@ def test_a_figure_that_is_not_finite_is_null(value: float) -> None:
 def test_strict_objects_to_stored_statistics_only() -> None:
     assert FULL.unfolded == (SITES[1],)
     assert FULL.changed
-    assert not Report("0", SOURCE, (replace(GRAPH, sites=SITES[2:]),)).changed
+    assert not Report("0", SOURCE, (replace(GRAPH, sites=SITES[2:], spreads=()),)).changed
 
 
 def test_what_no_sample_reached_is_in_the_report(tmp_path: Path) -> None:

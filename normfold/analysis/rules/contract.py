@@ -2,7 +2,7 @@
 
 With one operand constant, `out = x W` absorbs any frame on the axes that the weight has: `W' = s_in W / s_out` along
 them, and `t_in W - t_out` has to be added behind it. With both operands computed a frame off the contracted axes
-passes on: `s_z = s_x * s_y`, and no shift does.
+passes on: `s_z = s_x * s_y`; a shift does only where the other operand is a softmax whose rows add up to 1.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from normfold.analysis.rules.base import (
 )
 from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
 from normfold.graph.affine import Array, agree_each, compress, total
+from normfold.graph.operators import opset
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
@@ -59,6 +60,20 @@ def placed(array: Array, source: Axes, target: Axes) -> Array | None:
     for axis in order:
         shape[target.index(source[axis])] = array.shape[axis]
     return array.transpose(order + [axis for axis in range(array.ndim) if axis not in varying]).reshape(shape)
+
+
+def _adds_up_along(graph: Graph, value: Value) -> int | None:
+    """The axis along which the entries of a tensor add up to 1, where a Softmax wrote it."""
+    op = graph.producer.get(value)
+    while op is not None and op.type == "Identity" and op.inputs[0] is not None:
+        op = graph.producer.get(op.inputs[0])
+    rank = rank_of(graph, value)
+    if op is None or op.type != "Softmax" or rank is None or set(op.attributes) - {"axis"}:
+        return None
+    # Before opset 13 all axes from this one on are normalised together.
+    by_itself = opset(graph.model) >= 13
+    axis = op.integer("axis", -1 if by_itself else 1) % rank
+    return axis if by_itself or axis == rank - 1 else None
 
 
 class _ContractionRule(Rule):
@@ -147,9 +162,7 @@ class _ContractionRule(Rule):
             return labels
         weight = self._weight(at.graph, at.op)
         if weight is None:
-            if any(np.any(array != 0.0) for array in at.known.values()):
-                return at.refuse("two-tensors", "multiplies two tensors, neither of them constant")
-            return {}
+            return self._shift_of_two(at, labels)
         for port in at.known:
             factor = self._factor(at, labels, weight, port)
             if isinstance(factor, Refuse):
@@ -158,6 +171,36 @@ class _ContractionRule(Rule):
         if source in at.known and OUT not in at.known and at.costs.absorbs_shift(at.op.output):
             return {OUT: self._through(at.graph, at.op, at.known[source])}
         return {}
+
+    def _shift_of_two(self, at: Surroundings, labels: Labels) -> Demands:
+        """No shift passes a product of two tensors, but where the other one averages: `P (V + t) = P V + t`."""
+        if not any(np.any(array != 0.0) for array in at.known.values()):
+            return {}
+        values = self._averaged(at.graph, at.op, labels)
+        if values is None or any(port not in (values, OUT) and np.any(at.known[port] != 0.0) for port in at.known):
+            return at.refuse("two-tensors", "multiplies two tensors, neither of them constant")
+        port, other = (values, OUT) if values in at.known else (OUT, values)
+        moved = placed(at.known[port], labels.at(port), labels.at(other))
+        if moved is None or to_rank_of(at.graph, at.value(other), moved) is None:
+            return at.refuse("two-tensors", "averages over the channels of the norm")
+        return {other: moved}
+
+    def _averaged(self, graph: Graph, op: Op, labels: Labels) -> int | None:
+        """The operand of which the output is an average: the rows of the other add up to 1, for a softmax wrote it."""
+        for values, other in ((1, 0), (0, 1)):
+            contracted = [axis for axis in labels.operands[other] if axis not in labels.output]
+            axis = _adds_up_along(graph, value_at(op, other))
+            if axis is not None and contracted == [labels.operands[other][axis]]:
+                return values
+        return None
+
+    def _values(self, graph: Graph, op: Op) -> Value | None:
+        """`_averaged`, as the tensor; None where there is a weight."""
+        labels = self.labels(graph, op)
+        if isinstance(labels, Refuse) or self._constants(graph, op):
+            return None
+        values = self._averaged(graph, op, labels)
+        return None if values is None else value_at(op, values)
 
     def _through(self, graph: Graph, op: Op, shift: Array) -> Array:
         """What a shift of the input adds to the output: t W, of the output's rank."""
@@ -182,12 +225,15 @@ class _ContractionRule(Rule):
         return 0 if self._bias(graph, op, shift(source), shift(op.output)) is None else graph.size(op.output)
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
+        if (values := self._values(costs.graph, op)) is not None:
+            return costs.writer_cost(values)
         if not self._absorbs(costs.graph, op):
             return math.inf
         return 0.0 if self.added_elements(costs.graph, op, costs.shift) else float(costs.graph.size(op.output))
 
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
-        return self._absorbs(costs.graph, op) and costs.absorbs_shift(op.output)
+        passes = self._absorbs(costs.graph, op) or self._values(costs.graph, op) is not None
+        return passes and costs.absorbs_shift(op.output)
 
     def _absorbs(self, graph: Graph, op: Op) -> bool:
         return self._weight(graph, op) is not None and not isinstance(self.labels(graph, op), Refuse)

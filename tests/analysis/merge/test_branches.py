@@ -182,7 +182,7 @@ def test_a_dead_channel_goes_into_the_sum() -> None:
 @pytest.mark.parametrize("inner", ["Add", "Sub"])
 @pytest.mark.parametrize("outer", ["Add", "Sub"])
 def test_a_scaled_sum_inside_a_sum_is_one_convolution(inner: str, outer: str) -> None:
-    """FastViT's token mixer: x + gain * (BN(conv(x)) + BN(x) - BN(x)); the gain goes over every summand, a shift once."""
+    """FastViT's token mixer: x + gain * (BN(conv(x)) + BN(x) - BN(x)); a shift of it counts once."""
     text = PICTURE.format(
         f"x0 = Tanh(x)\nc = Conv<group = 4, pads = [1, 1, 1, 1]>(x0, u)\n"
         f"{normed('c', 'cn', 'p')}{normed('x0', 'xn', 'q')}"

@@ -162,7 +162,40 @@ def test_a_scale_passes_off_the_contracted_axis(
         shifted = text.replace(f"{normed} = Mul", "n0 = Mul").replace(
             f"{other} = Id", f"{normed} = Add(n0, b)\n{other} = Id"
         )
-        check(shifted, partial("two-tensors"), **given, b=a)
+        # The rows of a softmax add up to 1: of what it averages a shift passes, of what it writes itself none does.
+        check(shifted, FOLDED if normed == "v" else partial("two-tensors"), **given, b=a)
+        check(shifted.replace("Softmax(x)", "Tanh(x)"), partial("two-tensors"), **given, b=a)
+
+
+@pytest.mark.parametrize(
+    ("softmax", "product", "outcome"),
+    [
+        ("Softmax(x)", "MatMul(p, v)", FOLDED),
+        ("Softmax<axis = 3>(x)", "MatMul(p, v)", FOLDED),
+        # Columns that add up to 1 average what stands in front of them.
+        ("Softmax<axis = -2>(x)", "MatMul(p, v)", partial("two-tensors")),
+        ("Softmax<axis = 1>(x)", "MatMul(p, v)", partial("two-tensors")),
+    ],
+)
+@pytest.mark.parametrize("identity", ["", "Identity"])
+def test_a_shift_of_what_a_softmax_averages_passes(softmax: str, product: str, outcome: Outcome, identity: str) -> None:
+    text = (
+        "g (double[B,2,3,4] x, double[B,2,4,5] z) => (double y) {\n"
+        f"p0 = {softmax}\np = {'Identity(p0)' if identity else 'Mul(p0, one)'}\nt = Tanh(z)\n"
+        f"n = Mul(t, a)\nv = Add(n, b)\no = {product}\ny = MatMul(o, w)\n}}"
+    )
+    text = text if identity else text.replace("p = Mul(p0, one)\n", "").replace("MatMul(p, v)", "MatMul(p0, v)")
+    check(text, outcome, a=(5,), b=(5,), w=(5, 6))
+
+
+def test_a_shift_behind_an_average_goes_into_the_values() -> None:
+    """softmax(q k) v, a norm, a ReLU: the scale and the shift both end in the weights of the values."""
+    text = (
+        "g (double[B,3,4] x, double[B,4,6] z) => (double y) {\np = Softmax(x)\nv0 = MatMul(z, u)\nv = Add(v0, c)\n"
+        "o = MatMul(p, v)\nn = Mul(o, a)\nm = Add(n, b)\ny = Relu(m)\n}"
+    )
+    after, plan = check(text, FOLDED, u=(6, 5), c=(5,), a=(5,), b=(5,))
+    assert op_types(after) == ["Softmax", "MatMul", "Add", "MatMul", "Relu"] and plan.sites[0].shift == "writer"
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
