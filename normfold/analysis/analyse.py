@@ -89,7 +89,6 @@ def analyse(
     graph = collapse(Graph(model, operators(model)))
     ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
     state = State(graph, ranges, keep_tied=keep_tied)
-    before = spreads(state)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
@@ -117,7 +116,9 @@ def analyse(
         if attempts[op].stays_for("narrow-add"):
             attempts[op] = _fold(state, op, frame)
     attempts = _with_followers(state, attempts)
-    folded = spreads(state)
+    # Weights of operators that nothing moved around are as they were: it would be no use to read them.
+    weighed = graph.ops if equalize else _moved_around(state)
+    before, folded = spreads(State(graph, ranges), weighed), spreads(state, weighed)
     if equalize and integers is None:
         balance(state)
     merged = _merged(state, attempts.values())
@@ -131,7 +132,7 @@ def analyse(
         edits=tuple(_edits(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
-        spreads=compared(before, folded, spreads(state) if equalize else None),
+        spreads=compared(before, folded, spreads(state, weighed) if equalize else None),
     )
 
 
@@ -275,8 +276,12 @@ def _channels(frame: Frame) -> int:
     )
 
 
-def _edits(state: State) -> Iterable[Edit]:
+def _moved_around(state: State) -> list[Op]:
     moved = set(state.moved)
-    for op in state.graph.ops:
-        if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
+    return [op for op in state.graph.ops if any(value in moved for value in (*op.inputs, *op.outputs))]
+
+
+def _edits(state: State) -> Iterable[Edit]:
+    for op in _moved_around(state):
+        if op.affine is None:
             yield from rule_of(op.type).edits(state.graph, op, state.frame)
