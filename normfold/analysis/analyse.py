@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from normfold.analysis.edits import Edit
 from normfold.analysis.frames.equalize import balance, compared, spreads
 from normfold.analysis.merge.branches import Merged, merges
-from normfold.analysis.merge.stored_maps import written_map
+from normfold.analysis.merge.stored_maps import constants_of, maps_of, moved_around, written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
 from normfold.analysis.placement.propagate import State
@@ -42,6 +41,9 @@ from normfold.graph.operators import inner_operators, operators, opset
 from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
 from normfold.system.collector import uncollected
+
+# Powers of two that may bring a norm's tensors into the range of float16, the nearest first.
+POWERS = (2, -2, 4, -4, 6, -6, 8, -8, 10, -10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +119,18 @@ def analyse(
             attempts[op] = _fold(state, op, frame)
     attempts = _with_followers(state, attempts)
     # Weights of operators that nothing moved around are as they were: it would be no use to read them.
-    weighed = graph.ops if equalize else _moved_around(state)
+    weighed = graph.ops if equalize else list(moved_around(state))
     before, folded = spreads(State(graph, ranges), weighed), spreads(state, weighed)
     if equalize and integers is None:
         balance(state)
     merged = _merged(state, attempts.values())
     attempts = _with_merges(attempts, merged)
     outcomes = [_outcome(state, attempts[op], scales.get(op)) for op, _ in found]
-    written = (written_map(state, op) for op in graph.ops if op.affine is not None)
     return Plan(
         sites=name_sites(graph, [*outcomes, *_no_maps(graph)], norms),
         frames={name_of(value): state.frame(value) for value in state.moved},
-        maps=tuple(one for one in written if one is not None),
-        edits=tuple(_edits(state)),
+        maps=tuple(maps_of(state)),
+        edits=tuple(constants_of(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
         spreads=compared(before, folded, spreads(state, weighed) if equalize else None),
@@ -165,9 +166,20 @@ def _in_turn(graph: Graph, found: Iterable[tuple[Op, Frame]]) -> list[tuple[Op, 
 
 
 def _fold(state: State, op: Op, frame: Frame) -> _Attempt:
-    """Find a place for the scale and the shift of one norm, and take it."""
+    """Find a place for the scale and the shift of one norm, and take it.
+
+    Where float16 would not hold what comes out, the tensors around it are stored as multiples of a power of two too.
+    """
+    attempt = _fold_with(state, op, frame, power=0)
+    if not attempt.stays_for("scale-range") or state.ranges is None or not state.ranges.of:
+        return attempt
+    tries = (_fold_with(state, op, frame, power=power) for power in POWERS)
+    return next((one for one in tries if one.scale_refused is None), attempt)
+
+
+def _fold_with(state: State, op: Op, frame: Frame, *, power: int) -> _Attempt:
     attempt = _Attempt(op, frame)
-    scale = place_scale(state, op, frame)
+    scale = place_scale(state, op, frame, power=power)
     if isinstance(scale, Refuse):
         return replace(attempt, scale_refused=scale)
     with_zero = bool(np.any(scale.decided[op.output] == 0.0))
@@ -274,14 +286,3 @@ def _channels(frame: Frame) -> int:
         if (axes := varying_axes(frame.scale))
         else 1
     )
-
-
-def _moved_around(state: State) -> list[Op]:
-    moved = set(state.moved)
-    return [op for op in state.graph.ops if any(value in moved for value in (*op.inputs, *op.outputs))]
-
-
-def _edits(state: State) -> Iterable[Edit]:
-    for op in _moved_around(state):
-        if op.affine is None:
-            yield from rule_of(op.type).edits(state.graph, op, state.frame)

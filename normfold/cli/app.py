@@ -18,6 +18,7 @@ from normfold.cli.recalibrate import recalibrate
 from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
+    CalibrateOption,
     CenterOption,
     CodeOption,
     DebugOption,
@@ -98,6 +99,7 @@ def fold(
     opset: OpsetOption = None,
     target: TargetOption = None,
     dtype: DtypeOption = None,
+    calibrate: CalibrateOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write no output.")] = False,
     strict: Annotated[
         bool,
@@ -156,6 +158,7 @@ def fold(
             opset=opset,
             target=target,
             dtype=dtype,
+            calibrate=tuple(calibrate or ()),
             norm_affine=norm_affine,
             center=center,
             equalize=equalize,

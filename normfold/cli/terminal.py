@@ -111,6 +111,10 @@ CenterOption = Annotated[
         "--center", help="Make RMSNorm out of LayerNorm where the mean can be left out upstream; implies --norm-affine."
     ),
 ]
+CalibrateOption = Annotated[
+    list[Path] | None,
+    typer.Option("--calibrate", metavar="FILE.npz", help="Real inputs that show what float16 has to hold; repeatable."),
+]
 EqualizeOption = Annotated[
     bool,
     typer.Option(

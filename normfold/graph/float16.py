@@ -22,6 +22,7 @@ from normfold.graph.write import EXACT, in_memory
 from normfold.system.numbers import MASK
 
 LARGEST = float(np.finfo(np.float16).max)
+SMALLEST = np.finfo(np.float16).smallest_subnormal
 
 
 Content = Callable[[], NDArray[Any]]
@@ -77,7 +78,10 @@ def _cast(content: Content, value: ir.Value) -> ir.LazyTensor:
     def tensor() -> ir.Tensor[Any]:
         clipped = np.asarray(content())
         clipped = np.where(np.abs(clipped) >= MASK, np.sign(clipped) * LARGEST, clipped)
-        return ir.Tensor(np.ascontiguousarray(clipped.astype(np.float16)), name=value.name)
+        half = clipped.astype(np.float16)
+        # A number that is added before a root or a division keeps 0 away: it must not become 0 itself.
+        half = np.where((half == 0.0) & (clipped > 0.0), SMALLEST, half) if half.size == 1 else half
+        return ir.Tensor(np.ascontiguousarray(half), name=value.name)
 
     assert value.shape is not None
     return ir.LazyTensor(tensor, ir.DataType.FLOAT16, value.shape, name=value.name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.centre import Centring, plan_centring
+from normfold.analysis.frames.powers import Room, choose_powers, rooms
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
@@ -16,6 +16,7 @@ from normfold.errors import CannotJudgeError, GraphError
 from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
 from normfold.graph.write import save
+from normfold.inputs.cases import read_cases
 from normfold.pipeline.options import FoldOptions
 from normfold.rewrite.centre import centre
 from normfold.rewrite.graph import rewrite
@@ -23,6 +24,9 @@ from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock
 from normfold.system.files import scratch
 from normfold.verify.emitted import check_module
+
+# Of the inputs that are given to calibrate on, so many rows are looked at.
+MOST_CASES = 64
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,7 +39,8 @@ class FoldedGraph:
 
     prepared: the graph with the shapes of all its tensors. folded: with the plan carried out; where the plan is empty,
     the very graph that came in. model: that, centred and in float16 where it was asked for. warnings: what there is to
-    say of the plan.
+    say of the plan. rescaled: what was folded instead of the graph that came in, where float16 would not hold that: the
+    same but for powers of two. room: what each tensor of a float16 model held on the inputs that were looked at.
     """
 
     source: Source
@@ -45,6 +50,8 @@ class FoldedGraph:
     model: ir.Model
     centring: Centring
     warnings: tuple[str, ...] = ()
+    rescaled: ir.Model | None = None
+    room: tuple[Room, ...] = ()
 
     def module(self) -> nn.Module:
         """The source's module with the same plan carried out, and judged. Raises NotExpressibleError."""
@@ -65,7 +72,17 @@ def fold_graph(
     """
     with clock.stage("analyse", f"looking for norms{of_graph} and where they can go"):
         prepared = prepare(original)
-        plan, warnings = _analyse(prepared, source, options)
+        ranges, warnings = _looked_at(prepared, source, options)
+        powers = choose_powers(prepared, ranges) if options.half and ranges is not None else None
+        if powers is not None and powers.beyond is not None:
+            raise GraphError(
+                f"--dtype float16: {powers.beyond.reason}. Write it in float32 (leave --dtype out), or say with "
+                "--calibrate FILE.npz what real inputs are"
+            )
+        rescaled = None if powers is None or powers.plan.is_empty else rewrite(prepared, powers.plan)
+        if powers is not None and ranges is not None and rescaled is not None:
+            original, prepared, ranges = rescaled, prepare(rescaled), ranges.scaled(powers.of)
+        plan = _analyse(prepared, source, options, ranges)
     with clock.stage("rewrite", "folding"):
         # With nothing to fold the graph is left exactly as it is.
         folded = original if plan.is_empty else rewrite(prepared, plan)
@@ -73,27 +90,33 @@ def fold_graph(
         centring = plan_centring(shaped) if options.center else Centring()
         model = centre(shaped, centring) if centring.norms else folded
         model = to_half(model) if options.half else model
-    return FoldedGraph(source, prepared, plan, folded, model, centring, warnings)
+    room = () if powers is None or ranges is None else rooms(ranges, plan, powers.of)
+    return FoldedGraph(source, prepared, plan, folded, model, centring, warnings, rescaled, room)
 
 
-def _analyse(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, and what there is to say of it. What float16 is to hold is looked at on inputs first."""
-    plan_with = partial(
-        analyse,
+def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Ranges | None, tuple[str, ...]]:
+    """What the tensors hold where float16 is to store some of them, and what there is to say where nobody could look.
+
+    Raises InputSpecError for inputs to calibrate on that do not fit.
+    """
+    if not (options.half or holds_half(graph)):
+        return None, ()
+    cases = read_cases(options.calibrate, source.inputs, count=MOST_CASES) if options.calibrate else None
+    try:
+        return calibrate(graph, source.inputs, half=options.half, cases=cases), ()
+    except (GraphError, CannotJudgeError) as error:
+        said = f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}"
+        return None, (said,)
+
+
+def _analyse(graph: ir.Model, source: Source, options: FoldOptions, ranges: Ranges | None) -> Plan:
+    half = options.half or holds_half(graph)
+    return analyse(
         graph,
         norms=source.norms,
         norm_affine=options.affine,
         only=options.only or None,
         keep_tied=options.keep_tied,
         equalize=options.equalize,
+        ranges=Ranges({}, options.half) if ranges is None and half else ranges,
     )
-    if not (options.half or holds_half(graph)):
-        return plan_with(), ()
-    plan = plan_with(ranges=Ranges({}, options.half))
-    if all(site.status == "kept" and site.code != "scale-range" for site in plan.sites):
-        return plan, ()
-    try:
-        ranges = calibrate(graph, source.inputs, half=options.half)
-    except (GraphError, CannotJudgeError) as error:
-        return plan, (f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}",)
-    return plan_with(ranges=ranges), ()

@@ -20,7 +20,8 @@ class FoldOptions:
     as two files named after the output (OUT.onnx: OUT.encoder.onnx, OUT.decoder.onnx); see export/parts.py. opset: by
     default the fastest for `target`. target: what the model is to run on, by default the onnxruntime that is installed
     (export/opset.py). dtype: float16 converts the folded graph at the end,
-    inputs and outputs too (graph/float16.py); the default keeps the types of the source.
+    inputs and outputs too (graph/float16.py); the default keeps the types of the source. calibrate: npz files of real
+    inputs that show what float16 has to hold (analysis/frames/powers.py); by default inputs are drawn.
 
     What is folded. norm_affine: the weight and bias of LayerNorm and RMSNorm too. center: that, and RMSNorm made out of
     LayerNorm wherever its stream can do without the mean (rewrite/centre.py). only: names of the norms to fold
@@ -41,6 +42,7 @@ class FoldOptions:
     opset: int | None = None
     target: str | None = None
     dtype: str | None = None
+    calibrate: tuple[Path, ...] = ()
     norm_affine: bool = False
     center: bool = False
     only: tuple[str, ...] = ()
@@ -58,6 +60,8 @@ class FoldOptions:
     def __post_init__(self) -> None:
         check_task(self.task)
         check_target(self.target)
+        if self.calibrate and not self.half:
+            raise UsageError("--calibrate shows what float16 has to hold: it goes with --dtype float16")
         if check_dtype(self.dtype) is not None and self.emit_torch is not None:
             raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {self.dtype}")
 

@@ -45,13 +45,17 @@ NOT_VERIFIED = "The output has not been verified (--no-verify)."
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """One graph of the task: what it was exported from, as it was exported, and folded."""
+    """One graph of the task: what it was exported from, as it was exported, and folded.
+
+    rescaled: the original in powers of two that float16 can hold, where it could not.
+    """
 
     source: Source
     original: ir.Model
     model: ir.Model
     report: GraphReport
     warnings: tuple[str, ...] = ()
+    rescaled: ir.Model | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def _draft(
                 half = elsewhere / "unfolded.float16.onnx" if options.half else None
                 cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
-                yardstick, edges = lay(truth, unfolded[0], inputs, half=half)
+                yardstick, edges = lay(truth, unfolded[0], inputs, half=half, rescaled=graph.rescaled)
                 # The float64 run of a module does not tell what its graph would meet.
                 report = replace(report, edges=edges, unexercised=None if truth.from_module else truth.unexercised)
                 if report.failed:

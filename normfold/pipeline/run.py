@@ -72,6 +72,7 @@ def fold(
     opset: int | None = None,
     target: str | None = None,
     dtype: str | None = None,
+    calibrate: AnyPath | Sequence[AnyPath] = (),
     dry_run: bool = False,
     strict: bool = False,
     verify: bool = True,
@@ -107,6 +108,7 @@ def fold(
         opset=opset,
         target=target,
         dtype=dtype,
+        calibrate=tuple(map(Path, [calibrate] if isinstance(calibrate, str | os.PathLike) else calibrate)),
         norm_affine=norm_affine,
         center=center,
         only=_several(only or ()),
@@ -266,11 +268,13 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         untied=done.plan.untied,
         merged=done.plan.merges,
         spreads=done.plan.spreads,
+        room=done.room,
         centred=tuple(norm for _, norm in done.centring.norms),
         module=done.module,
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    return Folded(source, original, done.model, report, (*done.warnings, *stay, *_widened(done.plan)))
+    warnings = (*done.warnings, *stay, *_widened(done.plan))
+    return Folded(source, original, done.model, report, warnings, done.rescaled)
 
 
 def _widened(plan: Plan) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield from (line(f"{code}: {reason}.") for reason, code in _repeated(report).items())
     yield from _besides(report)
     yield from _spreads(report)
+    yield from _room(report)
     for graph in report.graphs:
         yield _nodes(graph)
         yield from _model(graph)
@@ -109,6 +110,18 @@ def _spreads(report: Report) -> Iterator[Table]:
     for one in found:
         add_row(table, one.name, f"{one.before:.2f}", f"{one.folded:.2f}", f"{one.equalized:.2f}")
     yield table
+
+
+def _room(report: Report) -> Iterator[Text]:
+    """How near a float16 model comes to the end of its range."""
+    for graph in report.graphs:
+        if not graph.room:
+            continue
+        scaled = sum(tensor.power != 0 for tensor in graph.room)
+        nearest = min(graph.room, key=lambda tensor: tensor.left)
+        text = f"float16: {_number(scaled, 'tensor')} stored as multiples of powers of two. " if scaled else "float16: "
+        room = f"room for {nearest.left:.3g} times that"
+        yield line(f"{text}The largest number is {nearest.largest:.3g} ({nearest.tensor}): {room}.")
 
 
 def _into(names: tuple[str, ...]) -> str:

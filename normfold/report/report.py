@@ -18,6 +18,7 @@ from normfold.system.text import json_text
 if TYPE_CHECKING:
     from torch import nn
 
+    from normfold.analysis.frames.powers import Room
     from normfold.analysis.plan import Merge, Site, Spread, Untied
     from normfold.verify.judge import Edge
 
@@ -60,7 +61,7 @@ class GraphReport:
     output: None when nothing was written (inspect, a dry run, a failed verification, an unmet `strict`).
     edges: one entry per comparison that was made; empty when none was.
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
-    spreads: weights whose channels have moved apart, or together.
+    spreads: weights whose channels have moved apart, or together. room: what float16 had to hold of each tensor.
     centred: the LayerNorms that became RMSNorms. unexercised: what no sample of the verification reached; None where
     nobody looked.
     module: makes the folded torch module (rewrite/module.py).
@@ -77,6 +78,7 @@ class GraphReport:
     edges: tuple[Edge, ...] = ()
     untied: tuple[Untied, ...] = ()
     spreads: tuple[Spread, ...] = ()
+    room: tuple[Room, ...] = ()
     merged: tuple[Merge, ...] = ()
     centred: tuple[str, ...] = ()
     unexercised: tuple[str, ...] | None = None
@@ -187,6 +189,7 @@ class Report:
             "untied": [_untied(weight, graph) for graph in self.graphs for weight in graph.untied],
             "merged": [_merge(merge, graph) for graph in self.graphs for merge in graph.merged],
             "spreads": [_spread(weight, graph) for graph in self.graphs for weight in graph.spreads],
+            "room": [_room(tensor, graph) for graph in self.graphs for tensor in graph.room],
             "nodes": _nodes(self),
             "verification": {"edges": [_edge(edge, graph) for graph in self.graphs for edge in graph.edges]},
             "unexercised": None if self.unexercised is None else list(self.unexercised),
@@ -262,6 +265,17 @@ def _spread(weight: Spread, graph: GraphReport) -> dict[str, Any]:
         "before": round(weight.before, 4),
         "folded": round(weight.folded, 4),
         "equalized": None if weight.equalized is None else round(weight.equalized, 4),
+    }
+
+
+def _room(tensor: Room, graph: GraphReport) -> dict[str, Any]:
+    left = finite(tensor.left)
+    return {
+        "graph": graph.name or None,
+        "tensor": tensor.tensor,
+        "power": tensor.power,
+        "largest": float(f"{tensor.largest:.4g}"),
+        "left": None if left is None else float(f"{left:.4g}"),
     }
 
 

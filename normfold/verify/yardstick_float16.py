@@ -29,12 +29,14 @@ def lay(
     specs: Sequence[InputSpec],
     *,
     half: Path | None = None,
+    rescaled: ir.Model | None = None,
     tolerance: Tolerance | None = None,
     tick: Tick = nothing,
 ) -> tuple[Yardstick, tuple[Edge, ...]]:
     """The yardstick for a model that was made from the graph at `original`, and what has to hold before it is used.
 
     specs: what the source takes. half: where to write the converted source; None where the model was not converted.
+    rescaled: what is converted where float16 cannot hold the original itself; in float32 it computes the same.
     Raises what `Yardstick.lay` does, and GraphError where float16 cannot hold the source.
     """
     edges: tuple[Edge, ...] = ()
@@ -43,7 +45,7 @@ def lay(
         edges = yardstick.export_edges()
         if half is None or not all(edge.passed for edge in edges):
             return yardstick, edges
-    save(to_half(ir.load(original)), half)
+    save(to_half(ir.load(original) if rescaled is None else rescaled), half)
     cases = tuple(case.typed(half_specs(specs)) for case in truth.cases)
     yardstick = Yardstick.lay(
         replace(truth, cases=cases, narrow=None), half, tolerance=tolerance, tick=tick, ceiling=False

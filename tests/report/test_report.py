@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from normfold.analysis.frames.powers import Room
 from normfold.analysis.plan import Merge, Site, Spread, Untied
 from normfold.pipeline import run as pipeline
 from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
@@ -37,6 +38,7 @@ GRAPH = GraphReport(
     output=OutputInfo("vit.onnx", 1000, "cd" * 32, 1200),
     edges=(Edge("original -> folded", 1e-6, 2e-6, 3e-6, True, "fine"),),
     untied=(Untied("table", 4096),),
+    room=(Room("add_3", 4, 4000.0), Room("zero", 0, 0.0)),
     spreads=(Spread("blocks.0.fc1.weight", 1.25, 3.5, 1.5), Spread("head.weight", 1.5, 1.25)),
     merged=(Merge("add", "x", "conv", (), "stem.conv", ("stem.conv", "stem.point", "identity")),),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from normfold.analysis.edits import NewMap
+from normfold.analysis.edits import Edit, NewMap
 from normfold.analysis.placement.propagate import State
+from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of, value_at
 from normfold.graph.affine import Array, varying_axes
 from normfold.graph.types import Affine, Op
@@ -24,6 +27,29 @@ def written_map(state: State, op: Op) -> NewMap | None:
     if not touched and same_scale and same_shift and not _leans_on_moved(state, op):
         return None
     return NewMap(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
+
+
+def moved_around(state: State) -> Iterator[Op]:
+    """The operators that read or write a tensor that is going to be stored differently."""
+    moved = set(state.moved)
+    for op in state.graph.ops:
+        if any(value in moved for value in (*op.inputs, *op.outputs)):
+            yield op
+
+
+def constants_of(state: State) -> Iterator[Edit]:
+    """The constants, attributes and additions that change, once all frames are decided."""
+    for op in moved_around(state):
+        if op.affine is None:
+            yield from rule_of(op.type).edits(state.graph, op, state.frame)
+
+
+def maps_of(state: State) -> Iterator[NewMap]:
+    """The affine maps that are to be written anew."""
+    for op in state.graph.ops:
+        written = None if op.affine is None else written_map(state, op)
+        if written is not None:
+            yield written
 
 
 def _leans_on_moved(state: State, op: Op) -> bool:

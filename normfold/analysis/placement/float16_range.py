@@ -66,6 +66,12 @@ class Range:
         found: Array = np.maximum(np.abs(lowest - shift), np.abs(highest - shift))
         return found
 
+    def scaled(self, factor: float) -> Range:
+        """What it held, times a number above 0."""
+        parts = (self.lowest, self.highest, self.mean)
+        lowest, highest, mean = (tuple(array * factor for array in part) for part in parts)
+        return Range(lowest, highest, mean, tuple(array * factor**2 for array in self.square))
+
     def typical(self, shift: Array, axes: tuple[int, ...]) -> Array:
         """RMS of v - shift; of several axes, the one along which it is smallest."""
         squares = [
@@ -85,6 +91,10 @@ class Ranges:
 
     of: Mapping[str, Range]
     half: bool = False
+
+    def scaled(self, powers: Mapping[str, int]) -> Ranges:
+        """The same once tensors are stored as multiples of these powers of two."""
+        return Ranges({name: one.scaled(2.0 ** -powers.get(name, 0)) for name, one in self.of.items()}, self.half)
 
     def type_of(self, value: Value) -> ir.DataType | None:
         """The type that `value` is stored in."""

@@ -48,15 +48,19 @@ def source_of(op: Op) -> Value:
     return source
 
 
-def place_scale(state: State, op: Op, frame: Frame) -> Outcome | Refuse:
+def place_scale(state: State, op: Op, frame: Frame, *, power: int = 0) -> Outcome | Refuse:
     """Towards the consumers, s_y = a * s_x with s_x as it is, or towards the producer, s_x = s_y / a.
 
-    The consumers, unless they refuse or the producer is near and fewer operators change there.
+    The consumers, unless they refuse or the producer is near and fewer operators change there. power: both ways, with
+    s_x times this power of two.
     """
     if op.affine is None:  # a LayerNormalization's own weight
         return flood(state, "scale", {op.output: frame.scale}, folding=op)
     source = source_of(op)
     before, after = state.get("scale", source), state.get("scale", op.output)
+    if power:
+        before = before * 2.0**power
+        return flood(state, "scale", {source: before, op.output: frame.scale * before}, folding=op)
     start = {source: before, op.output: frame.scale * before}
     found = flood(state, "scale", start, folding=op)
     backward = None

@@ -19,6 +19,7 @@ from normfold.analysis.rules.join import JoinRule
 from normfold.analysis.rules.layout import (
     expand,
     gather,
+    gather_nd,
     pad,
     reshape,
     same,
@@ -28,6 +29,7 @@ from normfold.analysis.rules.layout import (
 from normfold.analysis.rules.linear import ConvRule, GemmRule
 from normfold.analysis.rules.normalize import ChannelNormalizeRule, NormalizeRule
 from normfold.analysis.rules.pointwise import AddRule, AffineRule, SumRule, negated
+from normfold.analysis.rules.power import PowerRule
 from normfold.analysis.rules.product import ProductRule
 from normfold.analysis.rules.reduce import averaged, counts_padding, pooled, pooled_to_one, summed
 from normfold.analysis.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
@@ -118,6 +120,7 @@ TABLE: dict[str, Rule] = {
     "Conv": ConvRule(),
     "ConvTranspose": ConvTransposeRule(),
     "Gather": CarryRule(gather, attributes=["axis"], mean_passes=True),
+    "GatherND": CarryRule(gather_nd, attributes=["batch_dims"], mean_passes=True),
     "LayerNormalization": NormalizeRule(centred=True),
     "RMSNormalization": NormalizeRule(centred=False),
     "InstanceNormalization": ChannelNormalizeRule(grouped=False),
@@ -169,9 +172,9 @@ TABLE: dict[str, Rule] = {
     "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
     # Walls that have a part in a LayerNorm or RMSNorm that is written out.
     "ReduceSumSquare": Wall(in_statistic="reduction"),
-    "Sqrt": Wall(in_statistic="step"),
-    "Reciprocal": Wall(in_statistic="step"),
-    "Pow": Wall(in_statistic="step"),
+    "Sqrt": PowerRule(0.5),
+    "Reciprocal": PowerRule(-1.0),
+    "Pow": PowerRule(),
 }
 WALL = Wall()
 

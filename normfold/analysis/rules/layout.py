@@ -73,6 +73,16 @@ def gather(graph: Graph, op: Op) -> AxisMap | Refuse:
     return Gathered(op, op.integer("axis", 0) % len(data), len(indices))
 
 
+def gather_nd(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """GatherND whose indices are single numbers: a Gather along the first axis (a table read by `table[positions]`)."""
+    data, indices = (None if value is None else graph.dims(value) for value in op.inputs[:2])
+    if data is None or not indices:
+        return refuse(op, "unknown-shape", "the rank of an input is not known")
+    if op.integer("batch_dims", 0) or not indices[-1].static or indices[-1].size != 1:
+        return refuse(op, "wall", "its indices are no single numbers along the first axis")
+    return Gathered(op, 0, len(indices) - 1)
+
+
 def pad(graph: Graph, op: Op) -> AxisMap | Refuse:
     """Pad (opset 11 and later: the amounts are an input)."""
     amounts = op.inputs[1] if len(op.inputs) > 1 else None

@@ -74,6 +74,9 @@ CARRY = {
         target="B,3,4",
         constants={"a": ints(-1), "b": ints(-LAST - 1), "c": ints(-2), "d": ints(-1)},
     ),
+    "GatherND": Sandwich(
+        "o = GatherND(i, p)", source="5,3,4", target="2,3,4", constants={"p": ints(1, 3).reshape(2, 1)}
+    ),
     "Gather position": Sandwich("o = Gather<axis = 1>(i, p)", target="B,4", constants={"p": np.array(1)}),
     "Gather negative": Sandwich("o = Gather<axis = -2>(i, p)", target="B,2,4", constants={"p": ints(-1, 0)}),
     "Gather matrix": Sandwich(

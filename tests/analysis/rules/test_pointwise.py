@@ -48,7 +48,7 @@ WALLS = {
     **{name: f"o = {name}(i)" for name in ("LogSoftmax", "Hardmax", "Exp", "Erf", "Sign", "Sin", "Floor")},
     **{name: f"o = {name}(i)" for name in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu")},
     "Gelu by tanh": 'o = Gelu<approximate = "tanh">(i)',
-    "Pow": "o = Pow(i, two)",
+    "Pow by a tensor": "o = Pow(two, i)",
     "CumSum": "o = CumSum(i, one)",
     "LpNormalization": "o = LpNormalization(i)",
     "Greater": "p = Greater(i, two)\no = Cast<to = 11>(p)",
@@ -61,6 +61,16 @@ def test_walls(name: str) -> None:
     case = Sandwich(WALLS[name], "B,4,3", axis=1, constants=constants)
     for norm in ("affine", "scale", "positive scale"):
         case.fold(kept("wall"), "forward", norm)
+
+
+@pytest.mark.parametrize("operator", ["Pow(i, two)", "Pow(i, third)", "Sqrt(a)", "Reciprocal(i)"])
+def test_a_positive_scale_passes_a_power(operator: str) -> None:
+    before = "a = Abs(i)\n" if "(a)" in operator else ""
+    constants = {name: array for name, array in (("two", np.array(2.0)), ("third", np.array(3.0))) if name in operator}
+    case = Sandwich(f"{before}o = {operator}", "B,4,3", axis=1, constants=constants)
+    case.fold(FOLDED, "forward", "positive scale")
+    if not before:
+        case.fold(kept("negative-scale"), "forward", "scale")
 
 
 def test_other_domains_are_walls() -> None:

@@ -1,0 +1,123 @@
+"""Powers of two for float16: chosen where a tensor would leave its range, exact in float32, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from normfold import errors
+from normfold.analysis.frames.powers import Powers, choose_powers, rooms
+from normfold.analysis.placement.calibrate import calibrate
+from normfold.analysis.placement.float16_range import LARGEST_HALF
+from normfold.graph.float16 import to_half
+from normfold.graph.prepare import prepare
+from normfold.inputs.cases import Case
+from normfold.inputs.spec import InputSpec
+from normfold.pipeline import run as pipeline
+from normfold.rewrite.graph import rewrite
+from tests.support.graphs import op_types, parse, run_float32
+
+RNG = np.random.default_rng(3)
+# The stream `h` reaches some 1e5, and the squares of a norm 1e10.
+HEADER = '<ir_version: 10, opset_import: ["" : 23]>\n'
+STREAM = "a = MatMul(x, w)\nb = MatMul(x, v)\nh = Add(a, b)\n"
+NORMS = {
+    "written out": "s = Pow(h, two)\nm = ReduceMean(s, last)\ne = Add(m, eps)\nr = Sqrt(e)\nq = Reciprocal(r)\n"
+    "n = Mul(h, q)\n",
+    "divided": "s = Mul(h, h)\nm = ReduceMean(s, last)\ne = Add(m, eps)\nr = Sqrt(e)\nn = Div(h, r)\n",
+    "operator": "n = LayerNormalization<epsilon = 0.00001>(h, g)\n",
+    "root mean square": "n = RMSNormalization<epsilon = 0.00001>(h, g)\n",
+}
+CONSTANTS: dict[str, NDArray[np.generic]] = {
+    "w": RNG.normal(size=(8, 8)).astype(np.float32) * np.float32(3e3),
+    "v": RNG.normal(size=(8, 8)).astype(np.float32) * np.float32(2e3),
+    "o": RNG.normal(size=(8, 4)).astype(np.float32),
+    "g": RNG.uniform(0.5, 2.0, 8).astype(np.float32),
+    "two": np.array(2.0, np.float32),
+    "eps": np.array(1e-6, np.float32),
+    "last": np.array([-1]),
+}
+X = 20.0 * RNG.normal(size=(3, 8)).astype(np.float32)
+
+
+def model(norm: str, *, stream: str = STREAM) -> onnx.ModelProto:
+    text = f"{HEADER}g (float[3,8] x) => (float[3,4] y) {{\n{stream}{norm}y = MatMul(n, o)\n}}"
+    graph = parse(text)
+    read = {name for node in graph.graph.node for name in node.input}
+    return parse(text, **{name: array for name, array in CONSTANTS.items() if name in read})
+
+
+def chosen(graph: onnx.ModelProto) -> tuple[ir.Model, Powers]:
+    prepared = prepare(ir.from_proto(graph))
+    specs = [InputSpec.parse("x:float32[3,8]")]
+    ranges = calibrate(prepared, specs, half=True, cases=[Case({}, 0, 1.0, {"x": X})])
+    powers = choose_powers(prepared, ranges)
+    rescaled = rewrite(prepared, powers.plan)
+    left = rooms(ranges.scaled(powers.of), powers.plan.__class__(()), powers.of)
+    assert powers.beyond is not None or all(one.left >= 1.0 for one in left if one.tensor != "y")
+    return rescaled, powers
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_float32_is_the_same_bit_by_bit(norm: str) -> None:
+    graph = model(NORMS[norm])
+    rescaled, powers = chosen(graph)
+    assert powers.beyond is None and {"a", "b", "h"} <= set(powers.of) and min(powers.of["h"], powers.of["a"]) > 2
+    after = ir.to_proto(rescaled)
+    assert op_types(after) == op_types(graph)
+    assert np.array_equal(run_float32(graph, {"x": X})[0], run_float32(after, {"x": X})[0])
+
+
+@pytest.mark.parametrize("norm", ["written out", "divided"])
+def test_in_float16_it_is_finite(norm: str) -> None:
+    graph = model(NORMS[norm], stream=STREAM.replace("Add(a, b)", "Sub(a, b)"))
+    rescaled, _ = chosen(graph)
+    truth = run_float32(graph, {"x": X})[0]
+    feeds = {"x": X.astype(np.float16)}
+    with np.errstate(all="ignore"):
+        plain = ReferenceEvaluator(ir.to_proto(to_half(ir.from_proto(graph)))).run(None, feeds)[0]
+    found = ReferenceEvaluator(ir.to_proto(to_half(rescaled))).run(None, feeds)[0]
+    assert np.abs(plain.astype(np.float32) - truth).max() > 0.5 * np.abs(truth).max() or not np.isfinite(plain).all()
+    assert np.abs(found.astype(np.float32) - truth).max() <= 0.01 * np.abs(truth).max()
+
+
+def test_what_no_power_saves_is_refused_by_name() -> None:
+    graph = model("n = Gelu(h)\n")
+    _, powers = chosen(graph)
+    assert powers.beyond is not None and powers.beyond.code == "scale-range"
+    assert powers.beyond.reason.startswith("a: it holds numbers up to") and "Gelu" in powers.beyond.reason
+
+
+def test_what_fits_stays() -> None:
+    text = f"{HEADER}g (float[3,8] x) => (float[3,4] y) {{\n{STREAM}{NORMS['operator']}y = MatMul(n, o)\n}}"
+    read = {"w", "v", "o", "g"}
+    graph = parse(text, **{n: (a / np.float32(1e4) if n in "wv" else a) for n, a in CONSTANTS.items() if n in read})
+    _, powers = chosen(graph)
+    assert powers.plan.is_empty and powers.beyond is None and not powers.of
+
+
+def test_an_epsilon_does_not_become_0() -> None:
+    graph = model(NORMS["written out"])
+    half = to_half(chosen(graph)[0])
+    numbers = [value.const_value.numpy() for value in half.graph.initializers.values() if value.const_value is not None]
+    assert all(np.all(array != 0.0) for array in numbers if array.dtype == np.float16 and array.size == 1)
+    zeros = ReferenceEvaluator(ir.to_proto(half)).run(None, {"x": np.zeros((3, 8), np.float16)})[0]
+    assert np.array_equal(zeros, np.zeros((3, 4))) and LARGEST_HALF == 65504.0
+
+
+def test_the_users_inputs_decide(tmp_path: Path) -> None:
+    """Drawn inputs leave the stream in range; those of the file do not."""
+    onnx.save(model(NORMS["operator"]), tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", x=X * np.float32(10.0))
+    drawn = pipeline.fold(tmp_path / "in.onnx", tmp_path / "a.onnx", dtype="float16")
+    given = pipeline.fold(tmp_path / "in.onnx", tmp_path / "b.onnx", dtype="float16", calibrate=tmp_path / "x.npz")
+    powers = [{room["tensor"]: room["power"] for room in report.to_json()["room"]} for report in (drawn, given)]
+    assert powers[0]["h"] < powers[1]["h"] and not given.failed
+    with pytest.raises(errors.UsageError, match="--calibrate"):
+        pipeline.fold(tmp_path / "in.onnx", tmp_path / "c.onnx", calibrate=tmp_path / "x.npz")
