@@ -19,6 +19,8 @@ from tests.random.random_graphs import network
 from tests.random.test_random_graphs import FLOAT64_TOLERANCE, run
 
 SEEDS, MANY_SEEDS = 25, 1000
+# A grouped convolution of one tap: as many entries as its channels have, in and out together.
+ONCE_OVERLOOKED = [137]
 # log2, summed over all steps and weights.
 ROUNDING = 1e-6
 
@@ -69,6 +71,11 @@ def check(seed: int) -> Counter[str]:
 @pytest.mark.parametrize("first", range(0, SEEDS, 5))
 def test_random_networks_are_equalized_exactly(first: int) -> None:
     assert sum((check(seed) for seed in range(first, first + 5)), Counter())["equalized"] > 0
+
+
+@pytest.mark.parametrize("seed", ONCE_OVERLOOKED)
+def test_every_weight_counts(seed: int) -> None:
+    assert check(seed)["equalized"]
 
 
 @pytest.mark.slow

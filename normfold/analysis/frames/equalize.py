@@ -190,7 +190,7 @@ def _biases(state: State, found: Region) -> Array:
         np.maximum.at(largest, np.broadcast_to(channels, shape), np.broadcast_to(np.abs(array), shape))
 
     for bias in found.biases:
-        if bias.writes is not None and bias.reads is None:
+        if bias.writes is not None:
             add(content(state, bias), bias.writes)
     for op in state.graph.ops:
         channels = found.tensors.get(op.output)

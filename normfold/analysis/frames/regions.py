@@ -55,18 +55,17 @@ class Around:
         return name_of(value_at(self.op, self.input))
 
     def is_weight(self, state: State) -> bool:
-        """Whether it has more than one entry for a channel: a bias and a norm's own gain do not."""
-        most = max(0 if part is None else part.size for part in (self.reads, self.writes))
-        return most < state.graph.size(value_at(self.op, self.input))
+        """Whether it is multiplied with channels, or has several entries for one: a bias or a norm's gain do not."""
+        size = state.graph.size(value_at(self.op, self.input))
+        return self.reads is not None or (self.writes is not None and self.writes.size < size)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """Tensors that share the `size` channels of `start`, along `axis`: which of them is where.
 
-    weights: those that write and read the channels. biases: constants of one entry for each channel, written as it is
-    written or read as it is read: biases, the gain and bias of a norm. maps: products with constants that would
-    have to become one for each channel.
+    weights: those that write and read the channels. biases: constants of one entry for each channel that is written:
+    biases, the gain and bias of a norm. maps: products with constants that would have to become one for each channel.
     """
 
     start: Value
