@@ -1,7 +1,8 @@
 """A trained LayerNorm model converted: how much accuracy is left after 5, 20 and 50 % of the original steps.
 
 `fade`: PRepBN, fading over 60 % of the steps. `swap`: RepBN at once. `+ distil`: the loss is, one half each,
-the answers and the predictions of the LayerNorm model itself. 0 %: RepBN with statistics by `recalibrate`, not trained.
+the answers and the predictions of the LayerNorm model itself. 0 %: RepBN with exact statistics,
+by `recalibrate` layer by layer, not trained.
 python -m experiments.convert [--quick]
 """
 
@@ -56,7 +57,7 @@ def run(setting: Setting) -> Figures:
 
     fresh = copy.deepcopy(teacher)
     replace_layernorm(fresh, to="repbn")
-    recalibrate(fresh, data.train_x[:1024].split(256))
+    recalibrate(fresh, data.train_x[:1024].split(256), layerwise=True)
     found["recalibrated, 0 %"] = measured(fresh, data)
     for share in SHARES[-1:] if setting.quick else SHARES:
         recipe = Recipe("vit", {}, "mnist", steps * share // 100, 64, RATE, shift=2, seed=1000 + setting.seed)

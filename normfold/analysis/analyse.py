@@ -15,7 +15,7 @@ import numpy as np
 
 from normfold.analysis.frames.equalize import balance, compared, spreads
 from normfold.analysis.merge.branches import Merged, merges
-from normfold.analysis.merge.stored_maps import constants_of, maps_of, written_map
+from normfold.analysis.merge.stored_maps import constants_of, maps_of, moved_around, written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.placement.place import leaves_range, place_scale, place_shift, source_of
 from normfold.analysis.placement.propagate import State
@@ -91,7 +91,6 @@ def analyse(
     graph = collapse(Graph(model, operators(model)))
     ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
     state = State(graph, ranges, keep_tied=keep_tied)
-    before = spreads(state)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]
@@ -119,7 +118,9 @@ def analyse(
         if attempts[op].stays_for("narrow-add"):
             attempts[op] = _fold(state, op, frame)
     attempts = _with_followers(state, attempts)
-    folded = spreads(state)
+    # Weights of operators that nothing moved around are as they were: it would be no use to read them.
+    weighed = graph.ops if equalize else list(moved_around(state))
+    before, folded = spreads(State(graph, ranges), weighed), spreads(state, weighed)
     if equalize and integers is None:
         balance(state)
     merged = _merged(state, attempts.values())
@@ -132,7 +133,7 @@ def analyse(
         edits=tuple(constants_of(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
-        spreads=compared(before, folded, spreads(state) if equalize else None),
+        spreads=compared(before, folded, spreads(state, weighed) if equalize else None),
     )
 
 

@@ -14,7 +14,7 @@ arithmetic, and no operator is added: `regions.take` floods every scale as that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +44,14 @@ Weights = dict[tuple[Op, int], Array]
 Spreads = dict[tuple[Op, int], tuple[str, float]]
 
 
-def spreads(state: State) -> Spreads:
-    """Of every weight as it is going to be stored its name and spread: range over geometric mean of channels' ranges.
+def spreads(state: State, ops: Iterable[Op]) -> Spreads:
+    """Of weights as they are going to be stored the name and spread: range over geometric mean of channels' ranges.
 
-    The channels are those of the output; what is 0 in all its entries does not count.
+    ops: the operators whose weights are looked at; each is read in full. The channels are those of the output; what is
+    0 in all its entries does not count.
     """
     found: Spreads = {}
-    for op in state.graph.ops:
+    for op in ops:
         for axis in range(len(state.graph.dims(op.output) or ())):
             for weight in written_by(state, op, axis):
                 if weight.writes is not None:

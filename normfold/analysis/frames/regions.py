@@ -114,6 +114,10 @@ def written_by(state: State, op: Op, axis: int) -> tuple[Around, ...]:
     dims = state.graph.dims(op.output)
     if dims is None or not dims[axis].static or dims[axis].size < 2:
         return ()
+    constants = [value for value in op.inputs if value is not None and state.graph.is_constant(value)]
+    # A weight has an entry for each channel; the size of a channel axis may be anything that a file claims.
+    if max(map(state.graph.size, constants), default=0) < dims[axis].size:
+        return ()
     probe = _probe(dims[axis].size)
     ratio = probe.reshape([-1 if k == axis else 1 for k in range(len(dims))])
     if not absorbs_scale(state, op, ratio):

@@ -29,11 +29,18 @@ def written_map(state: State, op: Op) -> NewMap | None:
     return NewMap(name_of(source), name_of(op.output), scale, shift, _is_batch_norm(affine, scale, shift))
 
 
-def constants_of(state: State) -> Iterator[Edit]:
-    """The constants, attributes and additions that change, once all frames are decided."""
+def moved_around(state: State) -> Iterator[Op]:
+    """The operators that read or write a tensor that is going to be stored differently."""
     moved = set(state.moved)
     for op in state.graph.ops:
-        if op.affine is None and any(value in moved for value in (*op.inputs, *op.outputs)):
+        if any(value in moved for value in (*op.inputs, *op.outputs)):
+            yield op
+
+
+def constants_of(state: State) -> Iterator[Edit]:
+    """The constants, attributes and additions that change, once all frames are decided."""
+    for op in moved_around(state):
+        if op.affine is None:
             yield from rule_of(op.type).edits(state.graph, op, state.frame)
 
 
