@@ -54,6 +54,7 @@ NEAREST = {
     "analysis/rules/linear.py": [
         f"{_RULES}/test_linear.py", f"{_RULES}/test_groups.py", "analysis/placement/test_padding.py",
     ],
+    "analysis/rules/power.py": [f"{_RULES}/test_pointwise.py", "analysis/frames/test_powers.py"],
     "analysis/rules/weights.py": [f"{_RULES}/test_linear.py", f"{_RULES}/test_contract.py"],
     "analysis/rules/windows.py": ["analysis/placement/test_padding.py", f"{_RULES}/test_groups.py"],
     "analysis/edits.py": ["analysis/placement/test_place.py", "rewrite/test_graph.py"],
