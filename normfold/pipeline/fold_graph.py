@@ -25,12 +25,12 @@ from normfold.system.clock import Clock
 from normfold.system.files import scratch
 from normfold.verify.emitted import check_module
 
-# Of the inputs that are given to calibrate on, so many rows are looked at.
-MOST_CASES = 64
-
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
+
+# Of the inputs that are given to calibrate on, so many rows are looked at.
+MOST_CASES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,15 @@ def fold_graph(
         rescaled = None if powers is None or powers.plan.is_empty else rewrite(prepared, powers.plan)
         if powers is not None and ranges is not None and rescaled is not None:
             original, prepared, ranges = rescaled, prepare(rescaled), ranges.scaled(powers.of)
-        plan = _analyse(prepared, source, options, ranges)
+        plan = analyse(
+            prepared,
+            norms=source.norms,
+            norm_affine=options.affine,
+            only=options.only or None,
+            keep_tied=options.keep_tied,
+            equalize=options.equalize,
+            ranges=ranges,
+        )
     with clock.stage("rewrite", "folding"):
         # With nothing to fold the graph is left exactly as it is.
         folded = original if plan.is_empty else rewrite(prepared, plan)
@@ -95,7 +103,7 @@ def fold_graph(
 
 
 def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Ranges | None, tuple[str, ...]]:
-    """What the tensors hold where float16 is to store some of them, and what there is to say where nobody could look.
+    """What the tensors hold where float16 is to store some of them; nothing of any, and why, where nobody could look.
 
     Raises InputSpecError for inputs to calibrate on that do not fit.
     """
@@ -106,17 +114,4 @@ def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[R
         return calibrate(graph, source.inputs, half=options.half, cases=cases), ()
     except (GraphError, CannotJudgeError) as error:
         said = f"The scales of the fold are bounded by 2^6, for its tensors could not be looked at: {error}"
-        return None, (said,)
-
-
-def _analyse(graph: ir.Model, source: Source, options: FoldOptions, ranges: Ranges | None) -> Plan:
-    half = options.half or holds_half(graph)
-    return analyse(
-        graph,
-        norms=source.norms,
-        norm_affine=options.affine,
-        only=options.only or None,
-        keep_tied=options.keep_tied,
-        equalize=options.equalize,
-        ranges=Ranges({}, options.half) if ranges is None and half else ranges,
-    )
+        return Ranges({}, options.half), (said,)

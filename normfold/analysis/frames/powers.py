@@ -67,7 +67,7 @@ def rooms(ranges: Ranges, plan: Plan, powers: Mapping[str, int]) -> tuple[Room, 
     found = []
     for name, known in ranges.of.items():
         frame = plan.frames.get(name)
-        largest = float(known.reach(np.zeros(()), ()).max())
+        largest = known.largest
         if frame is not None:
             axes = tuple(sorted({*varying_axes(frame.scale), *varying_axes(frame.shift)}))
             scale = np.where(frame.scale == 0.0, np.inf, np.abs(frame.scale))
@@ -88,7 +88,7 @@ def choose_powers(model: Model, ranges: Ranges) -> Powers:
                 continue
             refused = _scale_down(state, ranges, value)
             if refused is not None and _stored(state, value, known) > LARGEST_HALF:
-                size = f"{value.name}: it holds numbers up to {known.reach(np.zeros(()), ()).max():.3g}"
+                size = f"{value.name}: it holds numbers up to {known.largest:.3g}"
                 why = f"{size}, and float16 ends at {LARGEST_HALF:.0f}; no power of two helps: {refused.reason}"
                 beyond = beyond or Refuse("scale-range", why)
     plan = Plan(
@@ -103,7 +103,7 @@ def choose_powers(model: Model, ranges: Ranges) -> Powers:
 
 def _stored(state: State, value: Value, known: Range) -> float:
     """The largest number that is stored of a tensor, by its size."""
-    return float(known.reach(np.zeros(()), ()).max() / state.get("scale", value).min())
+    return float(known.largest / state.get("scale", value).min())
 
 
 def _scale_down(state: State, ranges: Ranges, value: Value) -> Refuse | None:

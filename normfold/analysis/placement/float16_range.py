@@ -66,6 +66,11 @@ class Range:
         found: Array = np.maximum(np.abs(lowest - shift), np.abs(highest - shift))
         return found
 
+    @property
+    def largest(self) -> float:
+        """The largest |v|."""
+        return float(self.reach(np.zeros(()), ()).max())
+
     def scaled(self, factor: float) -> Range:
         """What it held, times a number above 0."""
         parts = (self.lowest, self.highest, self.mean)
