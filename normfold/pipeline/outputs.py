@@ -7,7 +7,6 @@ verified there. When all are written and have passed they are moved: whoever fin
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normfold.checkpoint.formats.base import sha256_of_file
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import OutputError
@@ -154,7 +154,7 @@ def _draft(
         output = OutputInfo(
             str(place),
             _size(files),
-            _sha256(draft),
+            sha256_of_file(draft),
             _size(unfolded) if measured else None,
             data=tuple(str(place.with_name(path.name)) for path in files[1:]),
         )
@@ -226,8 +226,3 @@ def _own_data(place: Path) -> tuple[Path, ...]:
 
 def _size(files: Iterable[Path]) -> int:
     return sum(path.stat().st_size for path in files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

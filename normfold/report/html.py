@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from normfold.report.render import size
+from normfold.report.render import node_changes, size
 from normfold.system.text import printable
 
 if TYPE_CHECKING:
@@ -144,15 +144,10 @@ def _arrow(x: int, y: int, to_x: int, to_y: int) -> str:
 
 
 def _node_rows(graph: GraphReport) -> Iterator[tuple[str, ...]]:
-    before, after = graph.nodes_before, graph.nodes_after
-    for op in sorted({*before, *after}):
-        if before.get(op, 0) != after.get(op, 0):
-            yield escaped(op), *_counts(before.get(op, 0), after.get(op, 0))
-    yield "<strong>all</strong>", *_counts(sum(before.values()), sum(after.values()))
-
-
-def _counts(before: int, after: int) -> tuple[str, str, str]:
-    return str(before), str(after), f"{after - before:+d}" if after != before else "0"
+    *changed, (name, *total) = node_changes(graph)
+    for op, *counts in changed:
+        yield escaped(op), *counts
+    yield f"<strong>{name}</strong>", *total
 
 
 def _edge_rows(report: Report) -> Iterator[tuple[str, ...]]:

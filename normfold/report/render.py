@@ -130,14 +130,22 @@ def _into(names: tuple[str, ...]) -> str:
 
 def _nodes(graph: GraphReport) -> Table:
     """Operators whose number changed, and the total."""
-    before, after = graph.nodes_before, graph.nodes_after
     heading = f"Nodes of the {graph.name}" if graph.name else "Nodes"
     table = table_of(heading, "Before", "After", "Change", right=(1, 2, 3))
+    *changed, total = node_changes(graph)
+    for row in changed:
+        add_row(table, *row)
+    add_row(table, *total, style="bold")
+    return table
+
+
+def node_changes(graph: GraphReport) -> Iterator[tuple[str, str, str, str]]:
+    """Operator, before, after, change: of operators whose number changed, then of "all"."""
+    before, after = graph.nodes_before, graph.nodes_after
     for op in sorted({*before, *after}):
         if before.get(op, 0) != after.get(op, 0):
-            add_row(table, op, *_change(before.get(op, 0), after.get(op, 0)))
-    add_row(table, "all", *_change(sum(before.values()), sum(after.values())), style="bold")
-    return table
+            yield op, *_change(before.get(op, 0), after.get(op, 0))
+    yield "all", *_change(sum(before.values()), sum(after.values()))
 
 
 def _model(graph: GraphReport) -> Iterator[Text]:

@@ -90,6 +90,18 @@ class Surroundings:
     def refuse(self, code: Code, why: str) -> Refuse:
         return refuse(self.op, code, why)
 
+    def zero_output(self) -> Refuse | None:
+        """Why the scale on the output cannot be there: 0 on some channel."""
+        if OUT in self.known and np.any(self.known[OUT] == 0.0):
+            return self.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        return None
+
+    def not_constant(self, weight: Value | None, bias: Value | None) -> Refuse | None:
+        """Why nothing can be merged into a weight and, where there is one, a bias: they are computed."""
+        if weight is None or not all(self.graph.is_constant(one) for one in (weight, bias) if one is not None):
+            return self.refuse("two-tensors", "its weight or its bias is not a constant")
+        return None
+
 
 FrameOf = Callable[[Value], Frame]
 # The size of each channel at an input, of the rank of its tensor; None where the graph does not tell.

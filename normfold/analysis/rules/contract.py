@@ -102,12 +102,12 @@ class _ContractionRule(Rule):
         weight = self._weight(at.graph, at.op)
         if weight is None:
             return self._two_tensors(at, labels)
-        for port, array in at.known.items():
+        for port in at.known:
             factor = self._factor(at, labels, weight, port)
             if isinstance(factor, Refuse):
                 return factor
-            if port == OUT and np.any(array == 0.0):
-                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+            if port == OUT and (refused := at.zero_output()):
+                return refused
         return {}
 
     def _factor(self, at: Surroundings, labels: Labels, weight: int, port: int) -> Array | Refuse:

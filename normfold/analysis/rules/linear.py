@@ -49,9 +49,8 @@ class GemmRule(Rule):
         return True
 
     def _fits(self, at: Surroundings) -> Refuse | None:
-        weight, bias = _constants(at.op)
-        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
-            return at.refuse("two-tensors", "its weight or its bias is not a constant")
+        if refused := at.not_constant(*_constants(at.op)):
+            return refused
         for port, array in at.known.items():
             channels = 1 if port == OUT or not at.op.integer("transA", 0) else 0
             if not only_along(array, (channels,)):
@@ -61,9 +60,7 @@ class GemmRule(Rule):
     def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
-        if OUT in at.known and np.any(at.known[OUT] == 0.0):
-            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
+        return at.zero_output() or {}
 
     def shift(self, at: Surroundings) -> Demands:
         return self._fits(at) or {}
@@ -119,19 +116,14 @@ class ConvRule(Rule):
         return not pads_with_zeros(op)
 
     def _weights(self, at: Surroundings) -> Refuse | None:
-        weight, bias = _constants(at.op)
-        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
-            return at.refuse("two-tensors", "its weight or its bias is not a constant")
-        return None
+        return at.not_constant(*_constants(at.op))
 
     def scale(self, at: Surroundings) -> Demands:
         if refused := self._weights(at):
             return refused
         if not all(only_along(array, (1,)) for array in at.known.values()):
             return at.refuse("not-contracted", "does not contract the channels of the norm")
-        if OUT in at.known and np.any(at.known[OUT] == 0.0):
-            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
+        return at.zero_output() or {}
 
     def shift(self, at: Surroundings) -> Demands:
         if refused := self._weights(at):

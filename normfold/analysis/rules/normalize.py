@@ -74,9 +74,7 @@ class NormalizeRule(Rule):
             return refused
         if 0 in at.known and np.any(at.known[0] <= 0.0):
             return at.refuse("negative-scale", "a negative or zero scale does not pass through its statistic")
-        if OUT in at.known and np.any(at.known[OUT] == 0.0):
-            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
+        return at.zero_output() or {}
 
     def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
@@ -168,9 +166,7 @@ class ChannelNormalizeRule(Rule):
             return at.refuse("statistic", "adds one epsilon to the variances of channels in different frames")
         if 0 in at.known and np.any(at.known[0] <= 0.0):
             return at.refuse("negative-scale", "a negative or zero scale does not pass through its statistic")
-        if OUT in at.known and np.any(at.known[OUT] == 0.0):
-            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
+        return at.zero_output() or {}
 
     def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):

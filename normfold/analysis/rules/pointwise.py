@@ -54,9 +54,7 @@ class AffineRule(Rule):
         affine = at.op.affine
         assert affine is not None
         if not at.fixed:
-            if OUT in at.known and np.any(at.known[OUT] == 0.0):
-                return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-            return {}
+            return at.zero_output() or {}
         a = affine.frame.scale
         demands: dict[int, Array] = {}
         if 0 in at.known:

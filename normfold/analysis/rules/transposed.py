@@ -17,7 +17,6 @@ import numpy as np
 from normfold.analysis.edits import Edit, NewConstant
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import (
-    OUT,
     Costs,
     Demands,
     FrameOf,
@@ -51,9 +50,8 @@ class ConvTransposeRule(Rule):
         return sums is not None and agree(sums, sums[..., :1])
 
     def _fits(self, at: Surroundings) -> Refuse | None:
-        weight, bias = parameters(at.op)
-        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
-            return at.refuse("two-tensors", "its weight or its bias is not a constant")
+        if refused := at.not_constant(*parameters(at.op)):
+            return refused
         if not all(only_along(array, (1,)) for array in at.known.values()):
             return at.refuse("not-contracted", "does not contract the channels of the norm")
         return None
@@ -61,9 +59,7 @@ class ConvTransposeRule(Rule):
     def scale(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
             return refused
-        if OUT in at.known and np.any(at.known[OUT] == 0.0):
-            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
-        return {}
+        return at.zero_output() or {}
 
     def shift(self, at: Surroundings) -> Demands:
         if refused := self._fits(at):
