@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from normfold.nn.recall import (
     Stateful,
-    across_ranks,
     mean_square_parts,
     recall,
-    reject,
     remember,
     require_tokens,
     store,
 )
-from normfold.nn.second_moment import Passed, mean_of, scaled
+from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
 
 _RATIO = 5.0
 _SETTLED = 1000
@@ -41,16 +39,9 @@ def _observe(
     known = recall(key, squares)
     if known is not None:
         return known[0], known[1], known[2]
-    mark = squares
-    if sync:
-        squares, count = across_ranks(squares, count)
-    x2 = squares / count
-    sound = torch.isfinite(x2).all() & (count >= 2).all()
-    reject(sound, "MABN2d")
+    x2, sound, n, filled = observe(squares, count, buffer_x2, iters, sync, "MABN2d")
     window = buffer_x2.shape[0]
-    n = iters.to(torch.int64)[0] + 1
     stored = running_var.to(x2.dtype).flatten()
-    filled = torch.where(torch.arange(window, device=n.device)[:, None] == n % window, x2, buffer_x2.to(x2.dtype))
     early = (n <= window) | (n < warmup)
     var = torch.where(early, x2, filled.mean(0))
     ratio = ((var + eps).sqrt() / (stored + eps).sqrt()).clamp(1 / _RATIO, _RATIO)
@@ -59,7 +50,7 @@ def _observe(
     store(running_var, (momentum * stored + (1 - momentum) * var).view_as(running_var), sound)
     store(iters, iters + 1, sound)
     results = ((var + eps).sqrt(), ratio, torch.stack([early.to(torch.int64), n]))
-    remember(key, mark, results)
+    remember(key, squares, results)
     return results
 
 
@@ -72,9 +63,7 @@ def _(squares: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _estimate(sums: Tensor, facts: Tensor, buffer_gz: Tensor, sync: bool) -> Tensor:
     """What multiplies z in the gradient of one iteration, (C,); updates the statistics of gradients."""
     (gz,), finite = mean_of(sums, sync)
-    window = buffer_gz.shape[0]
-    here = torch.arange(window, device=gz.device)[:, None] == facts[1] % window
-    filled = torch.where(here, gz, buffer_gz.to(gz.dtype))
+    filled = torch.where(slot(buffer_gz, facts[1]), gz, buffer_gz.to(gz.dtype))
     store(buffer_gz, filled, finite)
     return torch.where(facts[0] == 1, gz, filled.mean(0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normfold.nn.recall import across_ranks
+from normfold.nn.recall import across_ranks, reject
 
 
 def scaled(x: Tensor, weight: Tensor, bias: Tensor, divisor: Tensor, ratio: Tensor | None) -> Tensor:
@@ -13,6 +13,27 @@ def scaled(x: Tensor, weight: Tensor, bias: Tensor, divisor: Tensor, ratio: Tens
     scale = weight if ratio is None else weight * ratio
     z = x.to(divisor.dtype) / divisor
     return (z * scale.to(divisor.dtype) + bias.to(divisor.dtype)).to(torch.promote_types(x.dtype, weight.dtype))
+
+
+def slot(window: Tensor, n: Tensor) -> Tensor:
+    """Which row of a window (M, C) iteration n writes, (M, 1) of bool."""
+    return torch.arange(window.shape[0], device=n.device)[:, None] == n % window.shape[0]
+
+
+def observe(
+    squares: Tensor, count: Tensor, window: Tensor, iters: Tensor, sync: bool, what: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One more batch: its second moment (C,), whether it is sound, its number n, and the window (M, C) with it.
+
+    squares, count: sums over its positions, of all ranks if `sync`. what: the norm, for the BatchError (see `reject`).
+    """
+    if sync:
+        squares, count = across_ranks(squares, count)
+    x2 = squares / count
+    sound = torch.isfinite(x2).all() & (count >= 2).all()
+    reject(sound, what)
+    n = iters.to(torch.int64)[0] + 1
+    return x2, sound, n, torch.where(slot(window, n), x2, window.to(x2.dtype))
 
 
 class Passed:

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from normfold.nn.recall import (
     Stateful,
-    across_ranks,
     matching_mask,
     mean_square_parts,
     recall,
-    reject,
     remember,
     require_tokens,
     store,
 )
-from normfold.nn.second_moment import Passed, mean_of, scaled
+from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
 
 # How far the root of a batch's statistic may be from the stored one's before the ratio of the two is cut off.
 _RATIO = 5.0
@@ -47,16 +45,9 @@ def _observe(
     known = recall(key, squares)
     if known is not None:
         return known[0], known[1], known[2]
-    mark = squares
-    if sync:
-        squares, count = across_ranks(squares, count)
-    x2 = squares / count
-    sound = torch.isfinite(x2).all() & (count >= 2).all()
-    reject(sound, "UN")
+    x2, sound, n, filled = observe(squares, count, buffer_x2, iters, sync, "UN")
     window = buffer_x2.shape[0]
-    n = iters.to(torch.int64)[0] + 1
     stored = running_var.to(x2.dtype)
-    filled = torch.where(torch.arange(window, device=n.device)[:, None] == n % window, x2, buffer_x2.to(x2.dtype))
     arithmetic, geometric = filled.mean(0), filled.log().mean(0).exp()
     skipped = torch.zeros((), dtype=torch.bool, device=n.device)
     outlier = skipped
@@ -70,14 +61,14 @@ def _observe(
     ratio = (var + eps).sqrt() / (stored + eps).sqrt()
     settled = (n > max(_SETTLED, warmup)) & ~skipped
     ratio = torch.where(settled, ratio.clamp(1 / _RATIO, _RATIO), torch.ones_like(ratio))
-    kept = torch.where(outlier & (torch.arange(window, device=n.device)[:, None] == n % window), stored, filled)
+    kept = torch.where(outlier & slot(buffer_x2, n), stored, filled)
     store(buffer_x2, kept, sound)
     store(running_var, momentum * stored + (1 - momentum) * var, sound)
     store(skip_counter, skip_counter + outlier.to(skip_counter.dtype), sound)
     store(iters, iters + 1, sound)
     facts = torch.stack([skipped.to(torch.int64), ((n <= backward_window) | (n < warmup)).to(torch.int64), n])
     results = ((var + eps).sqrt(), ratio, facts)
-    remember(key, mark, results)
+    remember(key, squares, results)
     return results
 
 
@@ -90,10 +81,9 @@ def _(squares: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _estimate(sums: Tensor, facts: Tensor, ema_gz: Tensor, buffer_gz: Tensor, momentum: float, sync: bool) -> Tensor:
     """What multiplies z in the gradient of one iteration, (C,); updates the statistics of gradients."""
     (gz,), finite = mean_of(sums, sync)
-    skipped, early, window = facts[0] == 1, facts[1] == 1, buffer_gz.shape[0]
+    skipped, early = facts[0] == 1, facts[1] == 1
     before = ema_gz.to(gz.dtype)
-    here = torch.arange(window, device=gz.device)[:, None] == facts[2] % window
-    filled = torch.where(here, torch.where(skipped, before, gz), buffer_gz.to(gz.dtype))
+    filled = torch.where(slot(buffer_gz, facts[2]), torch.where(skipped, before, gz), buffer_gz.to(gz.dtype))
     mean = torch.where(early | skipped, gz, filled.mean(0))
     after = momentum * before + (1 - momentum) * mean
     store(buffer_gz, filled, finite)

@@ -292,7 +292,7 @@ def test_a_damaged_batch_is_an_error_in_compiled_code_too(name: str) -> None:
 @pytest.mark.parametrize("name", NORMS)
 def test_on_an_accelerator_a_damaged_batch_changes_no_statistic(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """There nothing waits for the check: the update is masked and the output NaN."""
-    for module in ("batchnorm", "mabn", "powernorm", "un"):
+    for module in ("batchnorm", "powernorm", "second_moment"):
         monkeypatch.setattr(f"normfold.nn.{module}.reject", lambda *_: None)
     model = network(name)
     fit(model, steps=range(3))
