@@ -29,6 +29,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from benchmarks.fill_in import fill_in
 from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed
 from normfold import errors
@@ -54,7 +55,7 @@ from tests.external import transformers_models
 from tests.external.trained import TRAINED
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-BEGIN, END = "<!-- compatibility: begin -->", "<!-- compatibility: end -->"
+PART = "compatibility"  # of the page
 # Seconds that a tool may take for one model.
 PATIENCE = 600
 
@@ -361,12 +362,7 @@ def main() -> None:
             rows.append(Row.read(path))
     for line in shortcomings(rows):
         print(line, file=sys.stderr)
-    if options.output is None:
-        print("\n".join(page(rows)))
-        return
-    text = options.output.read_text(encoding="utf-8")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    options.output.write_text("\n".join([head + BEGIN, *page(rows), END + tail]), encoding="utf-8")
+    fill_in(options.output, PART, page(rows))
 
 
 if __name__ == "__main__":

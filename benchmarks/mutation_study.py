@@ -30,6 +30,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from benchmarks.fill_in import fill_in
 from normfold.analysis.analyse import analyse
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
@@ -379,23 +380,13 @@ def main() -> None:
             results = list(mutants(subjects, options.mutations, options.seed))
             folds = list(right_folds(subjects, options.folds, options.seed))
         of = f"{len(NAMES)} folded fixtures, seed {options.seed}"
-        _write(options.output, STUDY, [*table(results), "", _told(results, of), "", _alarms(folds), "", made])
+        fill_in(options.output, STUDY, [*table(results), "", _told(results, of), "", _alarms(folds), "", made])
     if options.of_opset:
         results = list(opset_mutants(options.of_opset, options.seed))
         folds = list(right_opset_folds(2 * options.of_opset, options.seed))
         of = f"folded ONNX files ({', '.join(opset_graphs.KINDS)}), seed {options.seed}"
         lines = [*table(results, "ONNX files"), "", _told(results, of), "", _alarms(folds), "", made]
-        _write(options.output, OF_OPSETS, lines)
-
-
-def _write(page: Path | None, part: str, lines: list[str]) -> None:
-    if page is None:
-        print("\n".join(lines))
-        return
-    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
-    text = page.read_text(encoding="utf-8")
-    head, tail = text.split(begin)[0], text.split(end)[1]
-    page.write_text("\n".join([head + begin, *lines, end + tail]), encoding="utf-8")
+        fill_in(options.output, OF_OPSETS, lines)
 
 
 if __name__ == "__main__":

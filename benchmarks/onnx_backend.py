@@ -16,9 +16,9 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.fill_in import fill_in
 from tests.random.onnx_backend import KINDS, Outcome, cases, check
 
-BEGIN, END = "<!-- onnx-tests: begin -->", "<!-- onnx-tests: end -->"
 COLUMNS = ("models", "run by onnxruntime", "changed", "norms", "folded", "right", "refused", "wrong", "crashed")
 
 
@@ -58,9 +58,7 @@ def main() -> None:
     made = table(outcomes, time.perf_counter() - start)
     print(made)
     if page is not None:
-        text = page.read_text(encoding="utf-8")
-        head, tail = text.split(BEGIN)[0], text.split(END)[1]
-        page.write_text(f"{head}{BEGIN}\n{made}\n{END}{tail}", encoding="utf-8")
+        fill_in(page, "onnx-tests", [made])
 
 
 if __name__ == "__main__":

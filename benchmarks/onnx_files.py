@@ -23,9 +23,10 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from benchmarks.fill_in import fill_in
 from tests.external.onnx_files import FILES, OnnxFile
 
-BEGIN, END = "<!-- onnx files: begin -->", "<!-- onnx files: end -->"
+PART = "onnx files"  # of the page
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,7 @@ def main() -> None:
         f"Processor seconds. onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}.",
     ]
-    if options.output is None:
-        print("\n".join(lines))
-        return
-    page = options.output.read_text(encoding="utf-8")
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    options.output.write_text("\n".join([head + BEGIN, *lines, END + tail]), encoding="utf-8")
+    fill_in(options.output, PART, lines)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.fill_in import fill_in
 from tests.graph.evaluator import backend, grid, table
 from tests.graph.evaluator.agreement import Outcome
 from tests.graph.evaluator.apart import judged
 from tests.graph.evaluator.departures import DEPARTURES, NOTES, SINGLE
 
-BEGIN, END = "<!-- truth: begin -->", "<!-- truth: end -->"
 VERDICTS = ("agrees", "recorded", "not run", "not covered", "known", "disagrees", "departs")
 DOMAINS = {"": "ai.onnx", "ai.onnx.ml": "ai.onnx.ml", "com.microsoft": "com.microsoft"}
 
@@ -109,9 +109,7 @@ def main() -> None:
     made = page(parts, time.perf_counter() - start)
     print(totals(parts))
     if where is not None:
-        text = where.read_text(encoding="utf-8")
-        head, tail = text.split(BEGIN)[0], text.split(END)[1]
-        where.write_text(f"{head}{BEGIN}\n{made}\n{END}{tail}", encoding="utf-8")
+        fill_in(where, "truth", [made])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from benchmarks.compatibility import (
-    BEGIN,
-    END,
+    PART,
     SUBJECTS,
     Row,
     Tried,
@@ -17,6 +16,7 @@ from benchmarks.compatibility import (
     row,
     shortcomings,
 )
+from benchmarks.fill_in import filled_in
 from benchmarks.optimizers import TOOLS
 from normfold.graph.prepare import prepare
 from tests.paths import DOCS
@@ -27,7 +27,7 @@ PAGE = DOCS / "compatibility.md"
 
 def tables() -> list[list[list[str]]]:
     """The rows of both tables of the committed page, as cells."""
-    text = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    text = filled_in(PAGE, PART)
     parts = text.split("\n## ")[1:]
     return [
         [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
