@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import normfold
-from fixtures.make_fixtures import DATA, FOLDER, Data, score
+from fixtures.make_fixtures import DATA, FOLDER, Data, cross_entropy, score
 
 # Outputs of a folded model beside those of its module: float32, another order of operations.
 TOLERANCE = 1e-3
@@ -59,6 +59,17 @@ def load(name: str, setting: Setting) -> Data:
     x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     held = len(x) // 4
     return Data(name, f"x:float32[B,{','.join(map(str, x.shape[1:]))}]", x[held:], y[held:], x[:held], y[:held])
+
+
+def recorded(losses: list[float]) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Cross entropy that also appends itself, in bits, to `losses`."""
+
+    def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        loss = cross_entropy(model, x, y)
+        losses.append(float(loss.detach()) / math.log(2))
+        return loss
+
+    return loss_of
 
 
 def measured(model: nn.Module, data: Data) -> dict[str, float]:

@@ -7,14 +7,13 @@ python -m experiments.deepnorm200 [--quick]
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from experiments.common import Figures, Setting, load, main, measured
-from fixtures.make_fixtures import CONTEXT, Data, Recipe, cross_entropy, fit
+from experiments.common import Figures, Setting, load, main, measured, recorded
+from fixtures.make_fixtures import CONTEXT, Data, Recipe, fit
 from normfold.nn import deepnorm_
 
 DIM = 32
@@ -63,13 +62,7 @@ def run(setting: Setting) -> Figures:
         if name == "DeepNorm":
             deepnorm_(model)
         losses: list[float] = []
-
-        def loss_of(model: nn.Module, x: Tensor, y: Tensor, losses: list[float] = losses) -> Tensor:
-            loss = cross_entropy(model, x, y)
-            losses.append(float(loss.detach()) / math.log(2))
-            return loss
-
-        fit(model, Recipe("", {}, "topics", steps, batch=8, rate=RATE, seed=setting.seed), data, loss_of)
+        fit(model, Recipe("", {}, "topics", steps, batch=8, rate=RATE, seed=setting.seed), data, recorded(losses))
         found[name] = measured(model, data) | {"first": sum(losses[:10]) / 10, "last": sum(losses[-10:]) / 10}
     return found
 

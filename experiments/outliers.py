@@ -8,13 +8,11 @@ python -m experiments.outliers [--quick]
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from experiments.common import Figures, Setting, load, main, measured
-from fixtures.make_fixtures import Recipe, cross_entropy, fit
+from experiments.common import Figures, Setting, load, main, measured, recorded
+from fixtures.make_fixtures import Recipe, fit
 from normfold.models import create
 from normfold.nn import UN1d
 
@@ -44,13 +42,8 @@ def run(setting: Setting) -> Figures:
         torch.manual_seed(setting.seed)
         model = create("postnorm_encoder", norm=norm, norm_args=options)
         losses: list[float] = []
-
-        def loss_of(model: nn.Module, x: Tensor, y: Tensor, losses: list[float] = losses) -> Tensor:
-            loss = cross_entropy(model, x, y)
-            losses.append(float(loss.detach()) / math.log(2))
-            return loss
-
-        fit(model, Recipe("", {}, "mnist", steps, batch=BATCH, rate=RATE, shift=2, seed=setting.seed), data, loss_of)
+        recipe = Recipe("", {}, "mnist", steps, batch=BATCH, rate=RATE, shift=2, seed=setting.seed)
+        fit(model, recipe, data, recorded(losses))
         last = losses[-max(1, steps // 10) :]
         found[name] = measured(model, data)
         found[name]["gap"] = found[name]["bits"] - sum(last) / len(last)

@@ -151,23 +151,6 @@ def test_the_norms_input_is_also_an_output() -> None:
     check(text.replace("{0}", "Tanh"), kept("wall"), **constants)
 
 
-def test_a_tied_embedding_is_untied() -> None:
-    text = """g (int64[B,L] ids) => (double y) {
-        e = Gather(table, ids)
-        n = Mul(e, a)
-        h = MatMul(n, w)
-        f = Tanh(h)
-        m = Mul(f, b)
-        t = Transpose(table)
-        y = MatMul(m, t)
-    }"""
-    after, plan = check(text, FOLDED, FOLDED, table=(3, 4), a=(4,), b=(4,), w=(4, 4))
-    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in after.graph.initializer}
-    np.testing.assert_array_equal(tensors["table"], draw("table", 3, 4))
-    assert {name for name in tensors if "table" not in name} == {"w.folded", "t.folded"}
-    assert plan.sites[1].into == ("y",)
-
-
 @pytest.mark.parametrize("operator", ["MatMul(n, w)", "Gemm(n, w)", "Conv(n, w)"])
 def test_a_layer_called_twice_serves_both_callers(operator: str) -> None:
     """The other caller has no norm: the shared weight must not change for it."""

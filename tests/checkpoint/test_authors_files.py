@@ -23,6 +23,7 @@ from normfold import models
 from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import ArchitectureError, CheckpointError
 from normfold.pipeline import run as pipeline
+from tests.checkpoint.files import Bomb
 from tests.models.authors import CfgNode
 
 SLAB = {"image_size": 32, "dim": 12, "depth": 1, "heads": 2, "classes": 5}
@@ -98,16 +99,6 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             monkeypatch.setitem(sys.modules, module_name, None)  # type: ignore[arg-type]
 
     return gone
-
-
-class Bomb:
-    """Makes a directory when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

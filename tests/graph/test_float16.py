@@ -14,12 +14,11 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from normfold import errors
 from normfold.analysis.analyse import analyse
 from normfold.bench.variants import FOLDED, collect
-from normfold.cli.app import app
 from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
 from normfold.pipeline import fold_graph
@@ -32,7 +31,7 @@ from tests.analysis.placement.test_float16_range import BLOCKS, post_norm
 from tests.paths import FIXTURES
 from tests.pipeline.test_fixtures_fold import folded, held_out, right
 from tests.support.graphs import as_float32, build, draw, session
-from tests.verify.command import change, graph
+from tests.verify.command import change, graph, verify
 
 RUN = CliRunner()
 
@@ -125,10 +124,6 @@ def test_the_torch_module_is_not_converted(tmp_path: Path) -> None:
         pipeline.fold(
             graph(tmp_path / "in.onnx"), tmp_path / "out.onnx", dtype="float16", emit_torch=tmp_path / "out.pt"
         )
-
-
-def verify(*words: object) -> Result:
-    return RUN.invoke(app, ["verify", *map(str, words)])
 
 
 def told(path: Path) -> dict[str, Any]:

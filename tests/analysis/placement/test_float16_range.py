@@ -19,7 +19,7 @@ from normfold.graph.prepare import prepare
 from normfold.inputs.spec import parse_specs
 from normfold.pipeline import fold_graph
 from normfold.pipeline import run as pipeline
-from tests.support.graphs import FOLDED, Outcome, build, kept
+from tests.support.graphs import FOLDED, Outcome, build, kept, outcomes
 
 BLOCKS, CHANNELS = 6, 16
 SPECS = parse_specs([f"x:float16[B,{CHANNELS}]"])
@@ -65,10 +65,6 @@ def plan_of(model: onnx.ModelProto, *, looked: bool = True, specs: str | None = 
     graph = prepare(ir.from_proto(model))
     ranges = calibrate(graph, parse_specs([specs]) if specs else SPECS) if looked else None
     return analyse(graph, ranges=ranges)
-
-
-def outcomes(plan: Plan) -> list[Outcome]:
-    return [(site.status, site.code) for site in plan.sites]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ def test_by_default_the_final_norm_unties_the_embedding() -> None:
     after, plan = check(TIED, FOLDED, FOLDED, **SHAPES)
     assert plan.untied == (Untied("table", 3 * 4 * 8),)
     assert {"table", "t.folded"} <= initializers(after)
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in after.graph.initializer}
+    np.testing.assert_array_equal(tensors["table"], draw("table", 3, 4))
+    assert {name for name in tensors if "table" not in name} == {"w.folded", "t.folded"}
+    assert plan.sites[1].into == ("y",)
 
 
 def test_keep_tied_leaves_the_norm_in_front_of_the_projection() -> None:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from normfold.analysis.rules.windows import MAP_COST
+from tests.analysis.rules.sandwich import statistics
 from tests.support.graphs import (
     FOLDED,
     build,
@@ -36,12 +37,6 @@ CONV = """g (double[B,4{size}] x) => (double y) {{
     y1 = {last}
     y = Tanh(y1)
 }}"""
-
-
-def statistics(channels: int) -> dict[str, np.ndarray]:
-    """Never fresh: a mean of 0 and a variance of 1 make wrong folds look right."""
-    names = {name: draw(name, channels) for name in ("gamma", "beta", "mean")}
-    return {**names, "var": draw("var", channels, positive=True)}
 
 
 def convolution(rank: int, group: int, pads: str, stride: int, dilation: int, bias: bool) -> dict[str, object]:

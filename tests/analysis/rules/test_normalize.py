@@ -10,6 +10,7 @@ import pytest
 
 from normfold.errors import GraphError, NormStateError
 from normfold.graph.prepare import prepare
+from tests.analysis.rules.sandwich import statistics
 from tests.support.graphs import (
     EXACT,
     FOLDED,
@@ -167,11 +168,6 @@ def test_its_own_weight_and_bias_fold_on_request(operator: str) -> None:
 
 
 # BatchNormalization.
-
-
-def statistics(channels: int) -> dict[str, np.ndarray]:
-    names = {name: draw(name, channels) for name in ("gamma", "beta", "mean")}
-    return {**names, "var": draw("var", channels, positive=True)}
 
 
 BATCH = """g (double[{x}] x) => (double y{more}) {{

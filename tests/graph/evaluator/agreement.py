@@ -35,6 +35,7 @@ from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.operators import lookup
 from tests.graph.evaluator.compare import EPSILON, UNITS, bounds, compare, compare_recorded
 from tests.graph.evaluator.departures import SINGLE, known
+from tests.graph.evaluator.single import run_session
 
 Verdict = Literal["agrees", "recorded", "not run", "not covered", "disagrees", "known", "departs"]
 ort.set_default_logger_severity(4)  # it warns of forms that are deprecated
@@ -103,7 +104,7 @@ def judge(case: Case) -> Outcome:
     missing = frozenset(operator for operator in operators if lookup(*operator) is None)
     found, ran = None, True
     try:
-        found = run_onnxruntime(case.model, case.feeds)
+        found = run_session(case.model, case.feeds)
     except Exception as error:  # onnxruntime's classes share no base; whatever it says, it does not run this
         ran, why = False, _line(error)
     if missing:
@@ -144,16 +145,6 @@ def judge(case: Case) -> Outcome:
 
 def _departing(case: Case, operators: frozenset[Operator], problem: str) -> Outcome:
     return Outcome(case.name, "known" if known(case.name) else "disagrees", operators, problem)
-
-
-def run_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[Any]:
-    """The outputs of a model as onnxruntime computes them on the CPU, with nothing optimised."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(feeds)))
 
 
 def _within_rounding(evaluator: Evaluator, case: Case, found: Sequence[Any], problem: str) -> str:

@@ -77,6 +77,12 @@ def run_session(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[Any]:
     return list(session.run(None, dict(feeds)))
 
 
+def of_type(kind: type, *shape: int, seed: int = 0) -> np.ndarray:
+    """Integers of all sizes that a type holds."""
+    info = np.iinfo(kind)
+    return np.asarray(np.random.default_rng((seed, *shape)).integers(info.min, info.max + 1, shape), kind)
+
+
 def _feeds(model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, Any]:
     return {value.name: inputs[int(value.name[1:])] for value in model.graph.input}
 

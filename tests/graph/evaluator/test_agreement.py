@@ -22,11 +22,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.operators import TABLE
 from tests.graph.evaluator import backend, grid, random_rows, table
-from tests.graph.evaluator.agreement import Case, Outcome, judge, run_onnxruntime
+from tests.graph.evaluator.agreement import Case, Outcome, judge
 from tests.graph.evaluator.apart import judged
 from tests.graph.evaluator.compare import bounds, compare
 from tests.graph.evaluator.departures import DEPARTURES
 from tests.graph.evaluator.grid.rows import F, const, row
+from tests.graph.evaluator.single import run_session
 from tests.graph.evaluator.variants import accepted, opsets, retyped
 from tests.paths import DOCS
 
@@ -141,7 +142,7 @@ class TestTheCheckItself:
 
     @staticmethod
     def outputs(case: Case) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        found = run_onnxruntime(case.model, case.feeds)
+        found = run_session(case.model, case.feeds)
         return [np.asarray(value, np.float64) for value in found], found
 
     def test_a_wrong_number_disagrees(self) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from normfold.graph.evaluator.evaluator import Evaluator
 from tests.graph.evaluator import grid
-from tests.graph.evaluator.agreement import Case, run_onnxruntime, types_of
+from tests.graph.evaluator.agreement import Case, types_of
 from tests.graph.evaluator.compare import bounds, compare
+from tests.graph.evaluator.single import run_session
 
 # Attributes that change no number, and why.
 WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
@@ -52,7 +53,7 @@ def _showing(case: Case, names: set[str]) -> Iterator[str]:
     """Those attributes without which the evaluator does not come to what onnxruntime makes of the whole node."""
     for variant in grid.variants(case) if names else ():
         try:
-            found = run_onnxruntime(variant.model, variant.feeds)
+            found = run_session(variant.model, variant.feeds)
         except Exception:  # whatever it says, another opset may do
             continue
         for name in names:

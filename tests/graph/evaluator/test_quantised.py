@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from normfold.graph.evaluator.call import NotCoveredError
 from tests.graph.evaluator.one_node import agrees, evaluated, floats, grid, initializer
+from tests.graph.evaluator.single import of_type
 
 # Element type -> its range.
 KINDS = {
@@ -24,11 +25,6 @@ EIGHT_BITS = list(itertools.product((np.uint8, np.int8), repeat=2))
 def integers(kind: int, *shape: int) -> onnx.TensorProto:
     least, most = (KINDS | FOUR_BITS)[kind]
     return initializer(np.random.default_rng((kind, *shape)).integers(least, most + 1, shape), kind)
-
-
-def of_type(kind: type, *shape: int, seed: int = 0) -> np.ndarray:
-    info = np.iinfo(kind)
-    return np.asarray(np.random.default_rng((seed, *shape)).integers(info.min, info.max + 1, shape), kind)
 
 
 def scales(*shape: int, most: float = 0.1) -> np.ndarray:
