@@ -124,12 +124,12 @@ def _draft(
                 with clock.stage("save", "writing the unfolded graph"):
                     unfolded = save(graph.original, elsewhere / "unfolded.onnx")
             with clock.stage("verify", "running the source in float64"):
-                inputs = graph.source.inputs
+                inputs, parameters = graph.source.inputs, parameter_count(graph.original)
                 if graph.source.module is None:
-                    inputs = fitting(inputs, unfolded[0])
+                    inputs = fitting(inputs, unfolded[0], parameters=parameters)
                     report = replace(report, inputs=tuple(map(str, inputs)))
                 half = elsewhere / "unfolded.float16.onnx" if options.half else None
-                cases = _cases(inputs, half=half is not None, parameters=parameter_count(graph.original))
+                cases = _cases(inputs, half=half is not None, parameters=parameters)
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
                 yardstick, edges = lay(truth, unfolded[0], inputs, half=half, rescaled=graph.rescaled)
                 # The float64 run of a module does not tell what its graph would meet.

@@ -180,9 +180,9 @@ def _against_source(
         source = load_source(place, load, manifest, single_specs(candidate.inputs))
         half = _is_converted(source, outputs, manifest)
         specs = common_inputs(source, candidate, half=half)
-        if source.module is None:
-            specs = fitting(specs, place)
         parameters = 0 if candidate.graph is None else parameter_count(candidate.graph)
+        if source.module is None:
+            specs = fitting(specs, place, parameters=parameters)
         cases = _cases(specs, asked, half=half, parameters=parameters)
         if candidate.graph is not None:
             check_bounded(candidate.graph, model, cases)

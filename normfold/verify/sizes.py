@@ -41,14 +41,15 @@ _MOST_ELEMENTS = 1 << 23
 _ROOM, _CHEAP_ELEMENTS = 3, 1 << 17
 
 
-def fitting(specs: Sequence[InputSpec], path: Path) -> tuple[InputSpec, ...]:
+def fitting(specs: Sequence[InputSpec], path: Path, *, parameters: int = 0) -> tuple[InputSpec, ...]:
     """The specifications, narrowed to sizes that the graph at `path` takes, as they are where it takes them all.
 
-    Axes that have to be equal become one, an axis that takes a single size is fixed; an input that decides between
+    parameters: how many numbers the graph holds; sizes that would be dear are not drawn, and so not tried either. Axes
+    that have to be equal become one, an axis that takes a single size is fixed; an input that decides between
     branches keeps its first number if no size fits all of them. Raises InputSpecError where no size is found at which
     the graph runs.
     """
-    probe = _Probe(tuple(specs), open_session(path, Runtime()), path)
+    probe = _Probe(tuple(specs), open_session(path, Runtime()), path, parameters)
     found = _in_branches(probe)
     try:
         strict = replace(probe, evaluator=evaluator_of(read_graph(path), path), known={})
@@ -70,7 +71,7 @@ def _in_branches(probe: _Probe) -> tuple[InputSpec, ...]:
 
 def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
     specs = probe.specs
-    if all(probe.runs(sizes) for sizes in axis_sizes(specs)):
+    if all(probe.runs(sizes) for sizes in axis_sizes(specs, parameters=probe.parameters)):
         return tuple(specs)
     bases = tuple(islice(probe.bases(), _MOST_BASES))
     for base in bases:
@@ -82,7 +83,7 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
             renamed = tuple(_renamed(spec, same) for spec in specs)
             return _fitting(replace(probe, specs=renamed, known={}))
         narrowed = _narrowed(specs, least, found)
-        if all(probe.runs({**least, **sizes}) for sizes in axis_sizes(narrowed)):
+        if all(probe.runs({**least, **sizes}) for sizes in axis_sizes(narrowed, parameters=probe.parameters)):
             return narrowed
     # Together they do not do what each does alone: what is left is the first size that was found.
     return _narrowed(specs, bases[0], dict.fromkeys(bases[0]))
@@ -98,6 +99,7 @@ class _Probe:
     specs: tuple[InputSpec, ...]
     session: Any
     path: Path
+    parameters: int
     evaluator: Evaluator | None = None
     known: dict[tuple[tuple[str, int], ...], bool] = field(default_factory=dict)
     said: str = ""
