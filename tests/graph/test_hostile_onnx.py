@@ -24,6 +24,8 @@ from normfold.graph.read import read_graph
 from tests.paths import ROOT
 from tests.support.hostile import MEMORY_BYTES, SECONDS, seeds
 
+pytestmark = pytest.mark.hostile
+
 SAMPLE, ALL = 200, 2000
 
 # What `import torch` reserves and 2 GB more.
