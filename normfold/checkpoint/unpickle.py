@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from normfold.errors import CheckpointError
 from normfold.system.failures import one_line
 
@@ -51,6 +49,9 @@ def unpickle(path: Path, *, trust: bool) -> Any:
             f"{path} is not a torch checkpoint: it is neither a zip archive nor a pickle (it starts with {magic!r}); "
             "was a text or web page saved under this name?"
         )
+    # Here, for others want to know of the stand-ins alone.
+    import torch
+
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(registered(path)):
             # Pickle protocols other than 2 get a warning about instructions that, if met, are an error anyway.

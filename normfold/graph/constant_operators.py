@@ -193,7 +193,7 @@ def _slice(form: Form, x: Array, *operands: Array | None) -> Array:
     """Starts and ends, axes and steps are operands, or before opset 10 attributes."""
     names = ("starts", "ends", "axes", "steps")
     given: list[Any] = [form.value(each) for each in names[:3]] if form.opset < 10 else [*map(_list, operands)]
-    starts, ends, axes, steps = (given + [None, None])[:4]
+    starts, ends, axes, steps = [*given, None, None][:4]
     ranges = [slice(None)] * x.ndim
     places = range(len(starts)) if axes is None else axes
     for start, end, axis, step in zip(starts, ends, places, steps or [1] * len(starts), strict=True):

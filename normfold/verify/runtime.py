@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ import numpy.typing as npt
 
 from normfold.errors import CannotJudgeError, GraphError, UsageError
 from normfold.system.failures import check_memory, one_line
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -103,6 +106,7 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])
     provider = _PROVIDERS[runtime.provider]
+    _log.debug("%s on %s", path, runtime)
     try:
         session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's own classes share no base but this
