@@ -226,6 +226,8 @@ def inspect(
             print(report.dumps(), end="")
         else:
             print_report(report)
+            if report.changed:
+                print("Nothing is written; `normfold fold` with the same options does it.")
 
 
 app.command(

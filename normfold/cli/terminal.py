@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import platform
+import shutil
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +37,9 @@ _HERE = Path(__file__).parent.parent
 
 # All that the package logs is under this name.
 _LOGGER = "normfold"
+
+# Columns below which nobody can read a sentence.
+_NARROWEST = 30
 
 INTERNAL = 4
 INTERRUPTED = 130
@@ -230,9 +235,16 @@ def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
 
 
 def complain(text: str) -> None:
-    """Say on stderr what went wrong, in one line; where stderr takes nothing, nobody hears it."""
+    """Say on stderr what went wrong; where stderr takes nothing, nobody hears it.
+
+    In lines of its width where it has one (a terminal, COLUMNS), in one line for a log, whose reader looks for it.
+    """
+    said = f"normfold: {printable(text)}"
+    if sys.stderr.isatty() or "COLUMNS" in os.environ:
+        width = max(shutil.get_terminal_size().columns, _NARROWEST)
+        said = wrapped("\n".join(textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)))
     with suppress(OSError):
-        print(f"normfold: {printable(text)}", file=sys.stderr)
+        print(said, file=sys.stderr)
 
 
 class _Lines(logging.Handler):
