@@ -52,6 +52,7 @@ from normfold.pipeline import early
 from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
 from normfold.system.clock import BEGAN
+from normfold.system.ort import check_one_build
 from normfold.system.text import json_text
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def fold(
             external_data=external_data,
             force=force,
         )
+        check_one_build()
         early.check_sources(source)
         early.check_factory(model)
         early.check_places(source, options.written(output), options.reports, force=force)

@@ -32,6 +32,7 @@ from normfold.errors import NormfoldError, OutputError
 from normfold.pipeline import early
 from normfold.system.allocator import expect_large_tensors
 from normfold.system.clock import BEGAN
+from normfold.system.ort import check_one_build
 
 if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
@@ -110,6 +111,7 @@ def verify(
         )
 
     with exit_codes(debug=debug, verbosity=verbose):
+        check_one_build()
         early.check_sources(model_file, against)
         early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
