@@ -53,7 +53,7 @@ INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement"
 # What only some folders know.
 LIBRARIES: dict[str, set[str]] = {
     "onnx_ir": {"analysis", "bench", "checkpoint", "export", "graph", "inputs", "pipeline", "rewrite", "verify"},
-    # graph: its shape inference, which opens no session.
+    # graph: its converter to float16, which opens no session.
     "onnxruntime": {"graph", "system"},
     "rich": {"bench", "cli", "report"},
     "typer": {"cli"},
