@@ -48,6 +48,14 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert checked > 100
 
 
+def test_the_links_of_the_readme_work_on_an_index_page() -> None:
+    """There no file of the repository lies beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r"(?:src|href)=\"([^\"]+)\"", text)]
+    assert len(targets) > 20
+    assert all(target.startswith("https://") for target in targets), targets
+
+
 def test_every_page_stands_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in DOCS.glob("*.md"):
