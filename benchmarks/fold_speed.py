@@ -40,8 +40,8 @@ NODES_OF_BLOCK = 34
 _NORMFOLD = r"""
 import json, re, sys, time
 from pathlib import Path
-from normfold.system.files import save
-from normfold.graph.view import prepare
+from normfold.graph.prepare import prepare
+from normfold.graph.write import save
 from normfold.analysis.analyse import analyse
 from normfold.graph.read import read_graph
 from normfold.rewrite.graph import rewrite

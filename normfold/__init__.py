@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from normfold import errors as errors
     from normfold.checkpoint.load import load_checkpoint as load_checkpoint
     from normfold.checkpoint.save import save_checkpoint as save_checkpoint
+    from normfold.pipeline.look import inspect as inspect
     from normfold.pipeline.run import fold as fold
-    from normfold.pipeline.run import inspect as inspect
 
 __all__ = ["__version__", "errors", "fold", "inspect", "load_checkpoint", "save_checkpoint"]
 
 # Resolved on first use: `normfold --help` must not wait for torch.
 _HOME = {
     "fold": "normfold.pipeline.run",
-    "inspect": "normfold.pipeline.run",
+    "inspect": "normfold.pipeline.look",
     "load_checkpoint": "normfold.checkpoint.load",
     "save_checkpoint": "normfold.checkpoint.save",
 }

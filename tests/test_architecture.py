@@ -1,14 +1,22 @@
-"""The rules of docs/architecture.md, read from the syntax trees: nothing here runs the package."""
+"""The rules of docs/architecture.md, read from the syntax trees; what a command imports is seen where it runs."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.paths import DOCS, PACKAGE, TESTS
+import numpy as np
+import onnx
+import pytest
+
+from tests.paths import DOCS, PACKAGE, ROOT, TESTS
+from tests.support.graphs import as_float32, build
 
 HARD_LIMIT = 400
 TOP_LEVEL = {"__init__", "__main__", "_version", "errors"}
@@ -45,6 +53,8 @@ INSIDE: dict[str, list[str]] = {"analysis": ["rules", "recognition", "placement"
 # What only some folders know.
 LIBRARIES: dict[str, set[str]] = {
     "onnx_ir": {"analysis", "bench", "checkpoint", "export", "graph", "inputs", "pipeline", "rewrite", "verify"},
+    # graph: its converter to float16, which opens no session.
+    "onnxruntime": {"graph", "system"},
     "rich": {"bench", "cli", "report"},
     "typer": {"cli"},
     "onnx_graphsurgeon": {"graphsurgeon"},
@@ -171,6 +181,61 @@ def test_torch_is_not_imported_by_what_does_not_need_it() -> None:
             checked += 1
             assert not {name for name in module.imports(lazy=False) if name.split(".")[0] == "torch"}, module.name
     assert checked > 50
+
+
+# A norm whose parameters are hidden as older exporters hide them, behind operators on constants.
+HIDDEN = """g (float[B,4] x) => (float[B,3] y) {
+    start = Constant<value = int64[1] {0}>()
+    end = Constant<value_ints = [4]>()
+    part = Slice(many, start, end)
+    wide = Cast<to = 11>(part)
+    root = Sqrt(wide)
+    scale = Cast<to = 1>(root)
+    n = Div(x, scale)
+    y = MatMul(n, w)
+}"""
+HEAVY = ["torch", "onnxruntime", "onnxscript", "transformers", "matplotlib", "onnx_ir"]
+LOOKED_AT = """
+import sys
+from normfold.cli.app import main
+try:
+    main()
+finally:
+    print(*(name for name in {names!r} if name in sys.modules), sep=",", file=sys.stderr)
+"""
+
+
+def imported(names: list[str], folder: Path, *words: str) -> tuple[str, list[str]]:
+    """What a command prints, and which of these libraries it has imported at its end."""
+    run = subprocess.run(
+        [sys.executable, "-c", LOOKED_AT.format(names=names), *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout, [name for name in run.stderr.splitlines()[-1].split(",") if name]
+
+
+def hidden(folder: Path) -> None:
+    onnx.save(as_float32(build(HIDDEN, many=np.linspace(0.5, 2.0, 8), w=(4, 3))), folder / "x.onnx")
+
+
+def test_a_graph_is_looked_at_without_torch(tmp_path: Path) -> None:
+    """What a command imports, modules that others import among it, shows only where it runs."""
+    hidden(tmp_path)
+    said, there = imported(HEAVY, tmp_path, "inspect", "x.onnx")
+    assert "1 constant product: 1 folded." in said
+    assert there == ["onnx_ir"]
+
+
+@pytest.mark.slow
+def test_two_graphs_are_compared_without_an_exporter(tmp_path: Path) -> None:
+    hidden(tmp_path)
+    said, there = imported(HEAVY, tmp_path, "verify", "x.onnx", "--against", "x.onnx", "--samples", "2")
+    assert "PASSED" in said
+    assert there == ["torch", "onnxruntime", "onnx_ir"]
 
 
 def test_the_evaluator_stands_on_its_own() -> None:

@@ -8,6 +8,7 @@ Nothing here changes the graph.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,8 @@ from normfold.graph.operators import inner_operators, operators, opset
 from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
 from normfold.system.collector import uncollected
+
+_log = logging.getLogger(__name__)
 
 # Powers of two that may bring a norm's tensors into the range of float16, the nearest first.
 POWERS = (2, -2, 4, -4, 6, -6, 8, -8, 10, -10)
@@ -181,10 +184,13 @@ def _fold_with(state: State, op: Op, frame: Frame, *, power: int) -> _Attempt:
     attempt = _Attempt(op, frame)
     scale = place_scale(state, op, frame, power=power)
     if isinstance(scale, Refuse):
+        _log.debug("%s: its scale stays: %s", op.name, scale.reason)
         return replace(attempt, scale_refused=scale)
     with_zero = bool(np.any(scale.decided[op.output] == 0.0))
     shift = place_shift(state, op, frame, scale=scale, with_zero=with_zero)
+    _log.debug("%s: its scale goes to %s", op.name, _names(op, scale.reached))
     if isinstance(shift, Refuse):
+        _log.debug("%s: its shift stays: %s", op.name, shift.reason)
         stays = shift if with_zero else leaves_range(state, scale, None)
         if stays is not None:
             return replace(attempt, scale_refused=stays)
@@ -192,12 +198,20 @@ def _fold_with(state: State, op: Op, frame: Frame, *, power: int) -> _Attempt:
         return replace(attempt, shift_refused=shift, shift="add", reached=scale.reached)
     state.commit("scale", op, scale)
     state.commit("shift", op, shift.outcome)
+    costs = (op.name, shift.place, _names(op, shift.outcome.reached), shift.elements)
+    _log.debug("%s: its shift goes to its %s, %s, at the cost of %d elements", *costs)
     return replace(
         attempt,
         reached=(*scale.reached, *shift.outcome.reached),
         shift=shift.place,
         shift_elements=shift.elements,
     )
+
+
+def _names(norm: Op, reached: Sequence[Op]) -> str:
+    """A few of the operators that were reached from a norm, for people."""
+    names = list(dict.fromkeys(op.name for op in reached if op is not norm and op.name != norm.name))
+    return ", ".join(names[:4] + ([f"{len(names) - 4} more"] if len(names) > 4 else [])) or "nothing else"
 
 
 def _with_followers(state: State, attempts: Mapping[Op, _Attempt]) -> dict[Op, _Attempt]:

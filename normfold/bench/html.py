@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normfold.bench.result import Bench, Row
-from normfold.report.html import escaped, facts, file_name, heading, page, table_html
+from normfold.report.html import facts, file_name, heading, page, table_html
+from normfold.report.svg import escaped
 
 
 def bench_html(bench: Bench) -> str:

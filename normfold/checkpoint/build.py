@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,8 @@ from normfold.models import catalogue
 from normfold.system.failures import raised
 
 _LISTED = 10
+# Shapes that differ take more words.
+_SHAPES = 3
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _HOW = (
     "Give one with --model pkg.module:factory (your own code, imported from the current directory too; --model-args "
@@ -149,10 +153,20 @@ def _from_factory(model: str | Callable[..., Any], spec: str, args: dict[str, An
         # It is the user's program, and whatever it raises means that there is no architecture.
         except Exception as e:
             given = args or "no arguments"
-            raise ArchitectureError(f"--model {spec}: calling it with {given} failed: {raised(e)}.") from e
+            raise ArchitectureError(
+                f"--model {spec}{_taken(factory)}: calling it with {given} failed: {raised(e)}."
+            ) from e
     if not isinstance(built, nn.Module):
         raise ArchitectureError(f"--model {spec}: it returned a {type(built).__name__}, not a torch.nn.Module.")
     return built
+
+
+def _taken(factory: Callable[..., Any]) -> str:
+    """The arguments of a factory as it declares them, where it does."""
+    try:
+        return str(inspect.signature(factory))
+    except (TypeError, ValueError):
+        return ""
 
 
 def _imported(spec: str) -> Callable[..., Any]:
@@ -166,7 +180,9 @@ def _imported(spec: str) -> Callable[..., Any]:
         raise ArchitectureError(f"--model {spec}: {module_name} cannot be imported: {raised(e)}.") from e
     for part in path.split("."):
         if not hasattr(factory, part):
-            raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}.")
+            close = difflib.get_close_matches(part, dir(factory), n=1)
+            likely = f"; did you mean {close[0]}?" if close else "."
+            raise ArchitectureError(f"--model {spec}: {module_name} has no {path!r}{likely}")
         factory = getattr(factory, part)
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
@@ -271,9 +287,9 @@ def _misfit(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
     ]
     if not bad:
         return ""
-    more = f"; and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+    more = f"; and {len(bad) - _SHAPES} more" if len(bad) > _SHAPES else ""
     return (
-        f"{source} does not fit the architecture: {len(bad)} shapes differ ({'; '.join(bad[:_LISTED])}{more}). "
+        f"{source} does not fit the architecture: {len(bad)} shapes differ ({'; '.join(bad[:_SHAPES])}{more}). "
         "Check the architecture and its arguments."
     )
 

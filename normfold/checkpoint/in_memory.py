@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from normfold.checkpoint.formats.pt2 import check_captured_in_eval
+from normfold.checkpoint.module import checked
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CheckpointError, InputSpecError, UsageError
 from normfold.graph.read import graph_of
-from normfold.inputs.of_model import graph_inputs, matching, program_inputs, with_vocabulary
+from normfold.inputs.of_graph import graph_inputs, matching
+from normfold.inputs.of_module import program_inputs, with_vocabulary
 from normfold.inputs.spec import DTYPES, InputSpec, call_arguments, parse_specs
-from normfold.norms.detect import check_norms, find_norms
 from normfold.system.failures import raised
 
 Model = nn.Module | torch.export.ExportedProgram | onnx.ModelProto | ir.Model
@@ -63,7 +64,7 @@ def source_of(
         check_captured_in_eval(model, Path(name))
         specs = _specified(program_inputs(model), options, Path(name))
         source = Source(Path(name), _digest(model.state_dict), "pt2", model.module(), None, specs, program=model)
-        return _checked(replace(source, in_memory=True), options)
+        return checked(replace(source, in_memory=True), options)
     proto = _proto(model)
     graph = graph_of(proto, Path(name))
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
@@ -98,14 +99,7 @@ def _of_module(
         warnings=warnings,
         in_memory=True,
     )
-    return _checked(source, options)
-
-
-def _checked(source: Source, options: LoadOptions) -> Source:
-    """With its norms, whose statistics can be used."""
-    assert source.module is not None
-    notes = check_norms(source.module, source=str(source.path), allow_unfinished=options.allow_unfinished)
-    return replace(source, norms=find_norms(source.module), warnings=(*source.warnings, *notes))
+    return checked(source, options)
 
 
 def _specified(found: tuple[InputSpec, ...], options: LoadOptions, path: Path) -> tuple[InputSpec, ...]:

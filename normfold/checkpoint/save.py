@@ -15,7 +15,7 @@ from torch import nn
 
 from normfold.checkpoint.formats.torch import TORCH
 from normfold.errors import InputSpecError, UsageError
-from normfold.inputs.of_model import with_vocabulary
+from normfold.inputs.of_module import with_vocabulary
 from normfold.inputs.spec import DTYPES, InputSpec, parse_specs
 from normfold.system.files import replacing
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from normfold.inputs.spec import InputSpec
-from normfold.norms.detect import NormModule
+from normfold.norms.base import NormModule
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from normfold.errors import CheckpointError
 from normfold.system.failures import one_line
 
 TRUST = (
-    "Pass --trust-checkpoint if, and only if, you trust whoever made this file: reading it can then run any code in "
-    "it. There is no other way to read it"
+    "Pass --trust-checkpoint if, and only if, you trust whoever made this file: reading it can then run any code in it"
 )
 
 # Everything of these packages gets a stand-in. None of their code runs, so it does not matter what it is.
@@ -47,10 +44,14 @@ def unpickle(path: Path, *, trust: bool) -> Any:
     if magic[:2] == b"PK":
         _check_zip(path, trust=trust)
     elif magic[:1] != b"\x80":
+        start = magic.decode("latin-1")
         raise CheckpointError(
-            f"{path} is not a torch checkpoint: it is neither a zip archive nor a pickle (it starts with {magic!r}); "
+            f"{path} is not a torch checkpoint: it is neither a zip archive nor a pickle (it starts with {start!r}); "
             "was a text or web page saved under this name?"
         )
+    # Here, for others want to know of the stand-ins alone.
+    import torch
+
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(registered(path)):
             # Pickle protocols other than 2 get a warning about instructions that, if met, are an error anyway.

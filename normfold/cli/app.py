@@ -36,6 +36,7 @@ from normfold.cli.terminal import (
     TiedOption,
     TrustOption,
     UnfinishedOption,
+    VerboseOption,
     exit_codes,
     json_object,
     print_report,
@@ -50,6 +51,8 @@ from normfold.errors import UsageError
 from normfold.pipeline import early
 from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
+from normfold.system.clock import BEGAN
+from normfold.system.ort import check_one_build
 from normfold.system.text import json_text
 
 if TYPE_CHECKING:
@@ -135,6 +138,7 @@ def fold(
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output and a report that exist.")] = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Fold the norms of a trained checkpoint, verify the result and write it as ONNX.
@@ -145,11 +149,12 @@ def fold(
 
     def work(progress: Callable[[str], None]) -> Report:
         expect_large_tensors()
+        progress("starting")
         from normfold.pipeline.run import run
 
-        return run(source, output, load, options, progress)
+        return run(source, output, load, options, progress, began=BEGAN)
 
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, verbosity=verbose):
         load = LoadOptions(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
         )
@@ -173,6 +178,7 @@ def fold(
             external_data=external_data,
             force=force,
         )
+        check_one_build()
         early.check_sources(source)
         early.check_factory(model)
         early.check_places(source, options.written(output), options.reports, force=force)
@@ -200,16 +206,17 @@ def inspect(
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.md).")] = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Say which norms a checkpoint has and what fold would do with each, without writing anything."""
 
     def work(progress: Callable[[str], None]) -> Report:
-        from normfold.pipeline.run import look
+        from normfold.pipeline.look import look
 
-        return look(source, load, options, progress)
+        return look(source, load, options, progress, began=BEGAN)
 
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, verbosity=verbose):
         load = LoadOptions(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
         )
@@ -221,6 +228,8 @@ def inspect(
             print(report.dumps(), end="")
         else:
             print_report(report)
+            if report.changed:
+                print("Nothing is written; `normfold fold` with the same options does it.")
 
 
 app.command(

@@ -23,6 +23,7 @@ from normfold.cli.terminal import (
     TaskOption,
     TrustOption,
     UnfinishedOption,
+    VerboseOption,
     complain,
     exit_codes,
     json_object,
@@ -109,6 +110,7 @@ def bench(
     trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Measure what folding bought: the LayerNorm baseline, the unfolded and the folded model, side by side.
@@ -141,7 +143,7 @@ def bench(
             progress=progress,
         )
 
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, verbosity=verbose):
         early.check_sources(model_file, against)
         early.check_factory(model)
         _check_places(json_file, plot, html, force=force)

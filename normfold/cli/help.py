@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from typer import BadParameter
 from typer.core import TyperCommand
 
 # The parameters of the commands, by what they are about. A test holds this to the commands.
@@ -35,8 +38,41 @@ def heading_of(parameter: str) -> str:
     return _HEADING.get(parameter, OTHERS)
 
 
+# What stands in the line of the option that it is about, and how wide the lines of anything longer are.
+_SHORT, _WIDTH = 40, 76
+
+# What the library beneath typer says of a value, and what it means.
+_MEANS: Sequence[tuple[str, str]] = (
+    (r"Value error, (.*)", r"\1"),
+    (r"Input should be a valid integer.*", "give a whole number"),
+    (r"Input should be a valid number.*", "give a number"),
+    (r"Input should be greater than or equal to (\S+)", r"give \1 or more"),
+    (r"Input should be less than or equal to (\S+)", r"give \1 or less"),
+)
+
+
+def in_plain_words(message: str) -> str:
+    """A complaint of typer about a value, without the words of the library that checks it."""
+    for pattern, meaning in _MEANS:
+        message = re.sub(pattern, meaning, message, flags=re.DOTALL)
+    # A long one begins a line of its own.
+    return message if len(message) <= _SHORT else "\n" + textwrap.indent(textwrap.fill(message, _WIDTH), "  ")
+
+
 class Command(TyperCommand):
     """A command whose help has its options in groups."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does; what it does not like is said in plain words."""
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as error:
+            error.message = in_plain_words(error.message)
+            raise
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Arguments by their names alone."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments first, then every group, in the order of the table."""

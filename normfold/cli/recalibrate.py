@@ -18,6 +18,7 @@ from normfold.cli.terminal import (
     ModelOption,
     SourceArgument,
     TrustOption,
+    VerboseOption,
     complain,
     exit_codes,
     json_object,
@@ -49,6 +50,7 @@ def recalibrate(
     trust: TrustOption = False,
     trust_code: CodeOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Give the norms of a checkpoint exact statistics, those of real inputs in evaluation mode.
@@ -67,7 +69,7 @@ def recalibrate(
             source, data, output, options=options, batch=batch, layerwise=layerwise, force=force, progress=progress
         )
 
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, verbosity=verbose):
         result = with_progress(work)
         for warning in result.warnings:
             complain(warning)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import platform
+import shutil
 import signal
 import sys
+import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +24,7 @@ from normfold._version import __version__
 from normfold.cli.streams import STDOUT_FULL, StdoutError, for_rich, guarded
 from normfold.errors import NormfoldError, UsageError
 from normfold.export.tasks import Task
+from normfold.system.clock import BEGAN
 from normfold.system.plain import parse_json
 from normfold.system.text import printable, wrapped
 
@@ -29,6 +34,12 @@ if TYPE_CHECKING:
     from normfold.report.report import Report
 
 _HERE = Path(__file__).parent.parent
+
+# All that the package logs is under this name.
+_LOGGER = "normfold"
+
+# Columns below which nobody can read a sentence.
+_NARROWEST = 30
 
 INTERNAL = 4
 INTERRUPTED = 130
@@ -134,6 +145,16 @@ HtmlOption = Annotated[
     Path | None,
     typer.Option("--html", metavar="P.html", help="Also write a page to look at: one file, nothing to fetch or run."),
 ]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="Say on stderr what is decided, and how long each stage takes; -vv: of each norm, what was tried.",
+    ),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an internal error (exit code 4), for a report of it.")
 ]
@@ -178,9 +199,9 @@ def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
     """Run with a line for each stage: what is done, how long it took, and a bar where its steps are counted.
 
     run: takes what to call with a sentence, the steps that are done and those there are (0: nobody knows). Nothing is
-    shown where stderr is no terminal, and nothing is left of it at the end.
+    shown where stderr is no terminal or is told all of it (-v), and nothing is left of it at the end.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or logging.getLogger(_LOGGER).isEnabledFor(logging.INFO):
         return run(lambda *_: None)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -214,20 +235,54 @@ def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
 
 
 def complain(text: str) -> None:
-    """Say on stderr what went wrong, in one line; where stderr takes nothing, nobody hears it."""
+    """Say on stderr what went wrong; where stderr takes nothing, nobody hears it.
+
+    In lines of its width where it has one (a terminal, COLUMNS), in one line for a log, whose reader looks for it.
+    """
+    said = f"normfold: {printable(text)}"
+    if sys.stderr.isatty() or "COLUMNS" in os.environ:
+        width = max(shutil.get_terminal_size().columns, _NARROWEST)
+        said = wrapped("\n".join(textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)))
     with suppress(OSError):
-        print(f"normfold: {printable(text)}", file=sys.stderr)
+        print(said, file=sys.stderr)
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr: when it was, since the process began, and what."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line; where stderr takes nothing, nobody hears it."""
+        with suppress(OSError):
+            print(f"[{time.perf_counter() - BEGAN:7.3f} s] {printable(record.getMessage())}", file=sys.stderr)
 
 
 @contextmanager
-def exit_codes(*, debug: bool = False) -> Iterator[None]:
+def _logged(verbosity: int) -> Iterator[None]:
+    """What the package logs on stderr: nothing, decisions and times, or (2) what was tried as well."""
+    if not verbosity:
+        yield
+        return
+    logger, lines = logging.getLogger(_LOGGER), _Lines()
+    before = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(before)
+
+
+@contextmanager
+def exit_codes(*, debug: bool = False, verbosity: int = 0) -> Iterator[None]:
     """Turn what a run raises into one paragraph on stderr and an exit code.
 
-    debug: with the traceback of an internal error.
+    debug: with the traceback of an internal error. verbosity: see `_logged`.
     """
     handlers = _end_on_signals()
     try:
-        yield
+        with _logged(verbosity):
+            yield
     except (typer.Exit, StdoutError, _Ended):
         raise
     except NormfoldError as error:

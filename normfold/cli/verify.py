@@ -20,6 +20,7 @@ from normfold.cli.terminal import (
     ModelOption,
     TrustOption,
     UnfinishedOption,
+    VerboseOption,
     complain,
     exit_codes,
     fault,
@@ -30,6 +31,8 @@ from normfold.cli.terminal import (
 from normfold.errors import NormfoldError, OutputError
 from normfold.pipeline import early
 from normfold.system.allocator import expect_large_tensors
+from normfold.system.clock import BEGAN
+from normfold.system.ort import check_one_build
 
 if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
@@ -77,6 +80,7 @@ def verify(
     trust: TrustOption = False,
     trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Judge whether an ONNX file computes what its source computes, against the source in float64.
@@ -87,6 +91,7 @@ def verify(
 
     def work(progress: Progress) -> Verdict:
         expect_large_tensors()
+        progress("starting", 0, 0)
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
         from normfold.verify.runtime import parse_providers
@@ -102,9 +107,11 @@ def verify(
             providers=parse_providers(providers),
             tolerance=bound,
             progress=progress,
+            began=BEGAN,
         )
 
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, verbosity=verbose):
+        check_one_build()
         early.check_sources(model_file, against)
         early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles

@@ -19,10 +19,10 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import onnx_ir as ir
-import onnxruntime
 from onnxscript import version_converter
 
 from normfold.export.targets import check_target
+from normfold.system.ort import onnxruntime
 
 # torch.onnx translates to this opset and converts upwards; below it there is nothing.
 LOWEST_OPSET = 18
@@ -50,7 +50,7 @@ def opset_for(target: str | None, opset: int | None) -> tuple[int, str]:
 @cache
 def fastest_opset() -> tuple[int, str]:
     """The newest opset of which the installed onnxruntime expands no operator that it executes in another, and why."""
-    runtime = f"onnxruntime {onnxruntime.__version__}"
+    runtime = f"onnxruntime {onnxruntime().__version__}"
     versions = range(newest_opset(), LOWEST_OPSET - 1, -1)
     left_out: list[str] = []
     for version in versions:
@@ -76,15 +76,16 @@ def _is_executed(name: str, version: int) -> bool | None:
     except onnx.defs.SchemaError:
         return None
     text = f'<ir_version: 10, opset_import: ["" : {version}]> probe {_WRITTEN[name]}'
-    options = onnxruntime.SessionOptions()
+    runtime = onnxruntime()
+    options = runtime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
         written = Path(folder) / "run.onnx"
         options.optimized_model_filepath = str(written)
         model = onnx.parser.parse_model(text).SerializeToString()
         try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         # onnxruntime's exceptions have no common base but Exception; whichever it is, it does not execute this.
         except Exception:
             return False
@@ -94,15 +95,15 @@ def _is_executed(name: str, version: int) -> bool | None:
 @cache
 def newest_opset() -> int:
     """The newest opset that the installed onnxruntime loads and the exporter can convert to."""
-    found = LOWEST_OPSET
+    found, runtime = LOWEST_OPSET, onnxruntime()
     for version in range(LOWEST_OPSET, onnx.defs.onnx_opset_version() + 1):
         model = ir.from_proto(_tiny(LOWEST_OPSET))
         with silenced():
             try:
                 version_converter.convert_version(model, version)
-                options = onnxruntime.SessionOptions()
+                options = runtime.SessionOptions()
                 options.log_severity_level = 4
-                onnxruntime.InferenceSession(
+                runtime.InferenceSession(
                     _tiny(version).SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
             # onnxruntime's exceptions have no common base but Exception; whichever it is, this opset is not for us.

@@ -11,14 +11,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from normfold.checkpoint.source import Source
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import GRAPHS, Task
 from normfold.inputs.spec import InputSpec
-from normfold.norms.detect import find_norms
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PAST = ("past_keys", "past_values")
 _SOURCE = ("source_keys", "source_values")
@@ -73,6 +74,8 @@ def _parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def _part(source: Source, module: nn.Module) -> Source:
+    from normfold.norms.detect import find_norms
+
     specs = {spec.name: spec for spec in source.inputs}
     wanted = _parameters(module)
     if any(name in wanted and name not in specs for name in (*_PAST, *_SOURCE)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap, Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import EllipsisType
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from normfold.errors import GraphError, NormfoldError
+from normfold.errors import GraphError
+from normfold.graph.constant_operators import OPERATORS, compute
 from normfold.graph.dims import Dim
 from normfold.system.failures import one_line
 
@@ -40,7 +41,8 @@ SIZES = frozenset({"Shape", "Size"})
 # Entries of the first axis of a constant, or all of it.
 Rows = slice | EllipsisType
 
-Elements = Callable[[ir.Node, Sequence[NDArray[Any]]], int]
+# What numpy and Python raise where shapes or types do not fit.
+_MISFITS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError)
 
 
 class Constants:
@@ -70,7 +72,7 @@ class Constants:
         """What operators make of constants alone: one pass, for a graph may be deeper than Python's stack."""
         made: set[ir.Value] = set()
         for node in self._model.graph:
-            if node.domain in ("", "ai.onnx") and node.op_type in FOLDED:
+            if node.domain in ("", "ai.onnx") and (node.op_type in OPERATORS or node.op_type in SIZES):
                 made.update(value for value in node.outputs if self._makes(node, value, made))
         return frozenset(made)
 
@@ -184,96 +186,23 @@ class Constants:
 
     def _evaluate(self, node: ir.Node, output: int, found: Mapping[ir.Value, NDArray[Any]]) -> NDArray[Any]:
         """Run one operator on constants, in float64; a Cast rounds to its type."""
-        # Here, for it imports torch, which most graphs are analysed without.
-        from normfold.graph.evaluator.evaluator import compute
-
         inputs = [None if item is None else found[item] for item in node.inputs]
         given = [array for array in inputs if array is not None]
         try:
-            size = FOLDED[node.op_type](node, given)
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            size = OPERATORS[node.op_type].elements(node, given)
+        except _MISFITS as error:
             raise _misfit(node, error) from error
         if size > max(LARGEST_COMPUTED, *(array.size for array in given), 0):
             raise self._too_large(node.outputs[output], size)
         try:
-            return np.asarray(compute(node, self._opset, inputs)[output])
-        except NormfoldError as error:
+            return compute(node, self._opset, inputs)[output]
+        except _MISFITS as error:
             raise _misfit(node, error) from error
 
 
 def _misfit(node: ir.Node, error: Exception) -> GraphError:
     said = one_line(error)
     return GraphError(f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {said}.")
-
-
-def _as_many(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    """As its largest operand, or fewer."""
-    return max((array.size for array in inputs), default=0)
-
-
-def _broadcast(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    return math.prod(np.broadcast_shapes(*(array.shape for array in inputs)))
-
-
-def _together(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    return sum(array.size for array in inputs)
-
-
-def _filled(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    return math.prod(int(size) for size in inputs[0])
-
-
-def _expanded(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    return math.prod(np.broadcast_shapes(inputs[0].shape, tuple(int(size) for size in inputs[1])))
-
-
-def _tiled(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    return inputs[0].size * math.prod(int(count) for count in inputs[1])
-
-
-def _counted(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    start, limit, delta = (array.item() for array in inputs)
-    return math.ceil((limit - start) / delta) if delta else 0
-
-
-def _looked_up(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
-    axis = node.attributes.get("axis")
-    taken = inputs[0].shape[axis.value if axis else 0] if inputs[0].ndim else 1
-    return inputs[0].size // max(taken, 1) * inputs[1].size
-
-
-# The operators through which constants fold: deterministic ones that make parameters out of parameters. Each with how
-# many elements it makes at most: a few bytes of a file can ask for any number. Anything else with constant inputs is
-# left to the runtime.
-FOLDED: Mapping[str, Elements] = {
-    "Abs": _as_many,
-    "Add": _broadcast,
-    "Cast": _as_many,
-    "Concat": _together,
-    "Constant": _as_many,
-    "ConstantOfShape": _filled,
-    "Div": _broadcast,
-    "Expand": _expanded,
-    "Flatten": _as_many,
-    "Gather": _looked_up,
-    "Identity": _as_many,
-    "Mul": _broadcast,
-    "Neg": _as_many,
-    "Pow": _broadcast,
-    "Range": _counted,
-    "Reciprocal": _as_many,
-    "Reshape": _as_many,
-    "Shape": _as_many,
-    "Size": _as_many,
-    "Slice": _as_many,
-    "Split": _as_many,
-    "Sqrt": _as_many,
-    "Squeeze": _as_many,
-    "Sub": _broadcast,
-    "Tile": _tiled,
-    "Transpose": _as_many,
-    "Unsqueeze": _as_many,
-}
 
 
 def _read(value: ir.Value, rows: Rows) -> NDArray[Any]:

@@ -28,7 +28,10 @@ def read_graph(path: Path) -> ir.Model:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     # The protobuf backends raise different classes for bytes that are not a model.
     except Exception as e:
-        raise GraphError(f"{path} cannot be read as an ONNX model ({one_line(e)}).") from e
+        raise GraphError(
+            f"{path} cannot be read as an ONNX model ({one_line(e)}); is the download whole, or was a web page saved "
+            "under this name?"
+        ) from e
     return graph_of(proto, path)
 
 

@@ -95,3 +95,17 @@ def endings(shapes: Shapes) -> set[str]:
 def is_class(module: nn.Module, name: str) -> bool:
     """Whether a module is of torch's class of this name, such as "torch.nn.modules.batchnorm._BatchNorm"."""
     return any(f"{cls.__module__}.{cls.__qualname__}" == name for cls in type(module).__mro__)
+
+
+@dataclass(frozen=True, slots=True)
+class NormModule:
+    """A norm of the model. kind: the name of its `NormKind`.
+
+    name: dotted path of the module. channels: length of its statistics or weight. keeps_statistic: it computes a
+    statistic for every token as well, which stays in the graph (PowerNorm with group scaling).
+    """
+
+    name: str
+    kind: str
+    channels: int
+    keeps_statistic: bool = False

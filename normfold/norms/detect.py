@@ -8,32 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from normfold.errors import NormStateError
-from normfold.norms.base import NormKind
+from normfold.norms.base import NormKind, NormModule
 from normfold.norms.kinds import KINDS, kind_of, token_norm
 
 _ROOT = "(the model itself)"
 # What may not be negative first: of several faults in a module, that is the one to report.
 _STATISTICS = {each.name: each for kind in KINDS for each in sorted(kind.statistics, key=lambda each: each.signed)}
-
-
-@dataclass(frozen=True, slots=True)
-class NormModule:
-    """A norm of the model. kind: the name of its `NormKind`.
-
-    name: dotted path of the module. channels: length of its statistics or weight. keeps_statistic: it computes a
-    statistic for every token as well, which stays in the graph (PowerNorm with group scaling).
-    """
-
-    name: str
-    kind: str
-    channels: int
-    keeps_statistic: bool = False
 
 
 def find_norms(model: nn.Module) -> tuple[NormModule, ...]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from normfold.analysis.analyse import analyse
 from normfold.analysis.centre import Centring, plan_centring
 from normfold.analysis.frames.powers import Room, choose_powers, rooms
-from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
 from normfold.checkpoint.source import Source
@@ -20,10 +19,8 @@ from normfold.inputs.cases import read_cases
 from normfold.pipeline.options import FoldOptions
 from normfold.rewrite.centre import centre
 from normfold.rewrite.graph import rewrite
-from normfold.rewrite.module import folded_module
 from normfold.system.clock import Clock
 from normfold.system.files import scratch
-from normfold.verify.emitted import check_module
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,6 +52,9 @@ class FoldedGraph:
 
     def module(self) -> nn.Module:
         """The source's module with the same plan carried out, and judged. Raises NotExpressibleError."""
+        from normfold.rewrite.module import folded_module
+        from normfold.verify.emitted import check_module
+
         module = folded_module(self.source, self.prepared, self.plan)
         assert self.source.module is not None, "what was folded has a module"
         with scratch() as folder:
@@ -109,6 +109,8 @@ def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[R
     """
     if not (options.half or holds_half(graph)):
         return None, ()
+    from normfold.analysis.placement.calibrate import calibrate
+
     cases = read_cases(options.calibrate, source.inputs, count=MOST_CASES) if options.calibrate else None
     try:
         return calibrate(graph, source.inputs, half=options.half, cases=cases), ()

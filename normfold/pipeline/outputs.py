@@ -7,23 +7,23 @@ verified there. When all are written and have passed they are moved: whoever fin
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normfold.checkpoint.formats.base import sha256_of_file
-from normfold.checkpoint.options import LoadOptions
-from normfold.checkpoint.source import Source
 from normfold.errors import OutputError
 from normfold.graph.float64 import parameter_count
 from normfold.graph.write import data_of, save, save_unchanged, stored_beside
 from normfold.inputs.cases import Case, draw_cases
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
+from normfold.pipeline.look import Folded, Planned
 from normfold.pipeline.options import FoldOptions
 from normfold.report.html import fold_html
 from normfold.report.report import GraphReport, OutputInfo, Report
@@ -37,34 +37,11 @@ from normfold.verify.truth import establish
 from normfold.verify.yardstick_float16 import lay
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from torch import nn
 
+_log = logging.getLogger(__name__)
+
 NOT_VERIFIED = "The output has not been verified (--no-verify)."
-
-
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """One graph of the task: what it was exported from, as it was exported, and folded.
-
-    rescaled: the original in powers of two that float16 can hold, where it could not.
-    """
-
-    source: Source
-    original: ir.Model
-    model: ir.Model
-    report: GraphReport
-    warnings: tuple[str, ...] = ()
-    rescaled: ir.Model | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """All graphs of a run, none of them written. report: without outputs and comparisons."""
-
-    load: LoadOptions
-    graphs: tuple[Folded, ...]
-    report: Report
 
 
 def write(
@@ -213,6 +190,8 @@ def _move(
     for graph in planned.graphs:
         kept |= {path.resolve() for path in stored_beside(graph.original)}
     replaced = [path for _, place in graphs for path in _own_data(place) if path.resolve() not in kept]
+    for draft, place in (*missing, *others, *graphs):
+        _log.info("%s: %d bytes", place, draft.stat().st_size)
     move([*missing, *others, *graphs], replaced=replaced)
 
 

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from normfold._version import __version__
-from normfold.analysis.plan import Plan
-from normfold.checkpoint.in_memory import Dynamic, Examples, Model, is_model, source_of
-from normfold.checkpoint.load import load
+from normfold.checkpoint.in_memory import Dynamic, Examples, Model
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
-from normfold.errors import NormfoldError, OutputError, UsageError, VerificationError
-from normfold.export.opset import opset_for
-from normfold.export.parts import split
+from normfold.errors import NormfoldError, OutputError, VerificationError
 from normfold.export.tasks import Task, places
-from normfold.export.to_onnx import export
-from normfold.graph.operators import op_counts
-from normfold.graph.operators import opset as opset_of
 from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.early import check_places
-from normfold.pipeline.fold_graph import fold_graph
+from normfold.pipeline.look import AnyPath, plan, several, source_given
 from normfold.pipeline.options import FoldOptions
-from normfold.pipeline.outputs import Folded, Planned, texts, write
-from normfold.report.report import GraphReport, Report, SourceInfo
+from normfold.pipeline.outputs import texts, write
+from normfold.report.report import Report
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
-from normfold.system.numbers import HALF
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
-
-# A weight whose channels are this many times further apart has lost a bit where all share one scale.
-WIDENED = 2.0
-
-AnyPath = str | os.PathLike[str]
 
 
 class NotFoldedError(NormfoldError):
@@ -102,7 +87,7 @@ def fold(
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
+    load_options = LoadOptions(arch, model, model_args, several(inputs), ema, trust, allow_unfinished, trust_code)
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -111,7 +96,7 @@ def fold(
         calibrate=tuple(map(Path, [calibrate] if isinstance(calibrate, str | os.PathLike) else calibrate)),
         norm_affine=norm_affine,
         center=center,
-        only=_several(only or ()),
+        only=several(only or ()),
         keep_tied=keep_tied,
         equalize=equalize,
         dry_run=dry_run,
@@ -123,31 +108,9 @@ def fold(
         external_data=external_data,
         force=force,
     )
-    return run(_source(source, load_options, example_inputs, dynamic), Path(output), load_options, options, progress)
-
-
-def _several(texts: str | Collection[str]) -> tuple[str, ...]:
-    """A list of strings, or one where a list is meant."""
-    return (texts,) if isinstance(texts, str) else tuple(texts)
-
-
-def _source(
-    given: AnyPath | Model, load_options: LoadOptions, examples: Examples | None, dynamic: Dynamic | None
-) -> Path | Source:
-    """The path of a file, or a model in memory as a source. Raises UsageError for what is neither."""
-    if is_model(given):
-        return source_of(given, load_options, examples=examples, dynamic=dynamic)
-    if not isinstance(given, str | os.PathLike):
-        raise UsageError(
-            f"the source is of type {type(given).__name__}; give the path of a checkpoint, as in "
-            'normfold.fold("model.pt", "out.onnx"), or a torch.nn.Module, an ExportedProgram or an ONNX model, as in '
-            'normfold.fold(module, "out.onnx", example_inputs=(x,), dynamic={"x": {0: "batch"}})'
-        )
-    if examples is not None or dynamic is not None:
-        raise UsageError(
-            f"{os.fspath(given)} is a file: example_inputs and dynamic are for a module; inputs=[...] says the same"
-        )
-    return Path(given)
+    return run(
+        source_given(source, load_options, example_inputs, dynamic), Path(output), load_options, options, progress
+    )
 
 
 def run(
@@ -156,8 +119,10 @@ def run(
     load_options: LoadOptions,
     options: FoldOptions,
     progress: Progress | None = None,
+    *,
+    began: float | None = None,
 ) -> Report:
-    """`fold`, its options as two values."""
+    """`fold`, its options as two values. began: see `Clock`."""
     outputs = places(output, options.task)
     check_places(
         source if isinstance(source, Path) else None,
@@ -165,7 +130,7 @@ def run(
         options.reports,
         force=options.force,
     )
-    clock = Clock(progress or (lambda _: None))
+    clock = Clock(progress or (lambda _: None), began=began)
     planned = plan(source, load_options, options, clock)
     result = planned.report
     refused = options.strict and bool(result.unfolded)
@@ -186,108 +151,6 @@ def run(
     return result
 
 
-def inspect(
-    source: AnyPath | Model,
-    *,
-    example_inputs: Examples | None = None,
-    dynamic: Dynamic | None = None,
-    arch: str | None = None,
-    model: str | Callable[..., Any] | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    inputs: str | Sequence[str] = (),
-    task: Task = "forward",
-    ema: bool = False,
-    opset: int | None = None,
-    target: str | None = None,
-    trust: bool = False,
-    allow_unfinished: bool = False,
-    trust_code: bool = False,
-    norm_affine: bool = False,
-    keep_tied: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, _several(inputs), ema, trust, allow_unfinished, trust_code)
-    options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
-    return look(_source(source, load_options, example_inputs, dynamic), load_options, options, progress)
-
-
-def look(
-    source: Path | Source, load_options: LoadOptions, options: FoldOptions, progress: Progress | None = None
-) -> Report:
-    """`inspect`, its options as two values."""
-    clock = Clock(progress or (lambda _: None))
-    planned = plan(source, load_options, options, clock)
-    return replace(planned.report, seconds=dict(clock.seconds))
-
-
-def plan(source: Path | Source, load_options: LoadOptions, options: FoldOptions, clock: Clock) -> Planned:
-    """Every graph of the task, folded and not yet written."""
-    path = source if isinstance(source, Path) else source.path
-    with clock.stage("load", f"reading {path.name}"):
-        source = load(source, load_options) if isinstance(source, Path) else source
-        parts = split(source, options.task)
-    if (options.opset is not None or options.target is not None) and source.graph is not None:
-        asked = "--target" if options.opset is None else "--opset"
-        raise UsageError(f"{path} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
-    graphs = tuple(_fold(name, part, options, clock) for name, part in parts.items())
-    report = Report(
-        normfold=__version__,
-        source=_source_info(source, path),
-        graphs=tuple(graph.report for graph in graphs),
-        task=options.task,
-        dtype=HALF if options.half else None,
-        center=options.center,
-        warnings=(*source.warnings, *(warning for graph in graphs for warning in graph.warnings)),
-    )
-    unknown = set(options.only) - {site.name for site in report.sites}
-    if unknown:
-        raise UsageError(
-            f"--only: {path} has no norm {', '.join(sorted(unknown))}; `normfold inspect` lists those it has"
-        )
-    return Planned(load_options, graphs, report)
-
-
-def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Folded:
-    """One graph of the task, folded and not yet written."""
-    of_graph = f" of the {name}" if name else ""
-    with clock.stage("export", f"exporting {f'the {name} ' if name else ''}to ONNX"):
-        wanted, why = opset_for(options.target, options.opset)
-        original = export(source, opset=wanted, exactly=options.opset is not None)
-    done = fold_graph(original, source, options, clock, of_graph=of_graph)
-    before = op_counts(done.prepared)
-    after = before if done.model is original else op_counts(done.model)
-    report = GraphReport(
-        name,
-        tuple(str(spec) for spec in source.inputs),
-        done.plan.sites,
-        before,
-        after,
-        opset=opset_of(original),
-        opset_reason="as its source has it" if source.graph is not None else why,
-        untied=done.plan.untied,
-        merged=done.plan.merges,
-        spreads=done.plan.spreads,
-        room=done.room,
-        centred=tuple(norm for _, norm in done.centring.norms),
-        module=done.module,
-    )
-    stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    warnings = (*done.warnings, *stay, *_widened(done.plan))
-    return Folded(source, original, done.model, report, warnings, done.rescaled)
-
-
-def _widened(plan: Plan) -> tuple[str, ...]:
-    """What there is to say where one step of eight bits for a whole weight has become too wide for its channels."""
-    found = sorted((one for one in plan.spreads if one.growth >= WIDENED), key=lambda one: -one.growth)
-    if not found:
-        return ()
-    most = ", ".join(f"{one.name} ({one.growth:.1f} times)" for one in found[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    advice = "quantise with a scale for each channel" + ("" if found[0].equalized else ", or fold with --equalize")
-    return (f"Folding widened the spread between the output channels of {most}{more}. For int8, {advice}.",)
-
-
 def _write_reports(report: Report, options: FoldOptions) -> str:
     """Write reports that come alone; what there is to say where that fails, which changes nothing of the rest."""
     try:
@@ -296,18 +159,6 @@ def _write_reports(report: Report, options: FoldOptions) -> str:
     except OutputError as error:
         return f"; {error}"
     return ""
-
-
-def _source_info(source: Source, path: Path) -> SourceInfo:
-    return SourceInfo(
-        path=str(path),
-        sha256=source.sha256,
-        format=source.format,
-        arch=source.arch,
-        arch_args=json.loads(json.dumps(dict(source.arch_args), default=str)),
-        inputs=tuple(str(spec) for spec in source.inputs),
-        trusted=source.trusted,
-    )
 
 
 def _not_folded(report: Report) -> str:

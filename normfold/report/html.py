@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from normfold.report.render import node_changes, size
-from normfold.system.text import printable
+from normfold.report.svg import COLOURS, SHAPES, arrow, box, escaped
 
 if TYPE_CHECKING:
     from normfold.analysis.plan import Site
@@ -19,11 +18,7 @@ _DRAWN = 40
 _NAMES = 3
 _REFUSALS = "https://github.com/normfold/normfold/blob/main/docs/refusals.md"
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #5b6675; --paper: #fff; --line: #d8dee6; --fill: #f3f5f8;
-  --good: #1a7f37; --mid: #9a6700; --bad: #cf222e; --accent: #0b63ce; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa5b4; --paper: #12161c; --line: #2f3844;
-  --fill: #1b212a; --good: #4cc367; --mid: #d9a62e; --bad: #ff6b63; --accent: #6cb0ff; } }
+_PAGE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 62rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
@@ -32,17 +27,10 @@ p { margin: .3rem 0; } .soft { color: var(--soft); } .good { color: var(--good);
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; } th { font-weight: 600; } .right { text-align: right; }
-svg { display: block; max-width: 100%; height: auto; margin: .4rem 0; } svg text { font: 12px system-ui, sans-serif;
-  fill: var(--ink); } .box { fill: var(--fill); stroke: var(--line); }
-  .norm { fill: none; stroke: var(--mid);
-  stroke-dasharray: 4 3; } .kept { fill: none; stroke: var(--bad); }
-  .took { fill: var(--fill); stroke: var(--good);
-  stroke-width: 2; } .arrow { stroke: var(--soft); fill: none; } .tip { fill: var(--soft); }
-  .bound { stroke: var(--bad);
-  stroke-dasharray: 5 4; } .dot { fill: var(--accent); } .over { fill: var(--bad); } .axis { stroke: var(--line); }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 @media print { body { margin: 0; max-width: none; } details > * { display: block; } a { color: inherit; } }
 """
+STYLE = f"{COLOURS}{SHAPES}{_PAGE}"
 
 
 def fold_html(report: Report) -> str:
@@ -102,7 +90,7 @@ def _norm_row(site: Site) -> tuple[str, ...]:
     style = {"folded": "good", "partial": "mid", "kept": "bad"}[site.status]
     why = escaped(", ".join(site.into)) if site.into else ""
     if site.code:
-        link = f'<a href="{_REFUSALS}">{escaped(site.code)}</a>'
+        link = f'<a href="{_REFUSALS}#{escaped(site.code)}">{escaped(site.code)}</a>'
         why += f"{'. ' if why else ''}{link}: {escaped(site.reason or '')}"
     channels = str(site.channels) if site.channels else "?"
     status = f'<span class="{style}">{escaped(site.status)}</span>'
@@ -121,26 +109,10 @@ def _norm_picture(site: Site) -> str:
     middle = 13 + 15 * len(rows)
     said = f"{site.name}: {site.kind}, {site.status}"
     parts = [f'<svg viewBox="0 0 900 {26 + 30 * len(rows)}" role="img" aria-label="{escaped(said)}">']
-    parts.append(_box(10, middle - 13, 340, f"{site.kind} {site.name}", "norm" if site.status == "folded" else "kept"))
+    parts.append(box(10, middle - 13, 340, f"{site.kind} {site.name}", "norm" if site.status == "folded" else "kept"))
     for row, (name, style) in enumerate(rows):
-        parts += [_arrow(350, middle, 480, 26 + 30 * row), _box(480, 13 + 30 * row, 400, name, style)]
+        parts += [arrow(350, middle, 480, 26 + 30 * row), box(480, 13 + 30 * row, 400, name, style)]
     return "".join(parts) + "</svg>"
-
-
-def _box(x: int, y: int, width: int, text: str, style: str) -> str:
-    shown = text if len(text) * 7 < width - 14 else f"{text[: max(4, (width - 24) // 7)]}…"
-    return (
-        f'<g><title>{escaped(text)}</title><rect x="{x}" y="{y}" width="{width}" height="26" rx="4" class="{style}"/>'
-        f'<text x="{x + 8}" y="{y + 17}">{escaped(shown)}</text></g>'
-    )
-
-
-def _arrow(x: int, y: int, to_x: int, to_y: int) -> str:
-    bend = (x + to_x) // 2
-    return (
-        f'<path class="arrow" d="M{x} {y} C{bend} {y} {bend} {to_y} {to_x - 5} {to_y}"/>'
-        f'<path class="tip" d="M{to_x} {to_y} l-7 -4 v8 z"/>'
-    )
 
 
 def _node_rows(graph: GraphReport) -> Iterator[tuple[str, ...]]:
@@ -233,8 +205,3 @@ def scientific(value: float) -> str:
 def file_name(path: str) -> str:
     """The last part of a path, of any system."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]
-
-
-def escaped(text: object) -> str:
-    """Text as HTML, whatever a file calls its parts."""
-    return html.escape(printable(text), quote=True)

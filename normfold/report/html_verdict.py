@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from normfold.report.html import (
-    escaped,
     facts,
     file_name,
     heading,
@@ -17,6 +16,7 @@ from normfold.report.html import (
     share_bar,
     table_html,
 )
+from normfold.report.svg import escaped
 from normfold.verify.judge import Edge, Judged
 from normfold.verify.verdict import Verdict, fault_lines, headline
 

@@ -40,7 +40,8 @@ def _parts(difference: Difference, names: tuple[str, str], shown: int | None) ->
         yield from _weights(difference, shown)
     yield from _list("Constants removed", _sized(difference.lost), shown)
     yield from _list("Constants added", _sized(difference.new), shown)
-    yield line(f"{difference.equal} constants are the same.")
+    same = "1 constant is" if difference.equal == 1 else f"{difference.equal} constants are"
+    yield line(f"{same} the same.")
 
 
 def _weights(difference: Difference, shown: int | None) -> Iterator[RenderableType]:

@@ -57,7 +57,10 @@ def read_config(path: Path) -> tuple[Model, ...]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror or error}); it is to have [[tool.normfold.models]], one for each "
+            "model (docs/ci.md); --config names another file"
+        ) from error
     except ValueError as error:
         raise UsageError(f"{path} is no TOML file ({one_line(error)})") from error
     tool = content.get("tool", {}).get("normfold")

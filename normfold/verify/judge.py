@@ -32,17 +32,23 @@ the runtime do not compute the same, or the model amplifies rounding beyond use,
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from normfold.errors import UsageError
 from normfold.inputs.cases import Case, told_by_values
-from normfold.verify.measure import Measured
 from normfold.verify.metrics import Figures
 from normfold.verify.runtime import Runtime
-from normfold.verify.truth import Truth
+
+if TYPE_CHECKING:
+    from normfold.verify.measure import Measured
+    from normfold.verify.truth import Truth
+
+_log = logging.getLogger(__name__)
 
 EXPORT_EDGE = "checkpoint -> export"
 HALF_EDGE = "float32 -> float16"
@@ -197,6 +203,8 @@ def judge(
     max_abs = worst.samples[worst.worst].max_abs
     passed = all(output.passed for output in outputs)
     detail = comparison if passed else f"{_where(cases, worst, failures)}; {comparison}"
+    said = (name, "passes" if passed else "fails", max_abs / worst.scale, worst.bound, detail)
+    _log.info("%s %s: relative error %.3g, allowed %.3g; %s", *said)
     return Edge(name, max_abs, max_abs / worst.scale, worst.bound, passed, detail, tuple(outputs))
 
 

@@ -17,7 +17,6 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, UsageError
-from normfold.export.to_onnx import export
 from normfold.graph.float64 import check_bounded, parameter_count
 from normfold.graph.write import save
 from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
@@ -57,20 +56,21 @@ def judge(
     providers: Sequence[str] = ("cpu",),
     tolerance: Tolerance | None = None,
     progress: Progress | None = None,
+    began: float | None = None,
 ) -> Verdict:
     """Judge whether the ONNX file `model` computes what its source computes.
 
     against: a checkpoint, an exported program or an ONNX file; by default the source that the manifest in `model`
     names. load: how to load it. inputs: npz files of real inputs, judged first. samples: how many in all. seed: of the
     inputs that are drawn. providers: of onnxruntime, each with every optimisation level. tolerance: a bound of the
-    user's own, on top. progress: told what is being done.
+    user's own, on top. progress: told what is being done. began: see `Clock`.
     Raises a NormfoldError with exit code 2 when there can be no verdict; a verdict that fails is returned.
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
     if not format_of(model).is_graph:
         raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
-    meter = _Meter(progress or (lambda *_: None))
+    meter = _Meter(progress or (lambda *_: None), began)
     with meter.stage("load", f"reading {model.name}"):
         candidate = load_checkpoint(model)
         # Said now, and not after minutes of work on the source.
@@ -100,9 +100,9 @@ class _Asked:
 class _Meter:
     """Tells `progress` what is being done and how far it is, and keeps how long it took."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, began: float | None) -> None:
         self.progress = progress
-        self.clock = Clock(lambda sentence: progress(sentence, 0, self.total))
+        self.clock = Clock(lambda sentence: progress(sentence, 0, self.total), began=began)
         self.sentence, self.done, self.total = "", 0, 0
 
     @contextmanager
@@ -191,6 +191,9 @@ def _against_source(
         if source.module is not None:
             original = folder / "original.onnx"
             with meter.stage("export", "exporting the source"):
+                # Here, for two graphs are compared without an exporter.
+                from normfold.export.to_onnx import export
+
                 save(export(source), original)
         with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
             truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)

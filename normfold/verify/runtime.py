@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ import numpy.typing as npt
 
 from normfold.errors import CannotJudgeError, GraphError, UsageError
 from normfold.system.failures import check_memory, one_line
+from normfold.system.ort import FOR_CUDA, onnxruntime
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -44,8 +48,7 @@ class Runtime:
 
 def parse_providers(text: str) -> tuple[str, ...]:
     """`cpu,cuda` as names of providers that this onnxruntime has. Raises UsageError, CannotJudgeError."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in _PROVIDERS:
@@ -53,7 +56,7 @@ def parse_providers(text: str) -> tuple[str, ...]:
         if _PROVIDERS[name][0] not in ort.get_available_providers():
             raise CannotJudgeError(
                 f"--providers: this onnxruntime ({ort.__version__}) has no {_PROVIDERS[name][0]}, only "
-                f"{', '.join(ort.get_available_providers())}; for cuda install onnxruntime-gpu"
+                f"{', '.join(ort.get_available_providers())}; {FOR_CUDA}"
             )
     if not names:
         raise UsageError(f"--providers names none; choose from {', '.join(_PROVIDERS)}")
@@ -62,22 +65,19 @@ def parse_providers(text: str) -> tuple[str, ...]:
 
 def levels() -> tuple[str, ...]:
     """Those of `LEVELS` that the installed onnxruntime has."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     return tuple(level for level in LEVELS if hasattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[level]))
 
 
 def version() -> str:
     """The version of onnxruntime that runs the graphs."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     return str(ort.__version__)
 
 
 def ort_values(arrays: Mapping[str, Array]) -> dict[str, Any]:
     """Arrays as onnxruntime holds them, copied."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
@@ -87,10 +87,7 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     initializers: `ort_values` to take the place of the graph's own; the session reads them as long as it lives, and
     does not keep them alive.
     """
-    import onnxruntime as ort
-
-    # Builds for Windows tell Microsoft of sessions unless they are told not to; others have nothing to switch off.
-    ort.disable_telemetry_events()
+    ort = onnxruntime()
     options = ort.SessionOptions()
     for name, value in (initializers or {}).items():
         options.add_initializer(name, value)
@@ -103,6 +100,7 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVEL_NAMES[runtime.level])
     provider = _PROVIDERS[runtime.provider]
+    _log.debug("%s on %s", path, runtime)
     try:
         session = ort.InferenceSession(os.fspath(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's own classes share no base but this
@@ -118,8 +116,7 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
 
 def run_session(session: Any, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Any]:
     """Run a session, `LONGEST_RUN` seconds at most. Raises CannotJudgeError past that, or what onnxruntime raises."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     options = ort.RunOptions()
     options.log_severity_level = 4
     timer = threading.Timer(LONGEST_RUN, setattr, (options, "terminate", True))

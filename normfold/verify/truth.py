@@ -10,6 +10,7 @@ changes when inputs and weights move within the rounding of float32 is undecided
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from normfold.verify.module import run_double, run_module
 
 if TYPE_CHECKING:
     from torch import nn
+
+_log = logging.getLogger(__name__)
 
 # Beyond this share of undecided entries nothing is judged, of floats and of anything else.
 MOST_UNDECIDED = {True: 0.1, False: 0.5}
@@ -243,6 +246,7 @@ def _changed(value: Array, moved: Array, jump: float) -> Array:
 
 def _finished(truth: Truth) -> Truth:
     """The truth with its parts. Raises CheckpointError for NaN, CannotJudgeError where too little is decided."""
+    _log.info("the truth: %s, %d samples", truth.method, len(truth.cases))
     entries = [0] * len(truth.outputs[0])
     for case, outputs in zip(truth.cases, truth.outputs, strict=True):
         for index, value in enumerate(outputs):

@@ -13,6 +13,7 @@ from torch import nn
 
 from normfold.errors import GraphError
 from normfold.graph.read import read_graph
+from normfold.pipeline import look
 from normfold.pipeline import run as pipeline
 from normfold.report.render import render
 from normfold.report.report import Report
@@ -129,7 +130,7 @@ def test_statistics_of_each_position(body: str, outcome: tuple[str, str | None],
     if outcome == FOLDED:
         same_function(plain, after)
     onnx.save(as_float32(model), tmp_path / "m.onnx")
-    assert outcomes_of(pipeline.inspect(tmp_path / "m.onnx")) == [outcome]
+    assert outcomes_of(look.inspect(tmp_path / "m.onnx")) == [outcome]
 
 
 class Decoder(nn.Module):
@@ -200,7 +201,7 @@ def test_a_map_as_output_is_named(tmp_path: Path) -> None:
         "z = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1, 2]> (y)", ""
     )
     save(tmp_path / "m.onnx", text, **STATISTICS, w=GEMM["w"])
-    assert outcomes_of(pipeline.inspect(tmp_path / "m.onnx")) == [FOLDED]
+    assert outcomes_of(look.inspect(tmp_path / "m.onnx")) == [FOLDED]
 
 
 def test_types_that_inference_does_not_know_are_no_contradiction(tmp_path: Path) -> None:
@@ -211,4 +212,4 @@ def test_types_that_inference_does_not_know_are_no_contradiction(tmp_path: Path)
         f"n = {NORM}\ny = Gemm(n, w)\n}}"
     )
     save(tmp_path / "m.onnx", text, **STATISTICS, w=GEMM["w"])
-    assert outcomes_of(pipeline.inspect(tmp_path / "m.onnx")) == [kept("unknown-shape")]
+    assert outcomes_of(look.inspect(tmp_path / "m.onnx")) == [kept("unknown-shape")]

@@ -22,7 +22,7 @@ from torch import nn
 from normfold import models
 from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import ArchitectureError, CheckpointError
-from normfold.pipeline import run as pipeline
+from normfold.pipeline import look
 from tests.checkpoint.files import Bomb
 from tests.models.authors import CfgNode
 
@@ -287,7 +287,7 @@ def test_answers_to_the_question_are_taken(tmp_path: Path) -> None:
 def test_an_authors_file_folds_with_no_option(tmp_path: Path, packages: Callable[[], None]) -> None:
     slab_file(tmp_path / "slab_deit_tiny.pth", state_of("slab_deit_tiny", **SLAB))
     packages()
-    report = pipeline.inspect(tmp_path / "slab_deit_tiny.pth")
+    report = look.inspect(tmp_path / "slab_deit_tiny.pth")
     assert [site.kind for site in report.sites] == ["PRepBN"] * 3
     assert report.source.inputs == ("x:float32[B,3,32,32]",)
     assert any(warning.startswith("Recognised as slab_deit_tiny") for warning in report.warnings)

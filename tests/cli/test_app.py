@@ -21,6 +21,7 @@ from normfold.analysis.plan import Site
 from normfold.checkpoint.options import LoadOptions
 from normfold.cli.app import app
 from normfold.errors import CheckpointError
+from normfold.pipeline import look
 from normfold.pipeline import run as pipeline
 from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, OutputInfo, Report, SourceInfo
@@ -70,7 +71,7 @@ def returning(monkeypatch: pytest.MonkeyPatch, name: str, result: Report | BaseE
             raise result
         return result
 
-    monkeypatch.setattr(pipeline, name, step)
+    monkeypatch.setattr(look if name == "look" else pipeline, name, step)
     return called
 
 
@@ -158,7 +159,7 @@ def test_the_options_of_python_are_those_of_the_command_line() -> None:
     """`fold` and `inspect` take every option of the two values that they make, and nothing else."""
     own = {"source", "output", "progress", "example_inputs", "dynamic"}
     taken = {field.name for kind in (LoadOptions, FoldOptions) for field in fields(kind)}
-    for function, parts in ((pipeline.fold, taken), (pipeline.inspect, taken)):
+    for function, parts in ((pipeline.fold, taken), (look.inspect, taken)):
         named = set(signature(function).parameters) - own
         assert named <= parts
     assert set(signature(pipeline.fold).parameters) - own == taken
@@ -347,7 +348,7 @@ from normfold.pipeline import run as pipeline
 # A job in the background inherits SIGINT as ignored, and Python leaves that as it is.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-def fold(source, output, *options):
+def fold(source, output, *options, began):
     with tempfile.TemporaryDirectory(prefix=".normfold-", dir=output.parent) as beside:
         (Path(beside) / "b.onnx").write_text("half")
         print("ready", flush=True)

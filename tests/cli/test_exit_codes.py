@@ -22,7 +22,7 @@ from normfold.bench import table as bench_table
 from normfold.bench import variants
 from normfold.cli.app import app
 from normfold.models import catalogue
-from normfold.pipeline import fold_graph, outputs
+from normfold.pipeline import fold_graph, look, outputs
 from normfold.pipeline import run as pipeline
 from normfold.report import render, render_verdict, report
 from normfold.verify import run as judgement
@@ -35,9 +35,9 @@ RUN = CliRunner()
 
 
 FOLD: dict[str, tuple[Any, str]] = {
-    "load": (pipeline, "load"),
-    "split": (pipeline, "split"),
-    "export": (pipeline, "export"),
+    "load": (look, "load"),
+    "split": (look, "split"),
+    "plan": (pipeline, "plan"),
     "prepare": (fold_graph, "prepare"),
     "analyse": (fold_graph, "analyse"),
     "rewrite": (fold_graph, "rewrite"),
@@ -184,7 +184,7 @@ def test_code_of_the_user_that_exits_is_no_success(tmp_path: Path, monkeypatch: 
         raise SystemExit(0)
 
     foldable(tmp_path)
-    monkeypatch.setattr(pipeline, "load", leaves)
+    monkeypatch.setattr(look, "load", leaves)
     result = RUN.invoke(app, words("fold", tmp_path))
     assert result.exit_code == 2
     assert "ended the process" in result.stderr

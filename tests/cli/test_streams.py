@@ -131,11 +131,11 @@ def test_a_hangup_ends_the_run_and_nohup_keeps_it(tmp_path: Path) -> None:
 def test_warnings_and_logs_of_libraries_are_text_too(tmp_path: Path) -> None:
     code = (
         "import logging, sys, warnings\nfrom normfold.cli import app as cli\n"
-        "from normfold.pipeline import run as pipeline\n"
+        "from normfold.pipeline import look\nfrom normfold import errors\n"
         "def inspect(*args, **options):\n"
         "    warnings.warn('\\x1b[31mred\\n::error::x')\n    logging.getLogger('x').warning('\\x9b31m\\n##[error]y')\n"
-        "    print('\\u202e', file=sys.stderr)\n    raise pipeline.NormfoldError('\\x1b[0m')\n"
-        f"pipeline.look = inspect\nsys.argv = ['normfold', 'inspect', {__file__!r}]\ncli.main()\n"
+        "    print('\\u202e', file=sys.stderr)\n    raise errors.NormfoldError('\\x1b[0m')\n"
+        f"look.look = inspect\nsys.argv = ['normfold', 'inspect', {__file__!r}]\ncli.main()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False
@@ -153,11 +153,11 @@ def test_a_terminal_is_shown_text_too(command: str) -> None:
     """While a spinner or a bar is drawn, whose escape sequences are meant."""
     code = (
         "import sys\nfrom normfold import errors\nfrom normfold.cli import app as cli\n"
-        "from normfold.pipeline import run as pipeline\nfrom normfold.verify import run as judgement\n"
+        "from normfold.pipeline import look\nfrom normfold.verify import run as judgement\n"
         "def work(*args, progress=None, **options):\n    progress = progress or args[3]\n"
         f"    progress('\\x1b]0;title\\x07[/b][bold]', *{(1, 2) if command == 'verify' else ()})\n"
         "    print('\\x1b]52;c;x\\x07\\n\\x9b31m', file=sys.stderr)\n    raise errors.GraphError('\\x1b[8m')\n"
-        "pipeline.look = judgement.judge = work\n"
+        "look.look = judgement.judge = work\n"
         f"sys.argv = ['normfold', {command!r}, {__file__!r}]\ncli.main()\n"
     )
     ours, theirs = os.openpty()

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.fill_in import filled_in
+from tests.docs import refusal_pictures
 from tests.paths import DOCS, ROOT
 from tests.support.page import run_page
 
@@ -45,10 +48,30 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert checked > 100
 
 
+def test_the_links_of_the_readme_work_on_an_index_page() -> None:
+    """There no file of the repository lies beside it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r"(?:src|href)=\"([^\"]+)\"", text)]
+    assert len(targets) > 20
+    assert all(target.startswith("https://") for target in targets), targets
+
+
 def test_every_page_stands_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in DOCS.glob("*.md"):
         assert page.name in navigation, f"{page.name}: add it to mkdocs.yml"
+
+
+def test_the_pictures_of_the_refusals_are_of_what_is_refused_now() -> None:
+    """`python -m tests.docs.refusal_pictures` draws them."""
+    drawn = refusal_pictures.drawings()
+    assert len(drawn) > 30
+    for code, drawing in drawn.items():
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
+        assert (refusal_pictures.FOLDER / f"{code}.svg").read_text(encoding="utf-8") == drawing, code
+    assert {path.stem for path in refusal_pictures.FOLDER.glob("*.svg")} == set(drawn)
+    said = filled_in(refusal_pictures.PAGE, refusal_pictures.PART)
+    assert said.splitlines()[1:] == list(refusal_pictures.section())
 
 
 def test_every_decision_is_listed() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmarks.models import randomise
 from normfold import errors, save_checkpoint
+from normfold.export import to_onnx
 from normfold.export.tasks import Task, places
 from normfold.inputs.spec import InputSpec, draw, traced_sizes
 from normfold.models import create
@@ -62,12 +63,12 @@ def decoding(name: str, config: dict[str, Any], task: Task, specs: list[str], fo
     originals = []
 
     def export(*args: Any, **given: Any) -> Any:
-        originals.append(pipeline_export(*args, **given))
+        originals.append(real(*args, **given))
         return originals[-1]
 
-    pipeline_export = pipeline.export
+    real = to_onnx.export
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "export", export)
+        patch.setattr(to_onnx, "export", export)
         report = pipeline.fold(path, folder / "folded.onnx", task=task, strict=True, **options)
     unfolded = places(folder / "unfolded.onnx", task)
     for original, place in zip(originals, unfolded, strict=True):

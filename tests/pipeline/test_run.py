@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normfold import errors
 from normfold.checkpoint.load import load_checkpoint
-from normfold.pipeline import fold_graph, outputs
+from normfold.export.to_onnx import export
+from normfold.pipeline import fold_graph, look, outputs
 from normfold.pipeline import run as pipeline
 from normfold.report.report import Report
 from normfold.verify import demand
@@ -111,7 +112,7 @@ def test_fold_writes_a_verified_graph_with_a_manifest_and_a_report(tmp_path: Pat
     assert all(edge.passed for edge in report.edges)
     assert report.nodes_before["BatchNormalization"] == 1
     assert "BatchNormalization" not in report.nodes_after
-    assert list(report.seconds) == ["load", "export", "analyse", "rewrite", "verify", "save"]
+    assert list(report.seconds) == ["load", "analyse", "rewrite", "verify", "save"]
     assert len(said) == len(report.seconds) + 1  # verifying has two parts
     assert report.output is not None
     assert report.output.bytes == output.stat().st_size
@@ -152,7 +153,7 @@ def test_a_graph_with_nothing_to_fold_is_left_as_it_is(tmp_path: Path, make: Cal
 
 def test_inspect_and_a_dry_run_write_nothing(tmp_path: Path) -> None:
     source = foldable(tmp_path)
-    seen = pipeline.inspect(source)
+    seen = look.inspect(source)
     dry = pipeline.fold(source, tmp_path / "out.onnx", dry_run=True)
     assert names(tmp_path) == ["foldable.onnx"]
     done = pipeline.fold(source, tmp_path / "out.onnx")
@@ -223,7 +224,7 @@ def test_nothing_is_loaded_for_an_output_that_cannot_be_written(
 
     source, taken = foldable(tmp_path), tmp_path / "taken.onnx"
     taken.write_text("precious")
-    monkeypatch.setattr(pipeline, "load", unexpected)
+    monkeypatch.setattr(look, "load", unexpected)
     output = tmp_path / "out.onnx"
     wrong: list[tuple[str, Path, Path | None, bool]] = [
         ("exists already", taken, None, False),
@@ -283,7 +284,7 @@ def test_a_trained_checkpoint_and_its_unfolded_graph_have_the_same_truth(tmp_pat
     from normfold.verify.truth import establish, run_graph
 
     source = load_checkpoint(FIXTURES / "vit_un.pt")
-    outputs.save(pipeline.export(source), tmp_path / "a.onnx")
+    outputs.save(export(source), tmp_path / "a.onnx")
     truth = establish(source.module, tmp_path / "a.onnx", source.inputs)
     assert truth.from_module
     checked = 0

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from normfold.inputs.cases import draw_cases
-from normfold.inputs.of_model import graph_inputs
+from normfold.inputs.of_graph import graph_inputs
 from normfold.verify.demand import live_elements
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell the peak")

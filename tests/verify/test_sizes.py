@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from normfold.errors import InputSpecError
-from normfold.inputs.of_model import graph_inputs
+from normfold.inputs.of_graph import graph_inputs
 from normfold.verify.sizes import fitting
 from tests.verify.test_truth import saved, weight
 

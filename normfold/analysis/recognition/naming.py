@@ -31,7 +31,7 @@ def per_token(kind: str) -> Refuse:
 
 
 class NormModule(Protocol):
-    """What the checkpoint knows of a norm module: see `detect.NormModule`."""
+    """What the checkpoint knows of a norm module: see `norms.base.NormModule`."""
 
     @property
     def name(self) -> str: ...

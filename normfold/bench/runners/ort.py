@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from normfold.bench import memory
 from normfold.bench.runners.base import TF32, Call, Feeds, Runner
+from normfold.system.ort import FOR_CUDA, onnxruntime
 
 if TYPE_CHECKING:
     from normfold.bench.decode import Ids, Step
@@ -56,7 +57,7 @@ def inspect(job: Job) -> tuple[Mapping[str, int], int]:
 
 def lacks(device: str, mode: str = "") -> str:
     """The provider, which only some builds have."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     found = ort.get_available_providers()
     if mode:
@@ -64,15 +65,12 @@ def lacks(device: str, mode: str = "") -> str:
         return "this onnxruntime has no TensorrtExecutionProvider" if missing else ""
     if device == "cpu" or "CUDAExecutionProvider" in found:
         return ""
-    return (
-        f"this onnxruntime ({ort.__version__}) has no CUDAExecutionProvider; replace it by onnxruntime-gpu "
-        "(pip uninstall onnxruntime; pip install onnxruntime-gpu)"
-    )
+    return f"this onnxruntime ({ort.__version__}) has no CUDAExecutionProvider; {FOR_CUDA}"
 
 
 def open_session(job: Job) -> Any:
     """A session with every optimisation on, and nothing but the provider that was asked for."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -108,7 +106,7 @@ def providers(job: Job) -> list[tuple[str, dict[str, str]]]:
 
 def bound(session: Any, feeds: Feeds, device: str) -> Call:
     """A call whose inputs and outputs stay on the device, at addresses that a CUDA graph can rely on."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     binding = session.io_binding()
     for name, array in feeds.items():
@@ -131,7 +129,8 @@ def bound(session: Any, feeds: Feeds, device: str) -> Call:
 def step(session: Any, device: str) -> Step:
     """One step of a decoder; the cache stays on the device and is not copied."""
     import numpy as np
-    import onnxruntime as ort
+
+    ort = onnxruntime()
 
     from normfold.bench import decode
 
@@ -153,7 +152,7 @@ def step(session: Any, device: str) -> Step:
 
 def _make_context() -> None:
     """The CUDA context and its libraries, which are there whatever the model is."""
-    import onnxruntime as ort
+    ort = onnxruntime()
 
     ort.preload_dlls()
     ort.OrtValue.ortvalue_from_shape_and_type([1], "float32", "cuda", 0)

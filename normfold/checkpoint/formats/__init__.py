@@ -1,4 +1,7 @@
-"""The checkpoint formats: one file each, one row each in FORMATS. How to add one: docs/extending/format.md."""
+"""The checkpoint formats: one file each, one row each in FORMATS. How to add one: docs/extending/format.md.
+
+The table imports no torch: a format does, when it reads a file.
+"""
 
 from __future__ import annotations
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.formats.base import Format, sha256_of_file
 from normfold.checkpoint.stated import Said, of_configuration
 from normfold.errors import CheckpointError
 from normfold.system.plain import irregular, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "config.json"
 # The first that is there: its index, when it is cut into shards, comes before the whole file.
@@ -22,6 +23,8 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read every shard, and what config.json says. Raises CheckpointError."""
+    import torch
+
     state: dict[str, torch.Tensor] = {}
     for file in weight_files(path):
         contents = _format_of(file).read(file, trust=trust, ema=ema)

@@ -7,7 +7,7 @@ from pathlib import Path
 from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.formats.base import Format
 from normfold.graph.read import read_graph
-from normfold.inputs.of_model import graph_inputs
+from normfold.inputs.of_graph import graph_inputs
 
 
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:

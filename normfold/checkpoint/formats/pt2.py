@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.formats.base import Format
 from normfold.checkpoint.unpickle import TRUST
 from normfold.errors import CheckpointError, NormStateError
-from normfold.inputs.of_model import program_inputs
 from normfold.system.failures import one_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read a program, for trusted files only. Raises CheckpointError, and NormStateError for one in training mode."""
+    from normfold.inputs.of_module import program_inputs
+
     program = _program(path, trust=trust)
     check_captured_in_eval(program, path)
     return Contents(module=program.module(), program=program, takes=program_inputs(program))
@@ -35,6 +38,8 @@ def _program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
             f"{path} was not loaded: reading a .pt2 program unpickles objects in it and evaluates its shape "
             f"expressions, which can run code. {TRUST}; or give the weights and their architecture, or an .onnx file."
         )
+    import torch
+
     try:
         return torch.export.load(path)
     # As for pickles: a damaged program can fail in any way.
@@ -44,6 +49,8 @@ def _program(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
 
 def check_captured_in_eval(program: torch.export.ExportedProgram, path: Path) -> None:
     """A program keeps the mode it was captured in; in training mode its batch norms ignore their running statistics."""
+    import torch
+
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
             raise NormStateError(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
-
 from normfold.checkpoint import stated
 from normfold.checkpoint.contents import Contents, arguments
 from normfold.checkpoint.formats.base import Format
@@ -17,6 +15,8 @@ def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read every tensor and the metadata. Raises CheckpointError."""
     if ema:
         raise CheckpointError(f"{path}: a .safetensors file holds one set of weights, so --ema has nothing to choose.")
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from normfold.checkpoint.contents import Contents, contents_of
+from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.formats.base import Format
-from normfold.checkpoint.unpickle import unpickle
 
 
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read a pickle: weights only, unless it is trusted. Raises CheckpointError; it names a refused global."""
+    from normfold.checkpoint.unpickle import unpickle
+    from normfold.checkpoint.weights import contents_of
+
     return contents_of(unpickle(path, trust=trust), path, ema=ema)
 
 

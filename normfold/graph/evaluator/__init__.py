@@ -12,7 +12,7 @@ the operators are held against it, one by one, in docs/truth.md.
 """
 
 from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
-from normfold.graph.evaluator.evaluator import Evaluator, compute
+from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.program import Watch
 
-__all__ = ["EvaluationError", "Evaluator", "NotCoveredError", "Watch", "compute"]
+__all__ = ["EvaluationError", "Evaluator", "NotCoveredError", "Watch"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,8 @@ import onnx_ir as ir
 import torch
 
 from normfold.errors import GraphError
-from normfold.graph.evaluator.call import Call, NotCoveredError, label_of
 from normfold.graph.evaluator.limits import Meter, free_processors
-from normfold.graph.evaluator.operators import lookup
-from normfold.graph.evaluator.program import Program, Scope, Watch, applied, schema_version
+from normfold.graph.evaluator.program import Program, Scope, Watch
 from normfold.graph.evaluator.values import Value, from_numpy, to_numpy
 
 
@@ -61,21 +59,6 @@ class Evaluator:
         with torch.no_grad(), np.errstate(all="ignore"), free_processors():
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)
-
-
-def compute(node: ir.Node, opset: int, inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """One operator without subgraphs, on constants: numpy arrays in (None for one that is left out), numpy arrays out.
-
-    opset: of its domain. Raises what `Evaluator.run` does.
-    """
-    version = schema_version(node, {node.domain: opset})
-    function = lookup(node.domain, node.op_type, version)
-    if function is None:
-        raise NotCoveredError(f"{label_of(node)}: normfold does not know what it computes")
-    call = Call(node, version, Meter(), constant=True)
-    with torch.no_grad(), np.errstate(all="ignore"):
-        written = applied(function, call, [_taken(array) for array in inputs])
-    return tuple(to_numpy(value) for value in written)
 
 
 def _taken(given: Any) -> Value:

@@ -22,6 +22,7 @@ from normfold.errors import NotExpressibleError
 from normfold.export.to_onnx import export
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.models import create
+from normfold.pipeline import look
 from normfold.pipeline import run as pipeline
 from tests.support.graphs import EXACT, Outcome, build, draw, fold, kept, op_types, same_function
 from tests.support.widened import widened
@@ -210,6 +211,6 @@ def test_half_precision_holds_a_large_alpha_back() -> None:
 
 
 def test_the_pipeline_counts_them_apart(tmp_path: Path) -> None:
-    report = pipeline.inspect(saved(("deepnet_encoder_ln", {**SMALL, "depth": 2}, ENCODER[2]), tmp_path))
+    report = look.inspect(saved(("deepnet_encoder_ln", {**SMALL, "depth": 2}, ENCODER[2]), tmp_path))
     kinds = [site.kind for site in report.sites]
     assert kinds.count("DeepNorm") == kinds.count("LayerNorm") == 4

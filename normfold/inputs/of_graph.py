@@ -1,4 +1,4 @@
-"""The input specifications that a model brings along: those of an ONNX graph, a program, an embedding."""
+"""The input specifications that an ONNX graph brings along. No torch here."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import nn
 
 from normfold.errors import InputSpecError
 from normfold.inputs.spec import DTYPES, INTEGERS, InputSpec
 
-# torch itself assumes that a size is 2 or more; a program that says so says nothing.
-_LEAST_STATED = 3
-
 _ONNX_NAMES = {"float": "float32", "double": "float64"}
-
-
-def with_vocabulary(specs: tuple[InputSpec, ...], module: nn.Module) -> tuple[InputSpec, ...]:
-    """Bound integer inputs that have no bound by the smallest embedding table: any smaller number is valid in all."""
-    rows = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
-    return tuple(
-        replace(spec, high=min(rows)) if rows and spec.high is None and spec.dtype in INTEGERS else spec
-        for spec in specs
-    )
 
 
 def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
@@ -42,13 +27,13 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
         if dtype not in DTYPES or value.shape is None:
             raise InputSpecError(f"{path}: input {value.name} has {dtype} dtype or no shape; normfold cannot feed it.")
         steps: dict[str, int] = {}
-        dims = tuple(_dim(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
+        dims = tuple(dim_of(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
         choice = _compared(value) if dtype in INTEGERS and math.prod(d for d in dims if isinstance(d, int)) == 1 else ()
         specs.append(InputSpec(str(value.name), dtype, dims, high=_vocabulary(value), steps=steps, values=choice))
     return tuple(specs)
 
 
-def _dim(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int | str:
+def dim_of(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int | str:
     """A dimension as it is or as the letter of a dynamic axis; of `32*h` the 32 goes into `steps`."""
     multiple = None if isinstance(dim, int) else re.fullmatch(r"\s*([1-9]\d*)\s*\*\s*(\w+)\s*", str(dim.value))
     if multiple is None:
@@ -126,35 +111,3 @@ def matching(given: tuple[InputSpec, ...], found: tuple[InputSpec, ...], path: P
         replace(chosen[spec.name], high=chosen[spec.name].high or spec.high) if spec.name in chosen else spec
         for spec in found
     )
-
-
-def program_inputs(program: torch.export.ExportedProgram) -> tuple[InputSpec, ...]:
-    """The user inputs of an exported program; its symbolic sizes are the letters, its range constraints the limits."""
-    fed = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    specs = []
-    for name in program.graph_signature.user_inputs:
-        value = fed.get(name)
-        if not isinstance(value, torch.Tensor):
-            continue
-        dims: list[int | str] = []
-        limits, lows, steps = dict[str, int](), dict[str, int](), dict[str, int]()
-        shape: tuple[Any, ...] = tuple(value.shape)
-        for dim in shape:
-            if isinstance(dim, int):
-                dims.append(dim)
-                continue
-            letter = str(_dim(ir.SymbolicDim(str(dim.node.expr)), "axis", steps))
-            dims.append(letter)
-            symbols = list(dim.node.expr.free_symbols)
-            allowed = program.range_constraints.get(symbols[0]) if len(symbols) == 1 else None
-            if allowed is None:
-                continue
-            step = steps.get(letter, 1)
-            if allowed.upper.is_Integer:
-                limits[letter] = step * int(allowed.upper)
-            if allowed.lower.is_Integer and int(allowed.lower) >= _LEAST_STATED:
-                lows[letter] = step * int(allowed.lower)
-        specs.append(
-            InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims), limits=limits, lows=lows, steps=steps)
-        )
-    return tuple(specs)
