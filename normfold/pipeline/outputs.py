@@ -20,6 +20,7 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import OutputError
 from normfold.graph.float64 import parameter_count
+from normfold.graph.powers import Rescaling
 from normfold.graph.write import data_of, save, save_unchanged, stored_beside
 from normfold.inputs.cases import Case, draw_cases
 from normfold.inputs.float16 import half_specs
@@ -47,7 +48,7 @@ NOT_VERIFIED = "The output has not been verified (--no-verify)."
 class Folded:
     """One graph of the task: what it was exported from, as it was exported, and folded.
 
-    rescaled: the original in powers of two that float16 can hold, where it could not.
+    powers: of two, in which float16 can hold the original, where it could not.
     """
 
     source: Source
@@ -55,7 +56,7 @@ class Folded:
     model: ir.Model
     report: GraphReport
     warnings: tuple[str, ...] = ()
-    rescaled: ir.Model | None = None
+    powers: Rescaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def _draft(
                 half = elsewhere / "unfolded.float16.onnx" if options.half else None
                 cases = _cases(inputs, half=half is not None, parameters=parameters)
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
-                yardstick, edges = lay(truth, unfolded[0], inputs, half=half, rescaled=graph.rescaled)
+                yardstick, edges = lay(truth, unfolded[0], inputs, half=half, powers=graph.powers)
                 # The float64 run of a module does not tell what its graph would meet.
                 report = replace(report, edges=edges, unexercised=None if truth.from_module else truth.unexercised)
                 if report.failed:
@@ -188,6 +189,7 @@ def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path,
         graph=report.name,
         dtype=planned.report.dtype,
         center=planned.report.center,
+        powers=graph.powers,
         norms=tuple(FoldedNorm(site.name, site.kind, site.status, site.into) for site in report.sites),
         sketch=sketch,
     )

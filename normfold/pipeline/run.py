@@ -274,7 +274,7 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
     warnings = (*done.warnings, *stay, *_widened(done.plan))
-    return Folded(source, original, done.model, report, warnings, done.rescaled)
+    return Folded(source, original, done.model, report, warnings, done.powers)
 
 
 def _widened(plan: Plan) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ from normfold.verify.runtime import Runtime
 from normfold.verify.truth import Truth
 
 EXPORT_EDGE = "checkpoint -> export"
+POWERS_EDGE = "float32 -> powers of two"
 HALF_EDGE = "float32 -> float16"
 FOLD_EDGE = "original -> folded"
 RUNTIME_EDGE = "unoptimised -> optimised"

@@ -200,25 +200,10 @@ class Rule(ABC):
 
 @final
 class Wall(Rule):
-    """An operator that no per-channel map passes: all that is not in the table, and some rows of it.
-
-    fixed_map: what it is where it is a fixed map; then the analysis sees an `Affine` in its place.
-    """
-
-    def __init__(
-        self,
-        *,
-        fixed_map: Callable[[Graph, Op], FixedMap | None] | None = None,
-        in_statistic: InStatistic | None = None,
-    ) -> None:
-        self.fixed_map_of = fixed_map
-        self.in_statistic = in_statistic
+    """An operator that no per-channel map passes: all that is not in the table."""
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         return ()
-
-    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
-        return None if self.fixed_map_of is None else self.fixed_map_of(graph, op)
 
     def scale(self, at: Surroundings) -> Demands:
         return wall(at.op)

@@ -15,12 +15,13 @@ from normfold import errors
 from normfold.analysis.frames.powers import Powers, choose_powers, rooms
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import LARGEST_HALF
+from normfold.analysis.plan import Plan
 from normfold.graph.float16 import to_half
+from normfold.graph.powers import rescale
 from normfold.graph.prepare import prepare
 from normfold.inputs.cases import Case
 from normfold.inputs.spec import InputSpec
 from normfold.pipeline import run as pipeline
-from normfold.rewrite.graph import rewrite
 from tests.support.graphs import op_types, parse, run_float32
 
 RNG = np.random.default_rng(3)
@@ -58,8 +59,8 @@ def chosen(graph: onnx.ModelProto) -> tuple[ir.Model, Powers]:
     specs = [InputSpec.parse("x:float32[3,8]")]
     ranges = calibrate(prepared, specs, half=True, cases=[Case({}, 0, 1.0, {"x": X})])
     powers = choose_powers(prepared, ranges)
-    rescaled = rewrite(prepared, powers.plan)
-    left = rooms(ranges.scaled(powers.of), powers.plan.__class__(()), powers.of)
+    rescaled = rescale(prepared, powers.rescaling)
+    left = rooms(powers.ranges(ranges), Plan(()), powers.of)
     assert powers.beyond is not None or all(one.left >= 1.0 for one in left if one.tensor != "y")
     return rescaled, powers
 
@@ -99,7 +100,7 @@ def test_what_fits_stays() -> None:
     read = {"w", "v", "o", "g"}
     graph = parse(text, **{n: (a / np.float32(1e4) if n in "wv" else a) for n, a in CONSTANTS.items() if n in read})
     _, powers = chosen(graph)
-    assert powers.plan.is_empty and powers.beyond is None and not powers.of
+    assert powers.rescaling.is_empty and powers.beyond is None and not powers.of
 
 
 def test_an_epsilon_does_not_become_0() -> None:
