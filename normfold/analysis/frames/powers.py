@@ -105,7 +105,7 @@ def choose_powers(model: Model, ranges: Ranges) -> Powers:
             known = ranges.get(value)
             if known is None or _stored(state, value, known) <= NEAR_END:
                 continue
-            refused = _scale_down(state, ranges, value, None)
+            refused = _scale_down(state, ranges, value)
             if refused is None or _stored(state, value, known) <= LARGEST_HALF:
                 continue
             if _scale_down(state, ranges, value, starts) is not None:
@@ -123,7 +123,7 @@ def _written(state: State, starts: set[Value], beyond: Refuse | None) -> Powers:
     products = tuple((name_of(value), result, -powers[value]) for value, result in results.items())
     rescaling = Rescaling(_constants(edits), _attributes(edits), products)
     of = {results.get(value, name_of(value)): power for value, power in powers.items()}
-    writers = {name_of(v): op.label if (op := state.graph.producer.get(v)) else "the input itself" for v in results}
+    writers = {name_of(v): op.label if (op := state.graph.producer.get(v)) else "the input" for v in results}
     return Powers(rescaling, of, writers, beyond)
 
 
@@ -163,14 +163,20 @@ def _stored(state: State, value: Value, known: Range) -> float:
     return float(known.largest / state.get("scale", value).min())
 
 
-def _scale_down(state: State, ranges: Ranges, value: Value, starts: set[Value] | None) -> Refuse | None:
+def _scale_down(state: State, ranges: Ranges, value: Value, starts: set[Value] | None = None) -> Refuse | None:
     """Store `value`, and all that has to follow, smaller by a power of two that keeps each of them in range.
 
-    starts: the tensors with a product behind them; more of them may be needed. None: there are to be no more.
+    starts: the tensors with a product behind them; more of them may be needed. None: there are to be no more. In a norm
+    that divides a sum of squares by their number, that product has to carry the power on to the root.
     """
+    refused = _try(state, ranges, value, starts, rigid=False)
+    return None if refused is None or _try(state, ranges, value, starts, rigid=True) is None else refused
+
+
+def _try(state: State, ranges: Ranges, value: Value, starts: set[Value] | None, *, rigid: bool) -> Refuse | None:
     before = state.get("scale", value)
     new: set[Value] | None = None if starts is None else set()
-    probed = flood(state, "scale", {value: before * _PROBE}, starts=new)
+    probed = flood(state, "scale", {value: before * _PROBE}, starts=new, rigid=rigid)
     if isinstance(probed, Refuse):
         return probed
     exponents = {other: _exponent(state, other, scale) for other, scale in probed.decided.items()}
@@ -201,7 +207,7 @@ def _scale_down(state: State, ranges: Ranges, value: Value, starts: set[Value] |
     power = whole * math.ceil(least / whole)
     if power > most:
         return Refuse("scale-range", f"{value.name}: what has to follow it would be too small or too large")
-    taken = take(state, {value: before * 2.0**power}, starts=new)
+    taken = take(state, {value: before * 2.0**power}, starts=new, rigid=rigid)
     if isinstance(taken, Refuse):
         return taken
     if starts is not None and new is not None:

@@ -172,14 +172,15 @@ def flood(
     writer_limit: float = 0.0,
     map_limit: float = 0.0,
     starts: set[Value] | None = None,
+    rigid: bool = False,
 ) -> Outcome | Refuse:
     """Decide the scales, or the shifts, in `start`, with `folding` counted as folded, and all that follow from them.
 
     Refused too where it would need more copies of shared weights than are allowed. writer_limit, map_limit: see
     `rules.base.Surroundings`. starts: where it is given, a tensor whose writer takes no scale is no end: it is added
-    here, for a product behind it can.
+    here, for a product behind it can. rigid: products with constants carry what arrives, as a folded map does.
     """
-    found = _Flood(state, coefficient, folding, writer_limit, map_limit, starts).run(start)
+    found = _Flood(state, coefficient, folding, writer_limit, map_limit, starts, rigid=rigid).run(start)
     assert found is not None, "a flood without bounds ends somewhere"
     return found if isinstance(found, Refuse) else state.allowed(coefficient, found)
 
@@ -214,10 +215,12 @@ class _Flood:
         writer_limit: float,
         map_limit: float,
         starts: set[Value] | None = None,
+        *,
+        rigid: bool = False,
     ) -> None:
         self.state, self.graph, self.coefficient, self.folding = state, state.graph, coefficient, folding
         self.writer_limit, self.map_limit = writer_limit, map_limit
-        self.starts = starts
+        self.starts, self.rigid = starts, rigid
         self.costs = ShiftCosts(state)
         self.known: dict[Value, Array] = {}
         self.reached: dict[Op, None] = {}
@@ -313,7 +316,7 @@ class _Flood:
 
     def around(self, op: Op, known: dict[int, Array]) -> Surroundings:
         """What a rule may know of its operator, with these scales, or shifts, on its ports."""
-        fixed = op is self.folding or self.state.is_fixed(op, self.coefficient)
+        fixed = self.rigid or op is self.folding or self.state.is_fixed(op, self.coefficient)
         return Surroundings(
             graph=self.graph,
             op=op,

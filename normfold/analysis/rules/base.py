@@ -64,7 +64,8 @@ class Surroundings:
     """What a flood knows around one operator.
 
     known: the ports it has reached, float64 of the rank of each tensor. before: the scale, or shift, that a port has
-    had until now. fixed: for an affine map, whether it has been folded away, or is the one being folded (folding).
+    had until now. fixed: for a map with constants, whether it carries what arrives: it has been folded away, or is
+    the one being folded (folding), or is to stay as it is.
     costs: what a shift would cost around it. writer_limit: how many elements a bias may touch that takes a shift at
     once, where another tensor could carry it on. map_limit: how many elements an Add may touch whose bias differs from
     position to position, for the flood to be worth it.

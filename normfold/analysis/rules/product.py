@@ -56,7 +56,7 @@ class ProductRule(Rule):
 
     def scale(self, at: Surroundings) -> Demands:
         if self._absorbs(at.graph, at.op):
-            return at.zero_output() or {}
+            return self._carried(at) if at.fixed else at.zero_output() or {}
         if at.op.inputs[0] is at.op.inputs[1] and 0 not in at.known and self.power > 0.0:
             if np.any(at.known[OUT] <= 0.0):
                 return at.refuse("negative-scale", "what it writes is never negative")
@@ -84,6 +84,14 @@ class ProductRule(Rule):
             return x * y**self.power
         z = at.get(OUT)
         return z / y**self.power if taker == 0 else (z / x) ** self.power
+
+    def _carried(self, at: Surroundings) -> Demands:
+        """What the constant took up before, it goes on to take up."""
+        source = next(port for port in self.ports(at.graph, at.op) if port != OUT)
+        port, other = (source, OUT) if source in at.known else (OUT, source)
+        if np.any(at.before(port) == 0.0):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be divided by")
+        return {other: at.before(other) * at.known[port] / at.before(port)}
 
     def _absorbs(self, graph: Graph, op: Op) -> bool:
         fixed = self.fixed_map(graph, op)
