@@ -148,7 +148,10 @@ def _unused(base: str, taken: set[Any]) -> str:
 
 
 def _missing(what: str) -> GraphError:
-    return GraphError(f"the powers of two that the model is stored in do not fit its source, which lacks {what}")
+    return GraphError(
+        f"the powers of two that the model is stored in do not fit its source, which lacks {what}: if it was made from "
+        "another file, name that (--against SOURCE)"
+    )
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,7 @@ def calibrate(
     for case in cases:
         for name, array in case.fed_to(inputs).items():
             if array.dtype.kind == "f" and array.size:
-                seen.setdefault(name, []).append((array.size, range_of(array)))
+                seen.setdefault(name, []).append((array.size, range_of(array.astype(np.float64))))
         graph_tensors(model, case, keep)
     return Ranges({name: _joined(found) for name, found in seen.items()}, half)
 
