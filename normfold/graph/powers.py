@@ -77,7 +77,7 @@ def rescale(model: Model, rescaling: Rescaling) -> Model:
     for output, port, power in rescaling.constants:
         node = _written(values, output)
         source = node.inputs[port] if 0 <= port < len(node.inputs) else None
-        if source is None or not graph.is_constant(source):
+        if source is None or not graph.is_constant(source) or not graph.is_floating(source):
             raise _missing(f"a constant at input {port} of the operator that writes {output}")
         if (source, power) not in made:
             made[source, power] = _constant(graph, source, power, _unused(f"{source.name}.scaled", taken))

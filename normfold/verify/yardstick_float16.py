@@ -6,6 +6,7 @@ got wrong would excuse itself: the converted source is therefore held against th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from normfold.errors import GraphError
 from normfold.graph.float16 import to_half
 from normfold.graph.float64 import COARSE_CEILINGS
 from normfold.graph.powers import Rescaling, rescale
@@ -22,8 +24,9 @@ from normfold.inputs.cases import Case
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
+from normfold.system.failures import check_memory, one_line
 from normfold.verify.judge import FEW, FLOOR_ULPS, HALF_EDGE, PLAIN, POWERS_EDGE, Edge, Judged, Tolerance, judge
-from normfold.verify.metrics import figures
+from normfold.verify.metrics import Array, figures
 from normfold.verify.runtime import open_session, run_session
 from normfold.verify.truth import Truth
 from normfold.verify.yardstick import Yardstick
@@ -68,15 +71,13 @@ def lay(
 
 def _powers_edge(cases: Sequence[Case], original: Path, rescaled: ir.Model, place: Path) -> Edge:
     """The source in powers of two against itself: in float32 every bit is the same but where a root is a power."""
-    paths = (original, save(rescaled, place)[0])
-    runs = []
-    for path in paths:
-        session = open_session(path, PLAIN)
-        names = [value.name for value in session.get_inputs()]
-        runs.append([run_session(session, None, case.fed_to(names)) for case in cases])
-        outputs = [value.name for value in session.get_outputs()]
+    own = _outputs(original, cases)
+    try:
+        others = _outputs(save(rescaled, place)[0], cases)
+    except GraphError as error:
+        return Edge(POWERS_EDGE, math.inf, math.inf, 0.0, passed=False, detail=str(error))
     judged = []
-    for name, truths, found in zip(outputs, *(zip(*rows, strict=True) for rows in runs), strict=True):
+    for (name, truths), found in zip(own.items(), others.values(), strict=True):
         wide = [np.asarray(true, np.float64) if true.dtype.kind == "f" else true for true in truths]
         sizes = [np.abs(true[np.isfinite(true)]) for true in wide if true.dtype.kind == "f"]
         flat = np.concatenate([size.reshape(-1) for size in sizes]) if sizes else np.ones(1)
@@ -86,6 +87,18 @@ def _powers_edge(cases: Sequence[Case], original: Path, rescaled: ir.Model, plac
         samples = tuple(figures(value, true) for value, true in zip(found, wide, strict=True))
         judged.append(Judged(name, samples, scale, ulp, bound))
     return judge(POWERS_EDGE, cases, judged, "the source stored in powers of two, in float32, against the source", {})
+
+
+def _outputs(path: Path, cases: Sequence[Case]) -> dict[str, list[Array]]:
+    """What a graph gives, case by case. Raises GraphError where it does not run."""
+    session = open_session(path, PLAIN)
+    names = [value.name for value in session.get_inputs()]
+    try:
+        rows = [run_session(session, None, case.fed_to(names)) for case in cases]
+    except Exception as error:  # onnxruntime's own classes share no base but this
+        check_memory(error, str(path))
+        raise GraphError(f"{path.name} does not run: {one_line(error)}") from error
+    return {value.name: [row[i] for row in rows] for i, value in enumerate(session.get_outputs())}
 
 
 def _half_edge(yardstick: Yardstick) -> Edge:

@@ -130,6 +130,6 @@ def test_powers_that_fit_no_source_give_no_verdict(
     assert found.exit_code == 2 and says in said(found)
 
 
-def test_a_negative_epsilon_gives_no_verdict_or_fails(folder: Path, tmp_path: Path) -> None:
+def test_powers_that_do_not_run_fail(folder: Path, tmp_path: Path) -> None:
     found = verify(with_powers(beside_its_source(folder, tmp_path), lambda p: p["attributes"][0].__setitem__(2, -1e30)))
-    assert found.exit_code in (1, 2)
+    assert found.exit_code == 1 and POWERS_EDGE in found.output
