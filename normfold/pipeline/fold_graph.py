@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.centre import Centring, plan_centring
-from normfold.analysis.frames.powers import Room, choose_powers, rooms
+from normfold.analysis.frames.powers import Powers, Room, choose_powers, rooms
 from normfold.analysis.placement.float16_range import Ranges, holds_half
 from normfold.analysis.plan import Plan
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.graph.float16 import to_half
+from normfold.graph.powers import Rescaling, rescale
 from normfold.graph.prepare import prepare
 from normfold.graph.write import save
 from normfold.inputs.cases import read_cases
@@ -36,8 +37,9 @@ class FoldedGraph:
 
     prepared: the graph with the shapes of all its tensors. folded: with the plan carried out; where the plan is empty,
     the very graph that came in. model: that, centred and in float16 where it was asked for. warnings: what there is to
-    say of the plan. rescaled: what was folded instead of the graph that came in, where float16 would not hold that: the
-    same but for powers of two. room: what each tensor of a float16 model held on the inputs that were looked at.
+    say of the plan. powers, rescaled: what was folded instead of the graph that came in, where float16 would not hold
+    that: the same but for powers of two. room: what each tensor of a float16 model held on the inputs that were looked
+    at.
     """
 
     source: Source
@@ -47,6 +49,7 @@ class FoldedGraph:
     model: ir.Model
     centring: Centring
     warnings: tuple[str, ...] = ()
+    powers: Rescaling | None = None
     rescaled: ir.Model | None = None
     room: tuple[Room, ...] = ()
 
@@ -79,9 +82,10 @@ def fold_graph(
                 f"--dtype float16: {powers.beyond.reason}. Write it in float32 (leave --dtype out), or say with "
                 "--calibrate FILE.npz what real inputs are"
             )
-        rescaled = None if powers is None or powers.plan.is_empty else rewrite(prepared, powers.plan)
+        rescaled = None if powers is None or powers.rescaling.is_empty else rescale(prepared, powers.rescaling)
         if powers is not None and ranges is not None and rescaled is not None:
-            original, prepared, ranges = rescaled, prepare(rescaled), ranges.scaled(powers.of)
+            original, prepared, ranges = rescaled, prepare(rescaled), powers.ranges(ranges)
+            warnings += _multiplied(powers)
         plan = analyse(
             prepared,
             norms=source.norms,
@@ -99,7 +103,17 @@ def fold_graph(
         model = centre(shaped, centring) if centring.norms else folded
         model = to_half(model) if options.half else model
     room = () if powers is None or ranges is None else rooms(ranges, plan, powers.of)
-    return FoldedGraph(source, prepared, plan, folded, model, centring, warnings, rescaled, room)
+    record = None if powers is None or rescaled is None else powers.rescaling
+    return FoldedGraph(source, prepared, plan, folded, model, centring, warnings, record, rescaled, room)
+
+
+def _multiplied(powers: Powers) -> tuple[str, ...]:
+    """What there is to say of the products that powers of two need."""
+    return tuple(
+        f"One Mul by 2^{power} was added behind {tensor}: what writes it ({powers.starts[tensor]}) takes no power of "
+        "two, and float16 would not hold what it is added to otherwise."
+        for tensor, _, power in powers.rescaling.products
+    )
 
 
 def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Ranges | None, tuple[str, ...]]:

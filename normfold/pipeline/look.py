@@ -23,6 +23,7 @@ from normfold.export.parts import split
 from normfold.export.tasks import Task
 from normfold.graph.operators import op_counts
 from normfold.graph.operators import opset as opset_of
+from normfold.graph.powers import Rescaling
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, Report, SourceInfo
@@ -46,7 +47,7 @@ AnyPath = str | os.PathLike[str]
 class Folded:
     """One graph of the task: what it was exported from, as it was exported, and folded.
 
-    rescaled: the original in powers of two that float16 can hold, where it could not.
+    powers: of two, in which float16 can hold the original, where it could not.
     """
 
     source: Source
@@ -54,7 +55,7 @@ class Folded:
     model: ir.Model
     report: GraphReport
     warnings: tuple[str, ...] = ()
-    rescaled: ir.Model | None = None
+    powers: Rescaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
     warnings = (*done.warnings, *stay, *_widened(done.plan))
-    return Folded(source, original, done.model, report, warnings, done.rescaled)
+    return Folded(source, original, done.model, report, warnings, done.powers)
 
 
 def _widened(plan: Plan) -> tuple[str, ...]:

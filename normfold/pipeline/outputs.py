@@ -108,7 +108,7 @@ def _draft(
                 half = elsewhere / "unfolded.float16.onnx" if options.half else None
                 cases = _cases(inputs, half=half is not None, parameters=parameters)
                 truth = establish(graph.source.module, unfolded[0], inputs, cases=cases)
-                yardstick, edges = lay(truth, unfolded[0], inputs, half=half, rescaled=graph.rescaled)
+                yardstick, edges = lay(truth, unfolded[0], inputs, half=half, powers=graph.powers)
                 # The float64 run of a module does not tell what its graph would meet.
                 report = replace(report, edges=edges, unexercised=None if truth.from_module else truth.unexercised)
                 if report.failed:
@@ -165,6 +165,7 @@ def _manifest(planned: Planned, graph: Folded, report: GraphReport, place: Path,
         graph=report.name,
         dtype=planned.report.dtype,
         center=planned.report.center,
+        powers=graph.powers,
         norms=tuple(FoldedNorm(site.name, site.kind, site.status, site.into) for site in report.sites),
         sketch=sketch,
     )

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 EXPORT_EDGE = "checkpoint -> export"
+POWERS_EDGE = "float32 -> powers of two"
 HALF_EDGE = "float32 -> float16"
 FOLD_EDGE = "original -> folded"
 RUNTIME_EDGE = "unoptimised -> optimised"

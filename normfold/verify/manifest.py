@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from normfold.errors import GraphError, NormfoldError
 from normfold.export.tasks import GRAPHS, Task
+from normfold.graph.powers import Rescaling
 from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.system.failures import one_line
@@ -43,7 +44,8 @@ class Manifest:
     relative path, and never from the root: a model that is handed on says nothing of the disk it comes from. arch,
     arch_args, inputs, ema, allow_unfinished: how the source was loaded. task, graph: what was exported of it
     (export/tasks.py). dtype: what that was converted to, None where it kept its types. center: whether its LayerNorms
-    were to become RMSNorms. norms: all norms of the source. sketch: the recorded outputs, None where the fold was not
+    were to become RMSNorms. powers: of two, in which the source was stored before it was folded, None where it was
+    folded as it is. norms: all norms of the source. sketch: the recorded outputs, None where the fold was not
     verified.
     """
 
@@ -60,6 +62,7 @@ class Manifest:
     graph: str = ""
     dtype: str | None = None
     center: bool = False
+    powers: Rescaling | None = None
     norms: tuple[FoldedNorm, ...] = ()
     sketch: Sketch | None = None
 
@@ -92,6 +95,7 @@ class Manifest:
             ],
             "dtype": self.dtype,
             "center": self.center,
+            "powers": None if self.powers is None else self.powers.to_json(),
             "load": {"ema": self.ema, "allow_unfinished": self.allow_unfinished},
             "outputs": None if self.sketch is None else self.sketch.to_json(),
         }
@@ -123,6 +127,7 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
             graph=graph,
             dtype=None if content.get("dtype") is None else _text(content["dtype"]),
             center=bool(content.get("center", False)),
+            powers=Rescaling.from_json(content["powers"]) if content.get("powers") else None,
             norms=tuple(
                 FoldedNorm(
                     _text(site["name"]),

@@ -26,6 +26,8 @@ from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.system.clock import Clock
 from normfold.system.numbers import HALF
+from normfold.verify.judge import FOLD_EDGE, HALF_EDGE, POWERS_EDGE
+from normfold.verify.run import judge
 from tests.external.transformers_models import One
 from tests.support.graphs import run_float32
 
@@ -127,8 +129,34 @@ def test_the_stream_fits_and_float32_is_the_same(make: Callable[[], nn.Module], 
     assert np.abs(in_float16(ir.to_proto(done.model)) - truth).max() <= OF_THE_LARGEST * largest
 
 
-def test_a_stream_that_begins_in_a_gelu_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_stream_that_begins_in_a_gelu_is_multiplied_there(tmp_path: Path) -> None:
+    """The position embedding and what the layers write carry the power; what the GELU writes needs a product.
+
+    `verify` exports the program anew and finds the powers in the manifest.
+    """
     module = amplified(transformers.WhisperModel(whisper_config()).encoder, 1e6, "out_proj", "fc2")
+    batch = torch.export.Dim("B", min=1, max=64)
+    program = torch.export.export(module, (torch.randn(2, 8, 64),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    report = normfold.fold(tmp_path / "encoder.pt2", tmp_path / "out.onnx", dtype=HALF, trust=True)
+    edges = {edge.name: edge for edge in report.edges}
+    assert not report.failed and edges[POWERS_EDGE].max_abs == 0.0
+    assert [w for w in report.warnings if "One Mul by 2^-" in w and "Gelu" in w]
+    found = judge(tmp_path / "out.onnx", samples=4, load=LoadOptions(trust=True))
+    assert found.passed and {edge.name for edge in found.edges} >= {POWERS_EDGE, HALF_EDGE, FOLD_EDGE}
+
+
+def test_a_gelu_that_reads_the_stream_is_refused_by_name(tmp_path: Path) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = amplified(transformers.WhisperModel(whisper_config()).encoder, 1e6, "out_proj", "fc2").model
+            self.encoder.layer_norm = nn.GELU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Features (B, 8, L) to the mean of the last hidden state."""
+            return self.encoder(x).last_hidden_state.mean(-1) * 1e-6
+
     with pytest.raises(GraphError, match="float16 ends at 65504; no power of two helps") as refused:
-        normfold.fold(module, tmp_path / "out.onnx", inputs="x:float32[B,8,64]", dtype=HALF)
+        normfold.fold(Reads().eval(), tmp_path / "out.onnx", inputs="x:float32[B,8,64]", dtype=HALF)
     assert "--calibrate" in str(refused.value) and not (tmp_path / "out.onnx").exists()

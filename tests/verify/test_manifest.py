@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from normfold.errors import GraphError
+from normfold.graph.powers import Rescaling
 from normfold.verify.manifest import KEY, FoldedNorm, Manifest, read_manifest
 
 FULL = Manifest(
@@ -50,7 +51,8 @@ def test_it_is_one_line_of_json_with_sorted_keys() -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    for manifest in (FULL, replace(FULL, path=None, arch=None, dtype="float16", center=True)):
+    powers = Rescaling((("h", 1, -4),), (("n", "epsilon", 1e-7),), (("g", "g.scaled", -4),))
+    for manifest in (FULL, replace(FULL, path=None, arch=None, dtype="float16", center=True, powers=powers)):
         assert read_manifest(holding(manifest.dumps()), Path("m.onnx")) == manifest
     assert FULL.folded == ("blocks.0.norm1",)
     assert read_manifest(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), Path("m.onnx")) is None

@@ -125,9 +125,14 @@ def written_by(state: State, op: Op, axis: int) -> tuple[Around, ...]:
     return tuple(part for part in _around(state, op, {op.output: ratio}, probe) if part.is_weight(state))
 
 
-def take(state: State, start: Mapping[Value, Array]) -> Outcome | Refuse:
-    """Give tensors these scales, with all that follows; where something refuses, everything is as it was."""
-    found = flood(state, "scale", start)
+def take(
+    state: State, start: Mapping[Value, Array], *, starts: set[Value] | None = None, rigid: bool = False
+) -> Outcome | Refuse:
+    """Give tensors these scales, with all that follows; where something refuses, everything is as it was.
+
+    starts, rigid: see `flood`.
+    """
+    found = flood(state, "scale", start, starts=starts, rigid=rigid)
     if isinstance(found, Refuse):
         return found
     if refused := leaves_range(state, found, None):

@@ -23,13 +23,14 @@ CASES = 8
 def calibrate(
     model: ir.Model, specs: Sequence[InputSpec], *, half: bool = False, cases: Sequence[Case] | None = None
 ) -> Ranges:
-    """The ranges of every floating tensor that the main graph of `model` writes.
+    """The ranges of every floating tensor that the main graph of `model` takes or writes.
 
     half: its float32 tensors are going to be float16. cases: the inputs, by default `CASES` drawn ones.
     Raises GraphError where the graph cannot run, CannotJudgeError where memory runs out or an operator is not known.
     """
     cases = draw_cases(specs, count=CASES) if cases is None else cases
     names = {value.name or "" for node in model.graph for value in node.outputs}
+    inputs = [value.name or "" for value in model.graph.inputs]
     seen: dict[str, list[tuple[int, Range]]] = {}
 
     def keep(name: str, array: Array) -> None:
@@ -37,6 +38,9 @@ def calibrate(
             seen.setdefault(name, []).append((array.size, range_of(array)))
 
     for case in cases:
+        for name, array in case.fed_to(inputs).items():
+            if array.dtype.kind == "f" and array.size:
+                seen.setdefault(name, []).append((array.size, range_of(array.astype(np.float64))))
         graph_tensors(model, case, keep)
     return Ranges({name: _joined(found) for name, found in seen.items()}, half)
 

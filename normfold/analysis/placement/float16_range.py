@@ -228,8 +228,8 @@ def _error(array: Array, weighted: Array, kept: tuple[int, ...]) -> Array:
     """Relative rounding error of `array` in float16, its entries weighted, per entry of the axes `kept`."""
     nearest = _half(array)
     size = np.where(array == 0.0, 1.0, np.abs(array))
-    loss = np.where(array == 0.0, 0.0, np.abs(nearest - array) / size)
-    axes = tuple(axis for axis in range(array.ndim) if axis not in kept)
+    loss, weighted = np.broadcast_arrays(np.where(array == 0.0, 0.0, np.abs(nearest - array) / size), weighted)
+    axes = tuple(axis for axis in range(loss.ndim) if axis not in kept)
     lost, size_of_all = (
         np.sqrt(np.square(part).sum(axis=axes, keepdims=True)) for part in (loss * weighted, np.abs(weighted))
     )

@@ -90,8 +90,8 @@ def place_shift(state: State, op: Op, frame: Frame, *, scale: Outcome, with_zero
     for placement in _placements(state, op, frame):
         if best is not None and best.elements <= 0:
             break
-        limits = {"writer_limit": placement.writer_limit, "map_limit": float(stays)}
-        found = flood(state, "shift", placement.start, folding=op, **limits)
+        limit, most = placement.writer_limit, float(stays)
+        found = flood(state, "shift", placement.start, folding=op, writer_limit=limit, map_limit=most)
         if isinstance(found, Refuse):
             refused = refused or found
             continue

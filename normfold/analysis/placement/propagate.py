@@ -171,13 +171,16 @@ def flood(
     folding: Op | None = None,
     writer_limit: float = 0.0,
     map_limit: float = 0.0,
+    starts: set[Value] | None = None,
+    rigid: bool = False,
 ) -> Outcome | Refuse:
     """Decide the scales, or the shifts, in `start`, with `folding` counted as folded, and all that follow from them.
 
     Refused too where it would need more copies of shared weights than are allowed. writer_limit, map_limit: see
-    `rules.base.Surroundings`.
+    `rules.base.Surroundings`. starts: where it is given, a tensor whose writer takes no scale is no end: it is added
+    here, for a product behind it can. rigid: products with constants carry what arrives, as a folded map does.
     """
-    found = _Flood(state, coefficient, folding, writer_limit, map_limit).run(start)
+    found = _Flood(state, coefficient, folding, writer_limit, map_limit, starts, rigid=rigid).run(start)
     assert found is not None, "a flood without bounds ends somewhere"
     return found if isinstance(found, Refuse) else state.allowed(coefficient, found)
 
@@ -205,10 +208,19 @@ def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
 
 class _Flood:
     def __init__(
-        self, state: State, coefficient: Coefficient, folding: Op | None, writer_limit: float, map_limit: float
+        self,
+        state: State,
+        coefficient: Coefficient,
+        folding: Op | None,
+        writer_limit: float,
+        map_limit: float,
+        starts: set[Value] | None = None,
+        *,
+        rigid: bool = False,
     ) -> None:
         self.state, self.graph, self.coefficient, self.folding = state, state.graph, coefficient, folding
         self.writer_limit, self.map_limit = writer_limit, map_limit
+        self.starts, self.rigid = starts, rigid
         self.costs = ShiftCosts(state)
         self.known: dict[Value, Array] = {}
         self.reached: dict[Op, None] = {}
@@ -250,7 +262,9 @@ class _Flood:
         self.known[value] = array
         if value in self.graph.outputs:
             return Refuse("graph-output", f"{value.name}: it is an output of the model")
-        if value in self.graph.inputs:
+        if value in self.graph.inputs and self.starts is not None:
+            self.starts.add(value)
+        elif value in self.graph.inputs:
             return Refuse("graph-input", f"{value.name}: it is an input of the model")
         producer = self.graph.producer.get(value)
         for op in [*self.graph.readers(value), *([producer] if producer is not None else [])]:
@@ -264,6 +278,14 @@ class _Flood:
         heapq.heappush(self.queue, (rule_of(op.type).late, op.index, id(op), op))
 
     def _ask(self, op: Op) -> Refuse | None:
+        refused = self._pass(op)
+        if self.starts is None or refused is None or refused.code != "wall" or any(v in self.known for v in op.inputs):
+            return refused
+        self.starts.update(value for value in op.outputs if value in self.known)
+        return None
+
+    def _pass(self, op: Op) -> Refuse | None:
+        """Ask the rule of an operator that a decision reached, and decide what follows."""
         rule = rule_of(op.type)
         if not rule.reads(op):
             return wall(op)
@@ -294,7 +316,7 @@ class _Flood:
 
     def around(self, op: Op, known: dict[int, Array]) -> Surroundings:
         """What a rule may know of its operator, with these scales, or shifts, on its ports."""
-        fixed = op is self.folding or self.state.is_fixed(op, self.coefficient)
+        fixed = self.rigid or op is self.folding or self.state.is_fixed(op, self.coefficient)
         return Surroundings(
             graph=self.graph,
             op=op,

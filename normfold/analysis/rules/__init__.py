@@ -12,7 +12,7 @@ from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules.attention import AttentionRule
 from normfold.analysis.rules.axis_maps import AxisMap
 from normfold.analysis.rules.base import Rule, Wall
-from normfold.analysis.rules.batch_norm import batch_norm
+from normfold.analysis.rules.batch_norm import BatchNormRule
 from normfold.analysis.rules.carry import CarryRule, PadRule
 from normfold.analysis.rules.contract import EinsumRule, MatMulRule
 from normfold.analysis.rules.join import JoinRule
@@ -81,6 +81,10 @@ def _powers_mix(graph: Graph, op: Op) -> Refuse | None:
     return refuse(op, "shift-meets-activation", "works on the sizes of its elements, which a shift changes")
 
 
+def _negated(graph: Graph, op: Op) -> float:
+    return -1.0
+
+
 _RESIZE = (
     "antialias",
     "axes",
@@ -99,8 +103,8 @@ _POOL = (*_WINDOW, "storage_order")
 TABLE: dict[str, Rule] = {
     # Fixed maps, sums, products.
     "Affine": AffineRule(),
-    "BatchNormalization": Wall(fixed_map=batch_norm),
-    "Neg": Wall(fixed_map=negated),
+    "BatchNormalization": BatchNormRule(),
+    "Neg": CarryRule(same, times=_negated, fixed_map=negated),
     "Add": AddRule(+1.0, in_statistic="step"),
     "Sub": AddRule(-1.0),
     "Sum": SumRule(),
@@ -170,8 +174,10 @@ TABLE: dict[str, Rule] = {
     "Resize": CarryRule(resized, attributes=_RESIZE, shift=weighs_unevenly),
     "DepthToSpace": CarryRule(depth_to_space, attributes=["blocksize", "mode"]),
     "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
-    # Walls that have a part in a LayerNorm or RMSNorm that is written out.
-    "ReduceSumSquare": Wall(in_statistic="reduction"),
+    # Parts of a LayerNorm or RMSNorm that is written out.
+    "ReduceSumSquare": CarryRule(
+        averaged, attributes=_REDUCE, absolute=True, power=2.0, shift=_powers_mix, in_statistic="reduction"
+    ),
     "Sqrt": PowerRule(0.5),
     "Reciprocal": PowerRule(-1.0),
     "Pow": PowerRule(),

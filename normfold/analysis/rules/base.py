@@ -64,7 +64,8 @@ class Surroundings:
     """What a flood knows around one operator.
 
     known: the ports it has reached, float64 of the rank of each tensor. before: the scale, or shift, that a port has
-    had until now. fixed: for an affine map, whether it has been folded away, or is the one being folded (folding).
+    had until now. fixed: for a map with constants, whether it carries what arrives: it has been folded away, or is
+    the one being folded (folding), or is to stay as it is.
     costs: what a shift would cost around it. writer_limit: how many elements a bias may touch that takes a shift at
     once, where another tensor could carry it on. map_limit: how many elements an Add may touch whose bias differs from
     position to position, for the flood to be worth it.
@@ -200,25 +201,10 @@ class Rule(ABC):
 
 @final
 class Wall(Rule):
-    """An operator that no per-channel map passes: all that is not in the table, and some rows of it.
-
-    fixed_map: what it is where it is a fixed map; then the analysis sees an `Affine` in its place.
-    """
-
-    def __init__(
-        self,
-        *,
-        fixed_map: Callable[[Graph, Op], FixedMap | None] | None = None,
-        in_statistic: InStatistic | None = None,
-    ) -> None:
-        self.fixed_map_of = fixed_map
-        self.in_statistic = in_statistic
+    """An operator that no per-channel map passes: all that is not in the table."""
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         return ()
-
-    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
-        return None if self.fixed_map_of is None else self.fixed_map_of(graph, op)
 
     def scale(self, at: Surroundings) -> Demands:
         return wall(at.op)

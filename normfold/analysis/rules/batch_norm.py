@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import final
+
 import numpy as np
 
+from normfold.analysis.edits import Edit, NewAttribute, NewConstant
 from normfold.analysis.refusal import Refuse, refuse
-from normfold.analysis.rules.base import FixedMap
+from normfold.analysis.rules.base import Demands, FixedMap, FrameOf, Rule, Surroundings, name_of, value_at, wall
 from normfold.errors import NormStateError
 from normfold.graph.affine import Frame
 from normfold.graph.types import Op
@@ -13,6 +17,40 @@ from normfold.graph.view import Graph
 from normfold.norms.closed_form import batchnorm
 
 _ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})
+# Default of the ONNX specification.
+EPSILON = 1e-5
+
+
+@final
+class BatchNormRule(Rule):
+    """`g * (x - m) / sqrt(v + eps) + b`, where it stands as it is, and not for the fixed map that it is.
+
+    One scale s > 0 for all channels in front, one behind: `m / s`, `v / s^2`, `eps / s^2`; `g / s`, `b / s`.
+    """
+
+    attributes = _ATTRIBUTES
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        return batch_norm(graph, op)
+
+    def scale(self, at: Surroundings) -> Demands:
+        if isinstance(found := fixed_batch_norm(at.graph, at.op), Refuse):
+            return found
+        if any(array.size != 1 or array.flat[0] <= 0.0 for array in at.known.values()):
+            return wall(at.op)
+        return {}
+
+    def shift(self, at: Surroundings) -> Demands:
+        return wall(at.op)
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        before, after = (frame(value).scale.reshape(-1)[:1] for value in (value_at(op, 0), op.output))
+        output = name_of(op.output)
+        for port, size in ((1, after), (2, after), (3, before), (4, before**2)):
+            if size[0] != 1.0:
+                yield NewConstant(output, port, name_of(value_at(op, port)), over=size)
+        if before[0] != 1.0:
+            yield NewAttribute(output, "epsilon", op.number("epsilon", EPSILON) / float(before[0]) ** 2)
 
 
 def batch_norm(graph: Graph, op: Op) -> FixedMap | None:
@@ -47,7 +85,7 @@ def fixed_batch_norm(graph: Graph, op: Op) -> Frame | Refuse:
         return refuse(op, "unknown-shape", "the rank of its input, or the size of its channel axis, is not known")
     gamma, beta, mean, var = (part.reshape(1, *shape, *(1,) * (len(dims) - 1 - len(shape))) for part in constants)
     with np.errstate(all="ignore"):
-        channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", 1e-5))
+        channels = batchnorm(gamma, beta, mean, var, eps=op.number("epsilon", EPSILON))
     if not (np.all(np.isfinite(channels.scale)) and np.all(np.isfinite(channels.shift))):
         return refuse(op, "infinite-map", "a variance is 0 and so is the epsilon, or a weight or a mean is not finite")
     return channels

@@ -15,6 +15,7 @@ from normfold.analysis.rules.base import (
     OUT,
     Costs,
     Demands,
+    FixedMap,
     FrameOf,
     InStatistic,
     Rule,
@@ -35,9 +36,10 @@ AxisMapOf = Callable[[Graph, Op], AxisMap | Refuse]
 class _Carry(Rule):
     """Carries a frame along an `AxisMap`. On a constant input it is the constant that changes.
 
-    positive: only scales above 0 pass. absolute: of a scale its size passes. shift: why a shift does not pass on, or
-    None. times: by what a shift is multiplied on its way. rearranges, in_statistic: see `Rule`. mean_passes: linear,
-    and alike for all channels: without the mean over channels of its input, its output lacks its own.
+    positive: only scales above 0 pass. absolute: of a scale its size passes, raised to `power`. shift: why a shift does
+    not pass on, or None. times: by what a shift is multiplied on its way. rearranges, in_statistic, fixed_map: see
+    `Rule`. mean_passes: linear, and alike for all channels: without the mean over channels of its input, its output
+    lacks its own.
     """
 
     carries = True
@@ -49,17 +51,21 @@ class _Carry(Rule):
         attributes: Iterable[str] = (),
         positive: bool = False,
         absolute: bool = False,
+        power: float = 1.0,
         scale: Callable[[Graph, Op], Refuse | None] | None = None,
         shift: Callable[[Graph, Op], Refuse | None] | None = None,
         times: Callable[[Graph, Op], float | Refuse] | None = None,
         rearranges: bool = False,
         in_statistic: InStatistic | None = None,
         mean_passes: bool = False,
+        fixed_map: Callable[[Graph, Op], FixedMap | None] | None = None,
     ) -> None:
         self.axis_map_of = axis_map
         self.attributes = frozenset(attributes)
         self.positive = positive
         self.absolute = absolute
+        self.power = power
+        self.fixed_map_of = fixed_map
         self.scale_stops = scale
         self.shift_stops = shift
         self.shift_times = times
@@ -69,6 +75,9 @@ class _Carry(Rule):
 
     def axis_map(self, graph: Graph, op: Op) -> AxisMap | Refuse:
         return self.axis_map_of(graph, op)
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        return None if self.fixed_map_of is None else self.fixed_map_of(graph, op)
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         if 0 not in self.ports(costs.graph, op):
@@ -98,7 +107,9 @@ class _Carry(Rule):
         if 0 not in at.known and np.any(at.known[OUT] <= 0.0):
             return at.refuse("negative-scale", "what it writes is never negative")
         carried = self._carry(at)
-        return carried if isinstance(carried, Refuse) else {port: np.abs(array) for port, array in carried.items()}
+        if isinstance(carried, Refuse):
+            return carried
+        return {port: np.abs(array) ** self.power ** (1 if port == OUT else -1) for port, array in carried.items()}
 
     def shift(self, at: Surroundings) -> Demands:
         multiple = self._multiple(at.graph, at.op)

@@ -89,7 +89,10 @@ class GemmRule(Rule):
             yield NewConstant(name_of(op.output), 1, name_of(weight), times=rows, over=columns)
         passed = op.number("alpha", 1.0) * along(incoming.shift, inputs) @ matrix
         add = (passed - along(outgoing.shift, outputs)) / scale_out
-        if np.any(add != 0.0) or (bias is not None and np.any(scale_out != 1.0)):
+        if not np.any(add != 0.0):
+            if bias is not None and np.any(scale_out != 1.0):
+                yield NewConstant(name_of(op.output), 2, name_of(bias), over=scale_out)
+        else:
             beta = op.number("beta", 1.0)
             yield NewConstant(name_of(op.output), 2, _name(bias), times=np.full(1, beta), over=scale_out, add=add)
             if beta != 1.0:

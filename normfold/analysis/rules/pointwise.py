@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
 import numpy as np
 
+from normfold.analysis.edits import Edit
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import (
     OUT,
     Costs,
     Demands,
     FixedMap,
+    FrameOf,
     InStatistic,
     Rule,
     SizeOf,
@@ -22,12 +24,13 @@ from normfold.analysis.rules.base import (
     keeps_mean,
     one_constant,
     rank_of,
+    rescaled_constant,
     to_port,
     to_rank_of,
     value_at,
 )
 from normfold.analysis.rules.windows import map_elements
-from normfold.graph.affine import Array, compress, total, varying_axes
+from normfold.graph.affine import Array, Frame, compress, total, varying_axes
 from normfold.graph.types import BATCH_NORM, Op, Value
 from normfold.graph.view import Graph
 
@@ -117,7 +120,10 @@ class _SumRule(Rule):
     adds = True
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
-        return (*self._operands(op), OUT)
+        return (*(port for port in self._operands(op) if port not in self._constants(graph, op)), OUT)
+
+    def _constants(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        return tuple(port for port in self._operands(op) if (v := op.inputs[port]) is not None and graph.is_constant(v))
 
     def _operands(self, op: Op) -> tuple[int, ...]:
         return tuple(range(len(op.inputs)))
@@ -130,8 +136,8 @@ class _SumRule(Rule):
         return min(costs.writer_cost(value_at(op, port)) for port in self._operands(op))
 
     def scale(self, at: Surroundings) -> Demands:
-        if constant := _constant_operand(at):
-            return constant
+        if self._constants(at.graph, at.op) and (zero := at.zero_output()):
+            return zero
         demands: dict[int, Array] = {}
         for array in at.known.values():
             for port in self.ports(at.graph, at.op):
@@ -140,6 +146,13 @@ class _SumRule(Rule):
                     return shaped
                 demands.setdefault(port, shaped)
         return demands
+
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        """A constant operand takes the scale of the sum (where fixed maps are looked for, it is part of one)."""
+        stored = Frame(frame(op.output).scale, np.zeros(()))
+        if np.any(stored.scale != 1.0):
+            for port in self._constants(graph, op):
+                yield rescaled_constant(op, port, stored)
 
     def shift(self, at: Surroundings) -> Demands:
         if constant := _constant_operand(at):

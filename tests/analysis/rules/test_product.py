@@ -60,6 +60,12 @@ def test_a_scale_behind_goes_to_the_operand_whose_writer_takes_it(name: str) -> 
     case.fold(partial("wall") if outcome is FOLDED else outcome, "backward")
 
 
+def test_a_scale_behind_a_square_goes_to_its_operand_as_a_root() -> None:
+    case = Sandwich("o = Mul(i, i)", "B,4", "B,4")
+    case.fold(FOLDED, "backward", "positive scale")
+    case.fold(kept("wall"), "backward", "scale")
+
+
 GATE = """g (double[B,3,4] x) => (double y) {{
     h = Tanh(x)
     n = {norm}
