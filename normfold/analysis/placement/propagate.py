@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -195,11 +195,14 @@ def short_flood(
 
 
 def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
-    """Whether `op` writes a tensor in any such scale by itself, whatever becomes of what it reads."""
+    """Whether `op` writes a tensor in any such scale by itself, as if no other tensor had one."""
     rule = rule_of(op.type)
     if not rule.reads(op) or OUT not in rule.ports(state.graph, op):
         return False
-    found = rule.scale(_Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale}))
+    around = _Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale})
+    found = rule.scale(
+        replace(around, before=lambda port: np.ones((1,) * len(state.graph.dims(value_at(op, port)) or ())))
+    )
     return not isinstance(found, Refuse) and not found
 
 
