@@ -87,6 +87,7 @@ def fold(
     only: str | Collection[str] | None = None,
     keep_tied: bool = False,
     equalize: bool = False,
+    fixed_statistics: bool = False,
     external_data: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -114,6 +115,7 @@ def fold(
         only=_several(only or ()),
         keep_tied=keep_tied,
         equalize=equalize,
+        fixed_statistics=fixed_statistics,
         dry_run=dry_run,
         strict=strict,
         verify=verify,
@@ -270,10 +272,12 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         spreads=done.plan.spreads,
         room=done.room,
         centred=tuple(norm for _, norm in done.centring.norms),
+        fixed=done.fixed.norms,
         module=done.module,
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    warnings = (*done.warnings, *stay, *_widened(done.plan))
+    matter = tuple(f"--fixed-statistics: {norm} stays as it is: {why.reason}" for norm, why in done.fixed.kept)
+    warnings = (*done.warnings, *stay, *matter, *_widened(done.plan))
     return Folded(source, original, done.model, report, warnings, done.rescaled)
 
 

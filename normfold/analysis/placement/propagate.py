@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,11 +46,20 @@ class State:
 
     frames: by tensor (absent: the identity). fixed: the affine maps that have been folded away. added_bytes: of the
     copies of shared weights. ranges: what tensors hold, where some of them are stored in float16. keep_tied: forbid
-    copies of shared weights.
+    copies of shared weights. whole: the names of the tensors that norms write which are to go whole, whatever that
+    costs elsewhere.
     """
 
-    def __init__(self, graph: Graph, ranges: Ranges | None = None, *, keep_tied: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Ranges | None = None,
+        *,
+        keep_tied: bool = False,
+        whole: Collection[str] = (),
+    ) -> None:
         self.graph = graph
+        self.whole = whole
         self.ranges = ranges
         self.shared = SharedWeights(graph, keep=keep_tied)
         self._frames: dict[Coefficient, dict[Value, Array]] = {"scale": {}, "shift": {}}

@@ -86,7 +86,8 @@ class _ContractionRule(Rule):
         if refused is not None:
             return refused
         (in_passed, in_taken), (out_passed, out_taken) = (one for one in parts.values() if not isinstance(one, Refuse))
-        if np.any(out_taken == 0.0) or (source not in at.known and np.any(out_passed == 0.0)):
+        # No bias behind it could be written as a multiple of 0.
+        if any(np.any(part == 0.0) for part in (in_passed, out_passed, out_taken)):
             return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
         known, other, passed, held, taken = (
             (source, OUT, in_passed, out_passed, out_taken)

@@ -54,8 +54,10 @@ def apart(array: Array, axes: Axes, weight: Axes) -> tuple[Array, Array] | None:
 
 def multiple(array: Array, other: Array) -> float | None:
     """The number by which `other` is multiplied in `array`; None where there is none."""
+    # What is alike for all channels may be written out for each, or once.
+    array, other = np.broadcast_arrays(array, other)
     at = np.unravel_index(np.argmax(np.abs(other)), other.shape)
-    if array.shape != other.shape or other[at] == 0.0:
+    if other[at] == 0.0:
         return None
     factor = float(array[at] / other[at])
     return factor if factor and agree_each(array, factor * other) else None

@@ -134,6 +134,21 @@ def test_fixed_maps(name: str, direction: Direction) -> None:
     assert sorted(op_types(model)) == ["Gemm", "Tanh"]
 
 
+def test_the_weights_of_a_dyt_fold() -> None:
+    """`tanh(alpha x) gamma + beta`, arXiv:2503.10622: the tanh stays, what is behind it does not."""
+    text = """g (double[B,3,4] x) => (double y) {
+        h = MatMul(x, v)
+        k = Mul(h, alpha)
+        t = Tanh(k)
+        n = Mul(t, gamma)
+        m = Add(n, beta)
+        y0 = MatMul(m, w)
+        y = Add(y0, c)
+    }"""
+    model, _ = check(text, FOLDED, v=(4, 4), alpha=np.array(0.7), gamma=(4,), beta=(4,), w=(4, 3), c=(3,))
+    assert op_types(model) == ["MatMul", "Mul", "Tanh", "MatMul", "Add"]
+
+
 NOT_MAPS = {
     "reciprocal": "n = Div(a, h)",
     "division by zero": "n = Div(h, zero)",
