@@ -98,7 +98,11 @@ class _ContractionRule(Rule):
         if moved is None or to_rank_of(at.graph, at.value(other), moved) is None:
             return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
         # One number for all of them is left to the weight.
-        return {} if multiple(moved, held) is not None else {other: moved * taken}
+        if multiple(moved, held) is not None:
+            return {}
+        if np.any(taken == 0.0):
+            return at.refuse("zero-scale", "what passes it would be lost in a channel with scale 0")
+        return {other: moved * taken}
 
     def _parts(self, at: Surroundings, labels: Labels, weight: int, port: int) -> tuple[Array, Array] | Refuse:
         """The array on a port as what passes times what the weight takes."""

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.support.graphs import FOLDED, Outcome, build, check, fold, kept, op_types, outcomes
+from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes, same_function
 
 # A weight that mixes tokens: the channels lie on an axis that it does not have.
 
@@ -64,6 +64,23 @@ def test_a_channel_of_scale_zero_does_not_pass_mixed_tokens(scale: list[float]) 
     text = MIXED.format(first="MatMul(x, u)", norm="n = Identity(h)", last="n1 = Mul(o, a)\ny = Tanh(n1)")
     model = build(text, **{name: constants[name] for name in "wcua"})
     assert outcomes(fold(model)[1])[0][0] == "kept"
+
+
+def test_a_scale_does_not_pass_what_is_0_along_the_tokens() -> None:
+    """Every token is 0 times itself: the scale behind the mixing finds nothing to be on."""
+    text = """g (double[B,3,4] x) => (double y) {
+        h = Tanh(x)
+        n0 = Mul(h, zero)
+        n = Add(n0, tokens)
+        m = MatMul(w, n)
+        k = Mul(m, a)
+        y = Sigmoid(k)
+    }"""
+    for zero, outcome in ((np.zeros((3, 1)), kept("wall")), (draw("zero", 3, 1), FOLDED)):
+        model = build(text, zero=zero, tokens=(3, 1), w=(3, 3), a=(4,))
+        after, plan = fold(model)
+        assert outcomes(plan)[1] == outcome
+        same_function(model, after)
 
 
 @pytest.mark.parametrize("operands", ["n, w", "w, n"])
