@@ -69,7 +69,7 @@ def test_a_channel_of_scale_zero_does_not_pass_mixed_tokens(scale: list[float]) 
 def test_a_scale_does_not_pass_what_is_0_along_the_tokens() -> None:
     """Every token is 0 times itself: the scale behind the mixing finds nothing to be on."""
     text = """g (double[B,3,4] x) => (double y) {
-        h = Tanh(x)
+        h = MatMul(x, u)
         n0 = Mul(h, zero)
         n = Add(n0, tokens)
         m = MatMul(w, n)
@@ -77,7 +77,7 @@ def test_a_scale_does_not_pass_what_is_0_along_the_tokens() -> None:
         y = Sigmoid(k)
     }"""
     for zero, outcome in ((np.zeros((3, 1)), kept("wall")), (draw("zero", 3, 1), FOLDED)):
-        model = build(text, zero=zero, tokens=(3, 1), w=(3, 3), a=(4,))
+        model = build(text, zero=zero, tokens=(3, 1), w=(3, 3), u=(4, 4), a=(4,))
         after, plan = fold(model)
         assert outcomes(plan)[1] == outcome
         same_function(model, after)
