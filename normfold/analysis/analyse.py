@@ -80,6 +80,7 @@ def analyse(
     keep_tied: bool = False,
     ranges: Ranges | None = None,
     equalize: bool = False,
+    whole: Collection[str] = (),
 ) -> Plan:
     """Plan the folding of every norm (and of DeepNorm's alphas) in `model` (see `graph.prepare`), which is not changed.
 
@@ -87,13 +88,14 @@ def analyse(
     LayerNormalization and RMSNormalization, whose statistic stays. only: names of the sites to fold, by default all.
     keep_tied: fold nothing that would need a second copy of a weight that several operators read. ranges: what the
     tensors hold, where float16 is to store them (calibrate.py); without them no scale goes past 2^6.
-    equalize: choose the scales that are still free so that the ranges of weights balance (frames/equalize.py).
+    equalize: choose the scales that are still free so that the ranges of weights balance (frames/equalize.py). whole:
+    the names of the tensors that norms write which are to go whole, whatever that costs elsewhere.
     Raises GraphError, NormStateError.
     """
     _check(model)
     graph = collapse(Graph(model, operators(model)))
     ranges = Ranges({}) if ranges is None and holds_half(model) else ranges
-    state = State(graph, ranges, keep_tied=keep_tied)
+    state = State(graph, ranges, keep_tied=keep_tied, whole=whole)
     scales = residual_scales(graph)
     maps_found = [(op, op.affine) for op in graph.ops if op.affine is not None]
     found = [(op, affine.frame) for op, affine in maps_found if affine.is_norm or op in scales]

@@ -25,6 +25,7 @@ from normfold.cli.terminal import (
     DtypeOption,
     EmaOption,
     EqualizeOption,
+    FixedOption,
     HtmlOption,
     InputOption,
     ModelArgsOption,
@@ -124,6 +125,7 @@ def fold(
     keep_tied: TiedOption = False,
     center: CenterOption = False,
     equalize: EqualizeOption = False,
+    fixed_statistics: FixedOption = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="NORM", help="Fold this norm and no other; repeatable.")
     ] = None,
@@ -167,6 +169,7 @@ def fold(
             norm_affine=norm_affine,
             center=center,
             equalize=equalize,
+            fixed_statistics=fixed_statistics,
             only=tuple(only or ()),
             keep_tied=keep_tied,
             dry_run=dry_run,

@@ -124,7 +124,18 @@ CenterOption = Annotated[
 ]
 CalibrateOption = Annotated[
     list[Path] | None,
-    typer.Option("--calibrate", metavar="FILE.npz", help="Real inputs that show what float16 has to hold; repeatable."),
+    typer.Option(
+        "--calibrate",
+        metavar="FILE.npz",
+        help="Real inputs that show what float16 has to hold, or what norms read; repeatable.",
+    ),
+]
+FixedOption = Annotated[
+    bool,
+    typer.Option(
+        "--fixed-statistics",
+        help="Fold LayerNorm and RMSNorm too where epsilon dwarfs every variance that they are seen to read.",
+    ),
 ]
 EqualizeOption = Annotated[
     bool,

@@ -26,8 +26,11 @@ from torch.utils import _pytree as pytree
 from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
 from normfold.export import tidy
+from normfold.export.caches import without_caches
 from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, silenced
+from normfold.export.outputs import plain_outputs
 from normfold.export.untouched import untouched
+from normfold.inputs.guards import lowest
 from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
 from normfold.system.failures import raised
 
@@ -112,13 +115,33 @@ def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.Expo
     drawn = draw(specs, traced_sizes(specs), seed=0)
     args, kwargs = call_arguments(module.forward, {name: torch.from_numpy(array) for name, array in drawn.items()})
     try:
-        with silenced(), torch.no_grad(), untouched(module):
-            module.eval()
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return _traced(module, args, kwargs, shapes)
     # The model is the user's program and the tracer runs it: anything can come out.
     except Exception as e:
         _check_runs(module, args, kwargs, specs)
-        raise ExportError(_explain(e, specs)) from e
+        found = _traced_without_caches(module, args, kwargs, shapes)
+        if found is None:
+            raise ExportError(_explain(e, specs)) from e
+        return found
+
+
+def _traced(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram:
+    with silenced(), torch.no_grad(), untouched(module), plain_outputs(module):
+        module.eval()
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _traced_without_caches(
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any
+) -> torch.export.ExportedProgram | None:
+    """The program, where what the module kept of earlier calls was all that stood in the way."""
+    try:
+        with silenced(), untouched(module):
+            module.eval()
+            with without_caches(module, args, kwargs) as able:
+                return _traced(module, args, kwargs, shapes) if able else None
+    except Exception:  # the first failure says what there is to say
+        return None
 
 
 def _check_runs(module: nn.Module, args: Any, kwargs: Any, specs: Sequence[InputSpec]) -> None:
@@ -207,6 +230,7 @@ def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
             remedies.append(f"axis {letter} goes up to {bound[1]} only: write {letter}<={bound[1]}")
         else:
             remedies.append(f"axis {letter} must be {value}, which normfold cannot express: make it static")
+    remedies += [] if remedies else _least_sizes(text, specs)
     violated = re.search(r"Constraints violated \(([^)]*)\)", text)
     found = "; ".join(remedies) or f"axis {violated[1] if violated else '?'} is not free: make it static"
     given = ", ".join(str(spec) for spec in specs)
@@ -214,6 +238,18 @@ def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
         f"the model does not allow every size of the dynamic axes in {given}: {found}, or change the code that takes "
         "the size for a constant."
     )
+
+
+def _least_sizes(text: str, specs: Sequence[InputSpec]) -> Iterator[str]:
+    """Where an axis may have every size from one on (a convolution needs so many): how to say that."""
+    guards = re.findall(r"satisfy the generated guard (.+)\.$", text, re.MULTILINE)
+    sizes, dims = traced_sizes(specs), {spec.name: spec.dims for spec in specs}
+    for letter, axis in common_axes(specs).items():
+        if not any(re.search(rf"values of {re.escape(letter)} = ", line) for line in text.splitlines()):
+            continue
+        least = lowest(guards, dims, sizes, letter, step=axis.step, low=axis.smallest)
+        if axis.smallest < least:
+            yield f"axis {letter} has to be {least} or more: write {letter}>={least}"
 
 
 def _deepest(error: BaseException) -> str:

@@ -7,15 +7,36 @@ a fault here must not be one there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from normfold.graph.constant_layout import (
+    Form,
+    axis_of,
+    counted,
+    expanded,
+    filled,
+    flattened,
+    gathered,
+    joined,
+    listed,
+    parts,
+    reshaped,
+    sliced,
+    squeezed,
+    stated,
+    tiled,
+    transposed,
+    unsqueezed,
+)
 
 Array = NDArray[Any]
 # How many elements an operator makes of these operands, at most; asked before it makes them.
@@ -36,30 +57,6 @@ _NARROW: Mapping[ir.DataType, tuple[Any, float]] = {
     _T.FLOAT8E5M2FNUZ: (ml_dtypes.float8_e5m2fnuz, 57344.0),
 }
 _INTEGERS = frozenset({_T.INT8, _T.INT16, _T.INT32, _T.INT64, _T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64})
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The form of an operator: its attributes, the opset, how many outputs it has. read: which attributes were."""
-
-    node: ir.Node
-    opset: int
-    read: set[str] = field(default_factory=set)
-
-    def value(self, name: str) -> Any:
-        """An attribute as onnx-ir holds it, None where there is none of this name."""
-        self.read.add(name)
-        found = self.node.attributes.get(name)
-        return None if found is None else found.value
-
-    def integer(self, name: str, default: int) -> int:
-        """An integer attribute."""
-        value = self.value(name)
-        return default if value is None else int(value)
-
-    def axis(self, rank: int, default: int = 0) -> int:
-        """The attribute `axis`, counted from the front."""
-        return _axis(self.integer("axis", default), rank)
 
 
 def compute(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
@@ -107,6 +104,10 @@ def _power(form: Form, a: Array, b: Array) -> Array:
 def _cast(form: Form, x: Array) -> Array:
     to, saturate = ir.DataType(form.integer("to", _T.UNDEFINED)), form.integer("saturate", 1)
     form.integer("round_mode", 0)  # of a type that is not among these
+    return _as_type(x, to, saturate=saturate)
+
+
+def _as_type(x: Array, to: ir.DataType, *, saturate: int) -> Array:
     if x.dtype.kind not in "fiub":
         raise TypeError(f"it casts {x.dtype} to {to}")
     if to == _T.BOOL:
@@ -140,118 +141,60 @@ def _of_x86(x: Array, dtype: np.dtype[Any]) -> Array:
     return np.where(fits, np.where(fits, x, 0).astype(dtype), dtype.type(least))
 
 
-def _concat(form: Form, *parts: Array) -> Array:
-    return np.concatenate(parts, form.axis(parts[0].ndim, 1))
+def _cast_like(form: Form, x: Array, target: Array) -> Array:
+    """In the type that the second operand is declared to have; widened, it no longer tells."""
+    form.integer("saturate", 1)
+    declared = form.node.inputs[1]
+    if declared is None or declared.dtype is None:
+        raise TypeError("its type is not declared")
+    return _as_type(x, declared.dtype, saturate=form.integer("saturate", 1))
 
 
-def _constant(form: Form) -> Array:
-    """A tensor, a number, a string, or a list of them. Sparse ones are dense since the file was read."""
-    (name,) = form.node.attributes
-    value = form.value(name)
-    if name == "value":
-        return np.asarray(value.numpy())
-    kinds = {"value_float": np.float32, "value_int": np.int64, "value_string": object}
-    # A string may be a bytes object here, and nobody computes with it.
-    return np.asarray(value, kinds[name.removesuffix("s")])
+def _clip(form: Form, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    """Between limits that are operands, or before opset 11 attributes."""
+    least, most = (form.value("min"), form.value("max")) if form.opset < 11 else (low, high)
+    if (least is None or most is None) and np.isinf(x).any():
+        raise TypeError("it casts infinities to the largest number of a type")
+    x = x if least is None else np.maximum(x, least)
+    return np.asarray(x if most is None else np.minimum(x, most))
 
 
-def _constant_of_shape(form: Form, shape: Array) -> Array:
-    value = form.value("value")
-    return np.full(shape.tolist(), 0.0 if value is None else value.numpy().reshape(-1)[0])
+def _many(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    return lambda form, *arrays: np.asarray(functools.reduce(function, arrays))
 
 
-def _expand(form: Form, x: Array, shape: Array) -> Array:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape.tolist())))
+def _reduce(function: Callable[..., Any], *, operand_since: int = 18) -> Callable[..., Array]:
+    """Along axes that are an attribute, and from `operand_since` on an operand."""
+
+    def reduced(form: Form, x: Array, axes: Array | None = None) -> Array:
+        given = form.value("axes") if form.opset < operand_since else listed(axes)
+        keep, noop = bool(form.integer("keepdims", 1)), bool(form.integer("noop_with_empty_axes", 0))
+        _check_some(x)
+        if not given and noop:
+            # Nothing is summed; what is done to each number still is.
+            return np.asarray(function(x[..., None], axis=-1, keepdims=False))
+        along = tuple(axis_of(axis, x.ndim) for axis in given) if given else tuple(range(x.ndim))
+        return np.asarray(function(x, axis=along, keepdims=keep), dtype=x.dtype)
+
+    return reduced
 
 
-def _flatten(form: Form, x: Array) -> Array:
-    axis = form.integer("axis", 1)
-    axis = axis if axis == x.ndim else _axis(axis, x.ndim)
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+def _check_some(x: Array) -> None:
+    if not x.size:
+        raise TypeError("it reduces nothing")
 
 
-def _gather(form: Form, x: Array, indices: Array) -> Array:
-    return np.take(x, indices, form.axis(x.ndim))
+def _softmax(form: Form, x: Array) -> Array:
+    """Along one axis; before opset 13 along all axes from it on, as one."""
+    axis = form.axis(x.ndim, -1 if form.opset >= 13 else 1)
+    _check_some(x)
+    along = (axis,) if form.opset >= 13 else tuple(range(axis, x.ndim))
+    powers = np.exp(x - x.max(axis=along, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=along, keepdims=True))
 
 
-def _range(form: Form, start: Array, limit: Array, delta: Array) -> Array:
-    form.integer("stash_type", 1)  # how float16 is worked
-    first, last, step = (array.reshape(()).item() for array in (start, limit, delta))
-    if start.dtype.kind != "f":
-        return np.arange(first, last, step, dtype=start.dtype)
-    return np.asarray(first + np.arange(max(math.ceil((last - first) / step), 0), dtype=np.float64) * step)
-
-
-def _reshape(form: Form, x: Array, shape: Array) -> Array:
-    sizes = shape.tolist()
-    if not form.integer("allowzero", 0):
-        sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    return x.reshape(sizes)
-
-
-def _slice(form: Form, x: Array, *operands: Array | None) -> Array:
-    """Starts and ends, axes and steps are operands, or before opset 10 attributes."""
-    names = ("starts", "ends", "axes", "steps")
-    given: list[Any] = [form.value(each) for each in names[:3]] if form.opset < 10 else [*map(_list, operands)]
-    starts, ends, axes, steps = [*given, None, None][:4]
-    ranges = [slice(None)] * x.ndim
-    places = range(len(starts)) if axes is None else axes
-    for start, end, axis, step in zip(starts, ends, places, steps or [1] * len(starts), strict=True):
-        place = _axis(axis, x.ndim)
-        first, stop, step = slice(start, end, step).indices(x.shape[place])
-        if step < 0 and x.shape[place]:
-            # Unlike Python's, a slice that goes backwards from before the beginning starts at the first element.
-            first = max(first, 0)
-        ranges[place] = slice(first, None if stop < 0 else stop, step)
-    return np.asarray(x[tuple(ranges)])
-
-
-def _split(form: Form, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
-    """Parts of the sizes in an operand (before opset 13: an attribute), or equal ones.
-
-    From opset 18 on the last of equal ones may be smaller.
-    """
-    axis = form.axis(x.ndim)
-    whole, count = x.shape[axis], len(form.node.outputs)
-    given = form.value("split") if form.opset < 13 else _list(sizes)
-    if given is None and form.opset >= 18:
-        count = form.integer("num_outputs", count)
-        given = [-(-whole // count)] * (count - 1)
-        given.append(whole - sum(given))
-    given = given or [whole // count] * count
-    if sum(given) != whole or min(given) < 0:
-        raise ValueError(f"{whole} entries cannot be split into {list(given)}")
-    return tuple(np.split(x, np.cumsum(given)[:-1].tolist(), axis))
-
-
-def _squeeze(form: Form, x: Array, axes: Array | None = None) -> Array:
-    given = form.value("axes") if form.opset < 13 else _list(axes)
-    return np.squeeze(x, tuple(given)) if given else np.squeeze(x)
-
-
-def _unsqueeze(form: Form, x: Array, axes: Array | None = None) -> Array:
-    given = form.value("axes") if form.opset < 13 else _list(axes)
-    return np.expand_dims(x, tuple(given or ()))
-
-
-def _tile(form: Form, x: Array, repeats: Array) -> Array:
-    if repeats.size != x.ndim:
-        raise ValueError(f"{repeats.size} repeats for {x.ndim} dimensions")
-    return np.tile(x, repeats.tolist())
-
-
-def _transpose(form: Form, x: Array) -> Array:
-    return np.transpose(x, form.value("perm"))
-
-
-def _axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        raise ValueError(f"there is no axis {axis} in {rank} dimensions")
-    return axis % rank
-
-
-def _list(array: Array | None) -> list[int] | None:
-    return None if array is None else array.reshape(-1).tolist()
+def _where(form: Form, condition: Array, x: Array, y: Array) -> Array:
+    return np.where(condition, x, y)
 
 
 def _as_many(node: ir.Node, inputs: Sequence[Array]) -> int:
@@ -304,26 +247,50 @@ OPERATORS: Mapping[str, Operator] = {
     "Abs": Operator(_as_many, _elementwise(np.abs)),
     "Add": Operator(_broadcast, _elementwise(np.add)),
     "Cast": Operator(_as_many, _cast),
-    "Concat": Operator(_together, _concat),
-    "Constant": Operator(_as_many, _constant),
-    "ConstantOfShape": Operator(_filled, _constant_of_shape),
+    "CastLike": Operator(_as_many, _cast_like),
+    "Clip": Operator(_as_many, _clip),
+    "Concat": Operator(_together, joined),
+    "Constant": Operator(_as_many, stated),
+    "ConstantOfShape": Operator(_filled, filled),
     "Div": Operator(_broadcast, _divide),
-    "Expand": Operator(_expanded, _expand),
-    "Flatten": Operator(_as_many, _flatten),
-    "Gather": Operator(_looked_up, _gather),
+    "Erf": Operator(_as_many, _elementwise(np.vectorize(math.erf, otypes=[np.float64]))),
+    "Exp": Operator(_as_many, _elementwise(np.exp)),
+    "Expand": Operator(_expanded, expanded),
+    "Flatten": Operator(_as_many, flattened),
+    "Gather": Operator(_looked_up, gathered),
     "Identity": Operator(_as_many, lambda form, x: x),
+    "Log": Operator(_as_many, _elementwise(np.log)),
+    "Max": Operator(_broadcast, _many(np.maximum)),
+    "Min": Operator(_broadcast, _many(np.minimum)),
     "Mul": Operator(_broadcast, _elementwise(np.multiply)),
     "Neg": Operator(_as_many, _elementwise(np.negative)),
     "Pow": Operator(_broadcast, _power),
-    "Range": Operator(_counted, _range),
+    "Range": Operator(_counted, counted),
     "Reciprocal": Operator(_as_many, _elementwise(np.reciprocal)),
-    "Reshape": Operator(_as_many, _reshape),
-    "Slice": Operator(_as_many, _slice),
-    "Split": Operator(_as_many, _split),
+    "ReduceL1": Operator(_as_many, _reduce(lambda x, **how: np.abs(x).sum(**how))),
+    "ReduceL2": Operator(_as_many, _reduce(lambda x, **how: np.sqrt(np.square(x).sum(**how)))),
+    "ReduceLogSum": Operator(_as_many, _reduce(lambda x, **how: np.log(x.sum(**how)))),
+    "ReduceMax": Operator(_as_many, _reduce(np.max)),
+    "ReduceMean": Operator(_as_many, _reduce(np.mean)),
+    "ReduceMin": Operator(_as_many, _reduce(np.min)),
+    "ReduceProd": Operator(_as_many, _reduce(np.prod)),
+    "ReduceSum": Operator(_as_many, _reduce(np.sum, operand_since=13)),
+    "ReduceSumSquare": Operator(_as_many, _reduce(lambda x, **how: np.square(x).sum(**how))),
+    "Relu": Operator(_as_many, _elementwise(lambda x: np.maximum(x, 0))),
+    "Reshape": Operator(_as_many, reshaped),
+    "Sigmoid": Operator(_as_many, _elementwise(lambda x: 1.0 / (1.0 + np.exp(-x)))),
+    "Sign": Operator(_as_many, _elementwise(np.sign)),
+    "Slice": Operator(_as_many, sliced),
+    "Softmax": Operator(_as_many, _softmax),
+    "Softplus": Operator(_as_many, _elementwise(lambda x: np.logaddexp(x, 0.0))),
+    "Split": Operator(_as_many, parts),
     "Sqrt": Operator(_as_many, _elementwise(np.sqrt)),
-    "Squeeze": Operator(_as_many, _squeeze),
+    "Squeeze": Operator(_as_many, squeezed),
     "Sub": Operator(_broadcast, _elementwise(np.subtract)),
-    "Tile": Operator(_tiled, _tile),
-    "Transpose": Operator(_as_many, _transpose),
-    "Unsqueeze": Operator(_as_many, _unsqueeze),
+    "Sum": Operator(_broadcast, _many(np.add)),
+    "Tanh": Operator(_as_many, _elementwise(np.tanh)),
+    "Tile": Operator(_tiled, tiled),
+    "Transpose": Operator(_as_many, transposed),
+    "Unsqueeze": Operator(_as_many, unsqueezed),
+    "Where": Operator(_broadcast, _where),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from normfold.inputs.guards import lowest
 from normfold.inputs.of_graph import dim_of
 from normfold.inputs.spec import INTEGERS, InputSpec
 
@@ -27,6 +29,8 @@ def with_vocabulary(specs: tuple[InputSpec, ...], module: nn.Module) -> tuple[In
 
 def program_inputs(program: torch.export.ExportedProgram) -> tuple[InputSpec, ...]:
     """The user inputs of an exported program; its symbolic sizes are the letters, its range constraints the limits."""
+    guards = [guard for guard in getattr(program, "_guards_code", None) or () if isinstance(guard, str)]
+    sizes: dict[str, int] = {}
     fed = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     specs = []
     for name in program.graph_signature.user_inputs:
@@ -49,9 +53,26 @@ def program_inputs(program: torch.export.ExportedProgram) -> tuple[InputSpec, ..
             step = steps.get(letter, 1)
             if allowed.upper.is_Integer:
                 limits[letter] = step * int(allowed.upper)
-            if allowed.lower.is_Integer and int(allowed.lower) >= _LEAST_STATED:
+            # Of a multiple the program checks that, of a size as it is it does not.
+            if allowed.lower.is_Integer and int(allowed.lower) >= (_LEAST_STATED if step == 1 else 2):
                 lows[letter] = step * int(allowed.lower)
+            if dim.node.has_hint():
+                sizes[letter] = int(dim.node.hint)
         specs.append(
             InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(dims), limits=limits, lows=lows, steps=steps)
         )
-    return tuple(specs)
+    return tuple(_guarded(spec, specs, guards, sizes) for spec in specs)
+
+
+def _guarded(spec: InputSpec, specs: Sequence[InputSpec], guards: Sequence[str], sizes: Mapping[str, int]) -> InputSpec:
+    """With the least sizes that the program accepts: `Dim.AUTO` leaves them to what it checks."""
+    dims, lows = {one.name: one.dims for one in specs}, dict(spec.lows)
+    if not guards or any(letter not in sizes for one in specs for letter in one.dims if isinstance(letter, str)):
+        return spec
+    for letter in {dim for dim in spec.dims if isinstance(dim, str)}:
+        step = spec.steps.get(letter, 1)
+        low = max(spec.lows.get(letter, 1), step)
+        least = lowest(guards, dims, sizes, letter, step=step, low=low)
+        if least > low:
+            lows[letter] = least
+    return replace(spec, lows=lows)

@@ -194,10 +194,12 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
         spreads=done.plan.spreads,
         room=done.room,
         centred=tuple(norm for _, norm in done.centring.norms),
+        fixed=done.fixed.norms,
         module=done.module,
     )
     stay = tuple(f"--center: {norm} stays a LayerNorm: {why.reason}" for norm, why in done.centring.kept)
-    warnings = (*done.warnings, *stay, *_widened(done.plan))
+    matter = tuple(f"--fixed-statistics: {norm} stays as it is: {why.reason}" for norm, why in done.fixed.kept)
+    warnings = (*done.warnings, *stay, *matter, *_widened(done.plan))
     return Folded(source, original, done.model, report, warnings, done.powers)
 
 

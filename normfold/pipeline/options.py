@@ -21,13 +21,15 @@ class FoldOptions:
     default the fastest for `target`. target: what the model is to run on, by default the onnxruntime that is installed
     (export/opset.py). dtype: float16 converts the folded graph at the end,
     inputs and outputs too (graph/float16.py); the default keeps the types of the source. calibrate: npz files of real
-    inputs that show what float16 has to hold (analysis/frames/powers.py); by default inputs are drawn.
+    inputs that show what float16 has to hold (analysis/frames/powers.py), or what norms read (`fixed_statistics`); by
+    default inputs are drawn.
 
     What is folded. norm_affine: the weight and bias of LayerNorm and RMSNorm too. center: that, and RMSNorm made out of
     LayerNorm wherever its stream can do without the mean (rewrite/centre.py). only: names of the norms to fold
     (Report.sites), by default all. keep_tied: nothing that would need a second copy of a weight that several operators
     read, such as a tied embedding. equalize: the scales that are still free between weights are chosen so that their
-    ranges balance, for int8 (analysis/frames/equalize.py).
+    ranges balance, for int8 (analysis/frames/equalize.py). fixed_statistics: LayerNorm and RMSNorm too where the
+    epsilon dwarfs every variance that they are seen to read (analysis/fixed.py).
 
     What is written. dry_run: nothing. strict: nothing, unless every norm with stored statistics folds. verify: nothing
     that differs from the source. report, html: where to write R.json, and a page to look at (also when `strict` or the
@@ -48,6 +50,7 @@ class FoldOptions:
     only: tuple[str, ...] = ()
     keep_tied: bool = False
     equalize: bool = False
+    fixed_statistics: bool = False
     dry_run: bool = False
     strict: bool = False
     verify: bool = True
@@ -60,8 +63,18 @@ class FoldOptions:
     def __post_init__(self) -> None:
         check_task(self.task)
         check_target(self.target)
-        if self.calibrate and not self.half:
-            raise UsageError("--calibrate shows what float16 has to hold: it goes with --dtype float16")
+        if self.calibrate and not (self.half or self.fixed_statistics):
+            raise UsageError(
+                "--calibrate shows what float16 has to hold, or what norms read: it goes with --dtype float16 or "
+                "--fixed-statistics"
+            )
+        if self.fixed_statistics and self.half:
+            raise UsageError(
+                "--fixed-statistics is measured in the types of the source; leave out --dtype float16, and fold the "
+                "result again with it"
+            )
+        if self.fixed_statistics and self.emit_torch is not None:
+            raise UsageError("--fixed-statistics changes the graph alone, not the module; leave out --emit-torch")
         if check_dtype(self.dtype) is not None and self.emit_torch is not None:
             raise UsageError(f"--emit-torch writes the module in its own precision; leave out --dtype {self.dtype}")
 

@@ -18,6 +18,7 @@ from normfold.system.text import json_text
 if TYPE_CHECKING:
     from torch import nn
 
+    from normfold.analysis.fixed import FixedNorm
     from normfold.analysis.frames.powers import Room
     from normfold.analysis.plan import Merge, Site, Spread, Untied
     from normfold.verify.judge import Edge
@@ -62,8 +63,8 @@ class GraphReport:
     edges: one entry per comparison that was made; empty when none was.
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
     spreads: weights whose channels have moved apart, or together. room: what float16 had to hold of each tensor.
-    centred: the LayerNorms that became RMSNorms. unexercised: what no sample of the verification reached; None where
-    nobody looked.
+    centred: the LayerNorms that became RMSNorms. fixed: the norms whose statistics cannot matter. unexercised: what no
+    sample of the verification reached; None where nobody looked.
     module: makes the folded torch module (rewrite/module.py).
     """
 
@@ -81,6 +82,7 @@ class GraphReport:
     room: tuple[Room, ...] = ()
     merged: tuple[Merge, ...] = ()
     centred: tuple[str, ...] = ()
+    fixed: tuple[FixedNorm, ...] = ()
     unexercised: tuple[str, ...] | None = None
     module: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
 
@@ -250,6 +252,10 @@ def _graph(graph: GraphReport) -> dict[str, Any]:
         "opset_reason": graph.opset_reason,
         "output": _output(graph.output),
         "centred": list(graph.centred),
+        "fixed": [
+            {"name": norm.name, "variance": float(f"{norm.variance:.4g}"), "bound": float(f"{norm.bound:.4g}")}
+            for norm in graph.fixed
+        ],
         "nodes": _nodes(graph),
     }
 

@@ -67,24 +67,11 @@ class _Centred(Copy):
         last = rms
         if bias is not None and np.any(self.source.constant(self.original[name_of(bias)])):
             result = rms.outputs[0]
-            result.name, result.type, result.shape = self.unused(f"{output}.rms"), *_kind(node.outputs[0])
+            result.name = self.unused(f"{output}.rms")
+            result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
             last = ir.Node("", "Add", [result, bias], name=self.unused(f"{node.name}.bias"))
         for made in dict.fromkeys((rms, last)):
             made.metadata_props.update(node.metadata_props)
             self.model.graph.insert_before(node, made)
-        self._stand_for(node.outputs[0], last.outputs[0])
+        self.stand_for(node.outputs[0], last.outputs[0])
         self.model.graph.remove(node, safe=True)
-
-    def _stand_for(self, old: Value, new: Value) -> None:
-        new.type, new.shape = _kind(old)
-        for user, index in tuple(old.uses()):
-            user.replace_input_with(index, new)
-        for index, value in enumerate(self.model.graph.outputs):
-            if value is old:
-                self.model.graph.outputs[index] = new
-        name, old.name = old.name, self.unused(f"{old.name}.before")
-        new.name = name
-
-
-def _kind(value: Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
-    return value.type, value.shape

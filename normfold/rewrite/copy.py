@@ -90,6 +90,17 @@ class Copy:
                 new.metadata_props.update(old.metadata_props)
                 outputs[index] = new
 
+    def stand_for(self, old: Value, new: Value) -> None:
+        """`new` is read wherever `old` was, and has its name."""
+        new.type, new.shape = old.type, old.shape
+        for user, index in tuple(old.uses()):
+            user.replace_input_with(index, new)
+        for index, value in enumerate(self.model.graph.outputs):
+            if value is old:
+                self.model.graph.outputs[index] = new
+        name, old.name = old.name, self.unused(f"{old.name}.before")
+        new.name = name
+
     def finish(self) -> Model:
         """The copy, without what nobody reads."""
         # The pass does not see that what only a body of a removed operator reads is read no more.

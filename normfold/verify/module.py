@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normfold.errors import InputSpecError
+from normfold.export.outputs import tensors_of
 from normfold.graph.evaluator.limits import free_processors
 from normfold.graph.float64 import Outputs
 from normfold.inputs.cases import Array, Case
@@ -80,8 +80,7 @@ def _call(module: nn.Module, feeds: Mapping[str, Array]) -> Outputs:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}
     args, kwargs = call_arguments(module.forward, tensors)
     with torch.no_grad():
-        leaves = _pytree.tree_leaves(module(*args, **kwargs))
-    tensors_out = [leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors_out = [tensor.detach().cpu() for tensor in tensors_of(module(*args, **kwargs))]
     return tuple((t.double() if t.is_floating_point() else t).numpy() for t in tensors_out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,17 +18,18 @@ from normfold.graph.types import OLDEST_OPSET
 from tests.graph.evaluator import grid
 from tests.graph.evaluator.agreement import Case
 from tests.graph.evaluator.backend import variants
-from tests.graph.evaluator.grid import layout, pointwise
+from tests.graph.evaluator.grid import layout, normalisation, pointwise, reductions
 
 # torch and numpy take their powers and roots from different libraries.
 RELATIVE = 4 * np.finfo(np.float64).eps
-# Forms that are refused, because nobody computes with what they make: text, and types of four bits and less.
-REFUSED = "casts"
+# Forms that are refused, because nobody computes with what they make: text, types of four bits and less, infinities
+# that become numbers, a sum of nothing.
+REFUSED = ("casts", "reduces nothing")
 
 
 def cases() -> Iterator[Case]:
     """The grid's rows of these operators, at every opset with another schema."""
-    for family in (layout, pointwise):
+    for family in (layout, normalisation, pointwise, reductions):
         for case in grid.numbered(family.__name__, family.cases()):
             nodes = case.model.graph.node
             if len(nodes) == 1 and nodes[0].op_type in OPERATORS and not nodes[0].domain:
@@ -53,11 +55,18 @@ def computed(model: onnx.ModelProto, opset: int) -> tuple[Any, ...]:
     return compute(node, opset, [None if value is None else held[str(value.name)] for value in node.inputs])
 
 
-def test_every_operator_comes_to_what_the_evaluator_comes_to() -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_operator_comes_to_what_the_evaluator_comes_to(every: int) -> None:
+    """every: of the rows of an operator, so many are passed over."""
     seen: set[str] = set()
     refused = checked = 0
+    counts = Counter[str]()
     for case in cases():
         for variant in variants(case, convert=False):
+            kind = case.model.graph.node[0].op_type
+            counts[kind] += 1
+            if counts[kind] % every and counts[kind] > 1:
+                continue
             model, opset = constant(variant)
             if opset < OLDEST_OPSET:
                 continue
@@ -69,7 +78,7 @@ def test_every_operator_comes_to_what_the_evaluator_comes_to() -> None:
             try:
                 found = computed(model, opset)
             except TypeError as error:
-                refused += REFUSED in str(error)
+                refused += any(each in str(error) for each in REFUSED)
                 continue
             for mine, theirs in zip(found, expected, strict=True):
                 if theirs.dtype == object:
@@ -79,7 +88,7 @@ def test_every_operator_comes_to_what_the_evaluator_comes_to() -> None:
                 np.testing.assert_allclose(mine, theirs, rtol=RELATIVE, atol=0, err_msg=label)
                 checked += 1
             seen.add(model.graph.node[0].op_type)
-    assert seen == set(OPERATORS) and checked > 500 and 0 < refused < checked / 10, (
+    assert seen == set(OPERATORS) and checked > 200 and 0 < refused < checked / 10, (
         set(OPERATORS) - seen,
         checked,
         refused,

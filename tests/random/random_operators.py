@@ -60,7 +60,7 @@ class Chain:
         feeds = {n: self.constants.get(n, np.ones(self.shapes.get(n, ()))) for n in dict.fromkeys(inputs)}
         try:
             result = ReferenceEvaluator(node, opsets={"": OPSET}, new_ops=[ConvTranspose]).run(None, feeds)[0]
-        except ValueError as error:  # a pooling window that holds padding alone
+        except (ValueError, IndexError) as error:  # a pooling window that holds padding alone, an axis of over 64
             raise Drawn from error
         if result.size > LARGEST or not 0 < result.ndim <= 5 or result.size == 0:
             raise Drawn
@@ -254,6 +254,43 @@ class Chain:
             return self.op(name, x, blocksize=2)
         return self.op("Abs", x)
 
+    def moved(self, x: str) -> str:
+        """Elements in another order, or some of them."""
+        shape = self.shapes[x]
+        axis = self.upto(len(shape))
+        kind = self.upto(4)
+        if kind == 0:
+            return self.op("CumSum", x, self.constant(axis), exclusive=self.upto(2), reverse=self.upto(2))
+        if kind == 1 and len(shape) >= 2:
+            lengths = self.ints(*(1 + self.upto(shape[1]) for _ in range(shape[0])))
+            return self.op("ReverseSequence", x, lengths, batch_axis=0, time_axis=1)
+        if kind == 2:
+            return self.op("GatherElements", x, self.constant(self.rng.integers(0, shape[axis], shape)), axis=axis)
+        picked = self.rng.permutation(shape[axis]) if self.chance(0.6) else self.rng.integers(0, shape[axis], (2, 2))
+        return self.op("Gather", x, self.constant(picked), axis=axis)
+
+    def weighed(self, x: str) -> str:
+        """Weights in other places than most have them, and slopes."""
+        shape = self.shapes[x]
+        kind = self.upto(5)
+        if kind == 0:
+            slopes = self.rng.uniform(0.2, 2.0, shape[-1]) * self.rng.choice([1.0, 1.0, -1.0], shape[-1])
+            return self.op("PRelu", x, self.constant(slopes))
+        if kind == 1 and len(shape) >= 2:
+            return self.op("MatMul", x, self.normal(shape[-1]))
+        if kind == 2 and len(shape) == 2:
+            turned, over = self.upto(2), self.upto(2)
+            inner = shape[1] if over else shape[0]
+            bias = [self.normal(*[(3, 1), (1,), ()][self.upto(3)])] if self.chance(0.5) else []
+            weight = self.normal(*((inner, 3) if turned else (3, inner)))
+            return self.op("Gemm", weight, x, *bias, transA=turned, transB=over, alpha=0.5, beta=2.0)
+        if kind == 3:
+            equation = self.pick("...k,kn->...n", "...k,kn->n...", "...k,kn")
+            return self.op("Einsum", x, self.normal(shape[-1], 4), equation=equation)
+        wide = self.normal(*((2, *shape[1:]) if shape[0] == 1 else shape[-1:]))
+        other = [self.op("Tanh", x)] if self.chance(0.3) else [x] if self.chance(0.5) else []
+        return self.op(self.pick("Sum", "Mean"), x, *other, wide)
+
     def join(self, x: str) -> str:
         names = list(self.shapes)
         y = names[self.upto(len(names))]
@@ -267,10 +304,12 @@ class Chain:
         x = "x"
         kinds: Sequence[Callable[[str], str]] = (
             *(self.norm, self.linear, self.layout, self.join, self.other),
-            *(self.product, self.tie, self.more),
+            *(self.product, self.tie, self.more, self.moved, self.weighed),
         )
         for _ in range(steps):
-            kind = kinds[int(self.rng.choice(len(kinds), p=[0.28, 0.18, 0.18, 0.08, 0.08, 0.07, 0.06, 0.07]))]
+            kind = kinds[
+                int(self.rng.choice(len(kinds), p=[0.28, 0.16, 0.16, 0.08, 0.06, 0.06, 0.05, 0.05, 0.05, 0.05]))
+            ]
             try:
                 x = kind(x)
             except Drawn:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from normfold.analysis.fixed import FixedNorm
 from normfold.analysis.frames.powers import Room
 from normfold.analysis.plan import Merge, Site, Spread, Untied
 from normfold.pipeline import run as pipeline
@@ -40,6 +41,7 @@ GRAPH = GraphReport(
     untied=(Untied("table", 4096),),
     room=(Room("add_3", 4, 4000.0), Room("zero", 0, 0.0)),
     spreads=(Spread("blocks.0.fc1.weight", 1.25, 3.5, 1.5), Spread("head.weight", 1.5, 1.25)),
+    fixed=(FixedNorm("n", "blocks.0.norm2", True, 1e12, 1.5e-9),),
     merged=(Merge("add", "x", "conv", (), "stem.conv", ("stem.conv", "stem.point", "identity")),),
 )
 FULL = Report("0.1.0", SOURCE, (GRAPH,), seconds={"load": 0.123456}, warnings=("careful",))

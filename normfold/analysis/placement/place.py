@@ -106,11 +106,17 @@ def place_shift(state: State, op: Op, frame: Frame, *, scale: Outcome, with_zero
     if best is None:
         assert refused is not None, "the first placement is always tried"
         return refused
-    if best.elements > stays:
+    if best.elements > stays and not _goes_whole(state, op):
         why = f"one Add of {stays} elements here costs less than {best.elements} elsewhere"
         return Refuse("narrow-add", f"{op.name}: {why}")
     best = _nearer_the_source(state, op, frame, scale, best)
     return Placed(best.outcome, _name(state, frame, best), best.elements)
+
+
+def _goes_whole(state: State, op: Op) -> bool:
+    """Whether a map holds a norm of which nothing is to stay."""
+    inside = () if op.affine is None else op.affine.inside
+    return any(value.name in state.whole for value in (op.output, *inside))
 
 
 def _nearer_the_source(state: State, op: Op, frame: Frame, scale: Outcome, best: Placed) -> Placed:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,11 +46,20 @@ class State:
 
     frames: by tensor (absent: the identity). fixed: the affine maps that have been folded away. added_bytes: of the
     copies of shared weights. ranges: what tensors hold, where some of them are stored in float16. keep_tied: forbid
-    copies of shared weights.
+    copies of shared weights. whole: the names of the tensors that norms write which are to go whole, whatever that
+    costs elsewhere.
     """
 
-    def __init__(self, graph: Graph, ranges: Ranges | None = None, *, keep_tied: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Ranges | None = None,
+        *,
+        keep_tied: bool = False,
+        whole: Collection[str] = (),
+    ) -> None:
         self.graph = graph
+        self.whole = whole
         self.ranges = ranges
         self.shared = SharedWeights(graph, keep=keep_tied)
         self._frames: dict[Coefficient, dict[Value, Array]] = {"scale": {}, "shift": {}}
@@ -198,11 +207,14 @@ def short_flood(
 
 
 def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
-    """Whether `op` writes a tensor in any such scale by itself, whatever becomes of what it reads."""
+    """Whether `op` writes a tensor in any such scale by itself, as if no other tensor had one."""
     rule = rule_of(op.type)
     if not rule.reads(op) or OUT not in rule.ports(state.graph, op):
         return False
-    found = rule.scale(_Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale}))
+    around = _Flood(state, "scale", None, 0.0, 0.0).around(op, {OUT: scale})
+    found = rule.scale(
+        replace(around, before=lambda port: np.ones((1,) * len(state.graph.dims(value_at(op, port)) or ())))
+    )
     return not isinstance(found, Refuse) and not found
 
 

@@ -18,21 +18,35 @@ from normfold.analysis.rules.contract import EinsumRule, MatMulRule
 from normfold.analysis.rules.join import JoinRule
 from normfold.analysis.rules.layout import (
     expand,
+    filling,
+    fills_with_infinity,
     gather,
+    gather_elements,
     gather_nd,
     pad,
     reshape,
+    reverse_sequence,
     same,
     slices,
+    summed_up,
     transpose,
 )
 from normfold.analysis.rules.linear import ConvRule, GemmRule
-from normfold.analysis.rules.normalize import ChannelNormalizeRule, NormalizeRule
+from normfold.analysis.rules.normalize import ChannelNormalizeRule, MeanVarianceRule, NormalizeRule
 from normfold.analysis.rules.pointwise import AddRule, AffineRule, SumRule, negated
 from normfold.analysis.rules.power import PowerRule
+from normfold.analysis.rules.prelu import PReluRule
 from normfold.analysis.rules.product import ProductRule
 from normfold.analysis.rules.reduce import averaged, counts_padding, pooled, pooled_to_one, summed
-from normfold.analysis.rules.resample import depth_to_space, resized, space_to_depth, tiled, weighs_unevenly
+from normfold.analysis.rules.resample import (
+    depth_to_space,
+    resized,
+    sampled,
+    samples_zeros,
+    space_to_depth,
+    tiled,
+    weighs_unevenly,
+)
 from normfold.analysis.rules.tie import ClipRule, TieRule
 from normfold.analysis.rules.transposed import ConvTransposeRule
 from normfold.graph.types import Op
@@ -54,17 +68,14 @@ def _inactive(graph: Graph, op: Op) -> AxisMap | Refuse:
 
 
 def _fills_with_a_number(graph: Graph, op: Op) -> Refuse | None:
-    """A scale passes a Pad that fills with 0 or with values of the tensor itself."""
-    value = op.inputs[2] if len(op.inputs) > 2 else None
-    if op.text("mode", "constant") != "constant" or value is None:
-        return None
-    if graph.is_constant(value) and not np.any(graph.constant(value)):
+    """A scale passes a Pad that fills with 0, with an infinite number or with values of the tensor itself."""
+    if op.text("mode", "constant") != "constant" or filling(graph, op) == 0.0 or fills_with_infinity(graph, op):
         return None
     return refuse(op, "fill-value", "fills with a number that would have to change with the scale")
 
 
 def _fills_with_zeros(graph: Graph, op: Op) -> Refuse | None:
-    if op.text("mode", "constant") != "constant":
+    if op.text("mode", "constant") != "constant" or fills_with_infinity(graph, op):
         return None
     return refuse(op, "shift-meets-padding", "zero padding would not receive the shift")
 
@@ -75,6 +86,10 @@ def _some_become_zero(graph: Graph, op: Op) -> Refuse | None:
 
 def _zero_stays_zero(graph: Graph, op: Op) -> Refuse | None:
     return refuse(op, "shift-meets-activation", "a shift moves the point where it bends")
+
+
+def _adds_up_the_shift(graph: Graph, op: Op) -> Refuse | None:
+    return refuse(op, "uneven-taps", "every position holds another multiple of a shift")
 
 
 def _powers_mix(graph: Graph, op: Op) -> Refuse | None:
@@ -125,10 +140,12 @@ TABLE: dict[str, Rule] = {
     "ConvTranspose": ConvTransposeRule(),
     "Gather": CarryRule(gather, attributes=["axis"], mean_passes=True),
     "GatherND": CarryRule(gather_nd, attributes=["batch_dims"], mean_passes=True),
+    "GatherElements": CarryRule(gather_elements, attributes=["axis"]),
     "LayerNormalization": NormalizeRule(centred=True),
     "RMSNormalization": NormalizeRule(centred=False),
     "InstanceNormalization": ChannelNormalizeRule(grouped=False),
     "GroupNormalization": ChannelNormalizeRule(grouped=True),
+    "MeanVarianceNormalization": MeanVarianceRule(),
     # Layout.
     "Identity": CarryRule(same, rearranges=True, in_statistic="same", mean_passes=True),
     "Dropout": CarryRule(_inactive, attributes=["seed", "ratio"], mean_passes=True),
@@ -140,21 +157,26 @@ TABLE: dict[str, Rule] = {
         in_statistic="same",
         mean_passes=True,
     ),
+    "CastLike": CarryRule(
+        same, attributes=["saturate", "round_mode"], scale=_between_float_types, shift=_between_float_types
+    ),
     "Transpose": CarryRule(transpose, attributes=["perm"], rearranges=True, mean_passes=True),
     "Reshape": CarryRule(reshape, attributes=["allowzero"], rearranges=True, mean_passes=True),
     "Flatten": CarryRule(reshape, attributes=["axis"], rearranges=True, mean_passes=True),
     "Squeeze": CarryRule(reshape, attributes=["axes"], rearranges=True, mean_passes=True),
     "Unsqueeze": CarryRule(reshape, attributes=["axes"], rearranges=True, mean_passes=True),
     "Expand": CarryRule(expand, mean_passes=True),
-    "Slice": CarryRule(slices, mean_passes=True),
-    "Pad": PadRule(pad, attributes=["mode"], scale=_fills_with_a_number, shift=_fills_with_zeros),
+    "Slice": CarryRule(slices, attributes=["starts", "ends", "axes"], mean_passes=True),
+    "Pad": PadRule(pad, attributes=["mode", "pads", "value"], scale=_fills_with_a_number, shift=_fills_with_zeros),
     "Trilu": CarryRule(same, attributes=["upper"], shift=_some_become_zero),
+    "CumSum": CarryRule(summed_up, attributes=["exclusive", "reverse"], shift=_adds_up_the_shift),
+    "ReverseSequence": CarryRule(reverse_sequence, attributes=["batch_axis", "time_axis"]),
     "Concat": JoinRule(joined=-1),
     "Split": JoinRule(joined=0),
     # Activations.
     "Relu": CarryRule(same, positive=True, shift=_zero_stays_zero),
     "LeakyRelu": CarryRule(same, attributes=["alpha"], positive=True, shift=_zero_stays_zero),
-    "PRelu": CarryRule(same, positive=True, shift=_zero_stays_zero),
+    "PRelu": PReluRule(),
     "Abs": CarryRule(same, absolute=True, shift=_powers_mix),
     # Pooling and reductions.
     "MaxPool": CarryRule(pooled, attributes=_POOL, positive=True),
@@ -172,6 +194,8 @@ TABLE: dict[str, Rule] = {
     # Other sizes.
     "Tile": CarryRule(tiled),
     "Resize": CarryRule(resized, attributes=_RESIZE, shift=weighs_unevenly),
+    "Upsample": CarryRule(resized, attributes=["mode", "scales"]),
+    "GridSample": CarryRule(sampled, attributes=["align_corners", "mode", "padding_mode"], shift=samples_zeros),
     "DepthToSpace": CarryRule(depth_to_space, attributes=["blocksize", "mode"]),
     "SpaceToDepth": CarryRule(space_to_depth, attributes=["blocksize"]),
     # Parts of a LayerNorm or RMSNorm that is written out.

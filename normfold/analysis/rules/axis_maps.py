@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.graph.affine import Array, compress, varying_axes
@@ -157,13 +158,20 @@ class Expanded(AxisMap):
 
 @dataclass(frozen=True, slots=True)
 class Gathered(AxisMap):
-    """One axis is looked up: it is replaced by the axes of the indices."""
+    """One axis is looked up: it is replaced by the axes of the indices.
+
+    picked: the indices, where they are constant (a channel shuffle). size: of the axis that is looked up.
+    """
 
     op: Op
     axis: int
     index_rank: int
+    picked: NDArray[np.int64] | None = None
+    size: int = 0
 
     def forward(self, array: Array) -> Array | Refuse:
+        if array.shape[self.axis] != 1 and self.picked is not None:
+            return array.take(self.picked, axis=self.axis)
         if array.shape[self.axis] != 1:
             return refuse(self.op, "channels-cut", "looks up single channels of the norm")
         return array.reshape(array.shape[: self.axis] + (1,) * self.index_rank + array.shape[self.axis + 1 :])
@@ -171,5 +179,19 @@ class Gathered(AxisMap):
     def backward(self, array: Array) -> Array | Refuse:
         end = self.axis + self.index_rank
         if any(size != 1 for size in array.shape[self.axis : end]):
+            if self.picked is not None:
+                return self._put_back(array, self.picked)
             return refuse(self.op, "channels-cut", "looks up single channels of the norm")
         return array.reshape((*array.shape[: self.axis], 1, *array.shape[end:]))
+
+    def _put_back(self, array: Array, picked: NDArray[np.int64]) -> Array | Refuse:
+        """Every channel has what its copies have; refused where one has none, or they differ."""
+        before, behind = array.shape[: self.axis], array.shape[self.axis + self.index_rank :]
+        copies = np.broadcast_to(array, (*before, *picked.shape, *behind)).reshape(*before, picked.size, *behind)
+        _, first = np.unique(picked, return_index=True)
+        if not np.array_equal(np.unique(picked), np.arange(self.size)):
+            return refuse(self.op, "channels-cut", "reads only a part of the norm's channels")
+        found = copies.take(first, axis=self.axis)
+        if not np.array_equal(found.take(picked.reshape(-1), axis=self.axis), copies):
+            return refuse(self.op, "broadcast", "repeats channels that would need different frames")
+        return found

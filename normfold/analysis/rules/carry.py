@@ -25,6 +25,7 @@ from normfold.analysis.rules.base import (
     rescaled_constant,
     value_at,
 )
+from normfold.analysis.rules.layout import fills_with_infinity, padding
 from normfold.analysis.rules.weights import size_of_table
 from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op
@@ -180,24 +181,30 @@ class CarryRule(_Carry):
 
 @final
 class PadRule(_Carry):
-    """Pad. Its zeros do not receive a shift: behind it every position has its own, which only a Conv can take."""
+    """Pad. Its zeros do not receive a shift: behind it every position has its own, which only a Conv can take.
+
+    An infinite number, in front of a maximum, stays what it is for any shift and every scale above 0.
+    """
+
+    def scale(self, at: Surroundings) -> Demands:
+        if fills_with_infinity(at.graph, at.op) and any(np.any(array <= 0.0) for array in at.known.values()):
+            return at.refuse("negative-scale", "it fills with an infinite number, which would change its sign")
+        return super().scale(at)
 
     def shift(self, at: Surroundings) -> Demands:
         array = at.known.get(0)
-        amounts = at.op.inputs[1] if len(at.op.inputs) > 1 else None
         takers = at.costs.read_by_convolutions(at.value(OUT))
-        if array is None or not np.any(array) or amounts is None or not takers or self._blocked(at) is None:
+        if array is None or not np.any(array) or not takers or self._blocked(at) is None:
             return super().shift(at)
-        source, mapped = at.graph.dims(at.value(0)), self.axis_map(at.graph, at.op)
-        if source is None or isinstance(mapped, Refuse):
+        source, ends = at.graph.dims(at.value(0)), padding(at.graph, at.op)
+        if source is None or isinstance(ends, Refuse):
             return super().shift(at)
-        values = [int(amount) for amount in at.graph.constant(amounts)]
-        ends = list(zip(values[: len(source)], values[len(source) :], strict=True))
-        padded = [axis for axis, pair in enumerate(ends) if any(pair)]
-        if min(values) < 0 or not all(source[axis].static for axis in padded):
+        padded = {axis: pair for axis, pair in ends.items() if any(pair)}
+        cuts = any(amount < 0 for pair in ends.values() for amount in pair)
+        if cuts or not all(source[axis].static for axis in padded):
             return super().shift(at)
         full = [source[axis].size if axis in padded else size for axis, size in enumerate(array.shape)]
-        return {OUT: np.pad(np.broadcast_to(array, full), ends)}
+        return {OUT: np.pad(np.broadcast_to(array, full), [padded.get(axis, (0, 0)) for axis in range(array.ndim)])}
 
     def _blocked(self, at: Surroundings) -> Refuse | None:
         return None if self.shift_stops is None else self.shift_stops(at.graph, at.op)

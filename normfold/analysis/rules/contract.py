@@ -1,8 +1,10 @@
 """MatMul and Einsum: contractions of two operands, read as labels on their axes.
 
 With one operand constant, `out = x W` absorbs any frame on the axes that the weight has: `W' = s_in W / s_out` along
-them, and `t_in W - t_out` has to be added behind it. With both operands computed a frame off the contracted axes
-passes on: `s_z = s_x * s_y`; a shift does only where the other operand is a softmax whose rows add up to 1.
+them, and `t_in W - t_out` has to be added behind it. A scale on an axis that both tensors have and the weight has not
+(the channels, where tokens are mixed) passes; a shift there is another one for every output of the weight: a map. With
+both operands computed a frame off the contracted axes passes on: `s_z = s_x * s_y`; a shift does only where the other
+operand is a softmax whose rows add up to 1.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -30,36 +31,13 @@ from normfold.analysis.rules.base import (
     to_rank_of,
     value_at,
 )
+from normfold.analysis.rules.labels import DOTS, Axes, Labels, apart, axes_of, is_plain, multiple, placed, terms
 from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
-from normfold.graph.affine import Array, agree_each, compress, total
+from normfold.analysis.rules.windows import map_elements
+from normfold.graph.affine import Array, agree_each, compress, total, varying_axes
 from normfold.graph.operators import opset
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
-
-Axes = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """A name for every axis of both operands and of the output; equal names are one index."""
-
-    operands: tuple[Axes, Axes]
-    output: Axes
-
-    def at(self, port: int) -> Axes:
-        return self.output if port == OUT else self.operands[port]
-
-
-def placed(array: Array, source: Axes, target: Axes) -> Array | None:
-    """`array` over the axes `source`, as it lies on the axes `target`; None where it varies along one they lack."""
-    varying = [axis for axis, size in enumerate(array.shape) if size != 1]
-    if any(source[axis] not in target for axis in varying):
-        return None
-    order = sorted(varying, key=lambda axis: target.index(source[axis]))
-    shape = [1] * len(target)
-    for axis in order:
-        shape[target.index(source[axis])] = array.shape[axis]
-    return array.transpose(order + [axis for axis in range(array.ndim) if axis not in varying]).reshape(shape)
 
 
 def _adds_up_along(graph: Graph, value: Value) -> int | None:
@@ -102,23 +80,43 @@ class _ContractionRule(Rule):
         weight = self._weight(at.graph, at.op)
         if weight is None:
             return self._two_tensors(at, labels)
-        for port in at.known:
-            factor = self._factor(at, labels, weight, port)
-            if isinstance(factor, Refuse):
-                return factor
-            if port == OUT and (refused := at.zero_output()):
-                return refused
-        return {}
+        source = 1 - weight
+        parts = {port: self._parts(at, labels, weight, port) for port in (source, OUT)}
+        refused = next((one for one in parts.values() if isinstance(one, Refuse)), None)
+        if refused is not None:
+            return refused
+        (in_passed, in_taken), (out_passed, out_taken) = (one for one in parts.values() if not isinstance(one, Refuse))
+        # No bias behind it could be written as a multiple of 0.
+        if any(np.any(part == 0.0) for part in (in_passed, out_passed, out_taken)):
+            return at.refuse("zero-scale", "a channel with scale 0 cannot be restored")
+        known, other, passed, held, taken = (
+            (source, OUT, in_passed, out_passed, out_taken)
+            if source in at.known
+            else (OUT, source, out_passed, in_passed, in_taken)
+        )
+        moved = placed(passed, labels.at(known), labels.at(other))
+        if moved is None or to_rank_of(at.graph, at.value(other), moved) is None:
+            return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
+        # One number for all of them is left to the weight.
+        if multiple(moved, held) is not None:
+            return {}
+        if np.any(taken == 0.0):
+            return at.refuse("zero-scale", "what passes it would be lost in a channel with scale 0")
+        return {other: moved * taken}
 
-    def _factor(self, at: Surroundings, labels: Labels, weight: int, port: int) -> Array | Refuse:
-        """What the array on a port multiplies the weight by."""
-        array, dims = at.known[port], at.graph.dims(value_at(at.op, weight))
+    def _parts(self, at: Surroundings, labels: Labels, weight: int, port: int) -> tuple[Array, Array] | Refuse:
+        """The array on a port as what passes times what the weight takes."""
+        dims, found = (
+            at.graph.dims(value_at(at.op, weight)),
+            apart(at.get(port), labels.at(port), labels.operands[weight]),
+        )
         if dims is None:
             return at.refuse("unknown-shape", "the rank of its weight is not known")
-        factor = placed(array, labels.at(port), labels.operands[weight])
-        if factor is None or any(size not in (1, dim.size) for size, dim in zip(factor.shape, dims, strict=True)):
+        factor = None if found is None else placed(found[1], labels.at(port), labels.operands[weight])
+        fits = factor is not None and all(size in (1, dim.size) for size, dim in zip(factor.shape, dims, strict=True))
+        if found is None or not fits:
             return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
-        return factor
+        return found
 
     def _two_tensors(self, at: Surroundings, labels: Labels) -> Demands:
         contracted = [set(axes) - set(labels.output) for axes in labels.operands]
@@ -163,14 +161,30 @@ class _ContractionRule(Rule):
         weight = self._weight(at.graph, at.op)
         if weight is None:
             return self._shift_of_two(at, labels)
-        for port in at.known:
-            factor = self._factor(at, labels, weight, port)
-            if isinstance(factor, Refuse):
-                return factor
         source = 1 - weight
+        for port in (source, OUT):
+            if not self._spreads(at, labels, weight, port):
+                return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
         if source in at.known and OUT not in at.known and at.costs.absorbs_shift(at.op.output):
             return {OUT: self._through(at.graph, at.op, at.known[source])}
+        rest = self._bias(at.graph, at.op, at.get(source), at.get(OUT))
+        if (
+            rest is not None
+            and self._is_map(labels, weight, rest)
+            and map_elements(at.graph, at.op.output) > at.map_limit
+        ):
+            return at.refuse("not-contracted", "a bias for every token behind it would cost more than one Add here")
         return {}
+
+    def _spreads(self, at: Surroundings, labels: Labels, weight: int, port: int) -> bool:
+        """Whether an array on a port is of one size with the weight along the axes that both have."""
+        dims = dict(zip(labels.operands[weight], at.graph.dims(value_at(at.op, weight)) or (), strict=False))
+        sizes = zip(labels.at(port), at.get(port).shape, strict=True)
+        return all(size == 1 or axis not in dims or dims[axis].size == size for axis, size in sizes)
+
+    def _is_map(self, labels: Labels, weight: int, rest: Array) -> bool:
+        """Whether what the output lacks varies along an axis that the weight has not."""
+        return any(labels.output[axis] not in labels.operands[weight] for axis in varying_axes(rest))
 
     def _shift_of_two(self, at: Surroundings, labels: Labels) -> Demands:
         """No shift passes a product of two tensors, but where the other one averages: `P (V + t) = P V + t`."""
@@ -210,19 +224,30 @@ class _ContractionRule(Rule):
             value_at(op, weight), shift, labels.operands[weight], labels.at(1 - weight), labels.output
         )
 
+    def _taken(self, scale: Array, axes: Axes, weight: Axes) -> tuple[Array, Array]:
+        """What of a scale passes, and what the weight takes, along its axes."""
+        found = apart(scale, axes, weight)
+        taken = None if found is None else placed(found[1], axes, weight)
+        assert found is not None and taken is not None
+        return found[0], taken
+
     def _bias(self, graph: Graph, op: Op, incoming: Array, outgoing: Array) -> Array | None:
         """What the output lacks once both shifts are in place; None when they cancel."""
         if not np.any(incoming) and not np.any(outgoing):
             return None
         rest = total(self._through(graph, op, incoming), -outgoing)
-        return rest if np.any(rest) else None
+        return compress(rest, tuple(range(rest.ndim))) if np.any(rest) else None
 
     def added_elements(self, graph: Graph, op: Op, shift: Callable[[Value], Array]) -> int:
         weight = self._weight(graph, op)
         if weight is None:
             return 0
-        source = value_at(op, 1 - weight)
-        return 0 if self._bias(graph, op, shift(source), shift(op.output)) is None else graph.size(op.output)
+        rest = self._bias(graph, op, shift(value_at(op, 1 - weight)), shift(op.output))
+        if rest is None:
+            return 0
+        labels = self.labels(graph, op)
+        by_token = not isinstance(labels, Refuse) and self._is_map(labels, weight, rest)
+        return map_elements(graph, op.output) if by_token else graph.size(op.output)
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         if (values := self._values(costs.graph, op)) is not None:
@@ -243,11 +268,14 @@ class _ContractionRule(Rule):
         if weight is None or isinstance(labels, Refuse):
             return
         incoming, outgoing, target = frame(value_at(op, 1 - weight)), frame(op.output), labels.operands[weight]
-        times, over = (
-            placed(incoming.scale, labels.at(1 - weight), target),
-            placed(outgoing.scale, labels.output, target),
+        (passed, times), (left, over) = (
+            self._taken(incoming.scale, labels.at(1 - weight), target),
+            self._taken(outgoing.scale, labels.output, target),
         )
-        assert times is not None and over is not None
+        moved = placed(passed, labels.at(1 - weight), labels.output)
+        factor = None if moved is None else multiple(moved, left)
+        assert factor is not None
+        times = factor * times
         if np.any(times != 1.0) or np.any(over != 1.0):
             yield NewConstant(name_of(op.output), weight, name_of(value_at(op, weight)), times=times, over=over)
         bias = self._bias(graph, op, incoming.shift, outgoing.shift)
@@ -257,7 +285,7 @@ class _ContractionRule(Rule):
 
 @final
 class MatMulRule(_ContractionRule):
-    """MatMul of matrices, with numpy's broadcasting of the axes in front."""
+    """MatMul of matrices and vectors, with numpy's broadcasting of the axes in front."""
 
     bias_follows = True
 
@@ -271,11 +299,13 @@ class MatMulRule(_ContractionRule):
 
     def labels(self, graph: Graph, op: Op) -> Labels | Refuse:
         ranks = [len(dims) for value in op.inputs if value is not None and (dims := graph.dims(value)) is not None]
-        if len(ranks) != 2 or min(ranks) < 2:
-            return refuse(op, "unknown-shape", "an operand is a vector, or of unknown rank")
-        batch = tuple(f"batch{axis}" for axis in range(max(ranks) - 2))
-        left, right = (batch[len(batch) - rank + 2 :] for rank in ranks)
-        return Labels(((*left, "row", "inner"), (*right, "inner", "column")), (*batch, "row", "column"))
+        if len(ranks) != 2 or min(ranks) < 1:
+            return refuse(op, "unknown-shape", "an operand is of unknown rank")
+        batch = tuple(f"batch{axis}" for axis in range(max(*ranks, 2) - 2))
+        left, right = (batch[len(batch) - max(rank, 2) + 2 :] for rank in ranks)
+        # A vector is a row on the left and a column on the right, and has no such axis, nor has the product then.
+        row, column = (("row",) if ranks[0] > 1 else ()), (("column",) if ranks[1] > 1 else ())
+        return Labels(((*left, *row, "inner"), (*right, "inner", *column)), (*batch, *row, *column))
 
 
 @final
@@ -286,17 +316,20 @@ class EinsumRule(_ContractionRule):
 
     def labels(self, graph: Graph, op: Op) -> Labels | Refuse:
         equation = op.text("equation", "").replace(" ", "")
-        terms, arrow, output = equation.partition("->")
-        operands = terms.split(",")
-        texts = [*operands, output]
-        plain = bool(arrow) and len(operands) == 2 == len(op.inputs) and all(t.isalpha() or not t for t in texts)
-        counts = {letter: sum(letter in text for text in texts) for letter in "".join(texts)}
-        if not plain or any(len(set(t)) != len(t) for t in texts) or any(count < 2 for count in counts.values()):
-            return refuse(op, "not-contracted", f"{equation} is no contraction of two operands that it names")
+        texts = terms(equation)
+        plain = len(texts) == 3 == len(op.inputs) + 1 and all(map(is_plain, texts))
         dims = [graph.dims(value) for value in (*op.inputs, op.output) if value is not None]
-        if [None if found is None else len(found) for found in dims] != [len(text) for text in texts]:
+        if plain and (len(dims) < 3 or any(found is None for found in dims)):
             return refuse(op, "unknown-shape", "the rank of a tensor is not known")
-        sizes = [dict(zip(text, found or (), strict=True)) for text, found in zip(operands, dims, strict=False)]
-        if any(sizes[1].get(letter, dim) != dim for letter, dim in sizes[0].items()):
+        axes = [axes_of(text, len(found or ())) for text, found in zip(texts, dims, strict=False)]
+        names = [name for one in axes for name in one or ()]
+        plain = plain and all(one is not None and len(set(one)) == len(one) for one in axes)
+        if not plain or any(names.count(name) < 2 for name in names):
+            return refuse(op, "not-contracted", f"{equation} is no contraction of two operands that it names")
+        left, right, output = (one or () for one in axes)
+        if any(name.startswith(DOTS) and name not in output for name in names):
+            return refuse(op, "not-contracted", f"{equation} adds up axes that it does not name")
+        sizes = [dict(zip(one, found or (), strict=True)) for one, found in zip((left, right), dims, strict=False)]
+        if any(sizes[1].get(name, dim) != dim for name, dim in sizes[0].items()):
             return refuse(op, "unknown-shape", "the operands have other sizes for one letter")
-        return Labels((tuple(operands[0]), tuple(operands[1])), tuple(output))
+        return Labels((left, right), output)

@@ -39,7 +39,7 @@ class JoinRule(Rule):
     """
 
     late = True
-    attributes = frozenset({"axis", "num_outputs"})
+    attributes = frozenset({"axis", "num_outputs", "split"})
 
     def __init__(self, *, joined: int) -> None:
         self.joined = joined  # the port of the joined tensor: the output of a Concat, the input of a Split

@@ -37,7 +37,7 @@ from normfold.graph.view import Graph
 
 @final
 class GemmRule(Rule):
-    """Gemm, `alpha * A' B' + beta * C`, with B constant and C constant or absent."""
+    """Gemm, `alpha * A' B' + beta * C`, with A or B constant, and C constant or absent."""
 
     attributes = frozenset({"alpha", "beta", "transA", "transB"})
     bias_follows = True
@@ -48,13 +48,31 @@ class GemmRule(Rule):
     def absorbs_shift(self, costs: Costs, op: Op) -> bool:
         return True
 
+    def _weight(self, graph: Graph, op: Op) -> int:
+        """The input that holds the weight: B, unless only A is constant."""
+        constant = [port for port in (0, 1) if graph.is_constant(value_at(op, port))]
+        return 0 if constant == [0] else 1
+
+    def _turned(self, op: Op, weight: int) -> bool:
+        """Whether the weight is stored as (outputs, inputs)."""
+        return bool(op.integer("transB", 0)) if weight else not op.integer("transA", 0)
+
+    def _channels(self, op: Op, weight: int, port: int) -> int:
+        """The axis of a port along which the weight is applied."""
+        if port == OUT:
+            return weight
+        return weight if not op.integer("transA" if weight else "transB", 0) else 1 - weight
+
+    def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        weight = self._weight(graph, op)
+        return (OUT,) if graph.is_constant(value_at(op, 1 - weight)) else (1 - weight, OUT)
+
     def _fits(self, at: Surroundings) -> Refuse | None:
-        if refused := at.not_constant(*_constants(at.op)):
+        weight = self._weight(at.graph, at.op)
+        if refused := at.not_constant(at.op.inputs[weight], _constants(at.op)[1]):
             return refused
-        for port, array in at.known.items():
-            channels = 1 if port == OUT or not at.op.integer("transA", 0) else 0
-            if not only_along(array, (channels,)):
-                return at.refuse("not-contracted", "does not contract the channels of the norm")
+        if not all(only_along(array, (self._channels(at.op, weight, port),)) for port, array in at.known.items()):
+            return at.refuse("not-contracted", "does not contract the channels of the norm")
         return None
 
     def scale(self, at: Surroundings) -> Demands:
@@ -75,20 +93,23 @@ class GemmRule(Rule):
         return weight_without_mean(graph, op, axis, channels=(rank_of(graph, op.output) or 0) - 1, columns=columns)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight, bias = _constants(op)
-        assert weight is not None and op.inputs[0] is not None
-        incoming, outgoing = frame(op.inputs[0]), frame(op.output)
+        index, bias = self._weight(graph, op), _constants(op)[1]
+        weight = value_at(op, index)
+        incoming, outgoing = frame(value_at(op, 1 - index)), frame(op.output)
         stored = graph.constant(weight)
-        matrix = stored.T if op.integer("transB", 0) else stored
+        matrix = stored.T if self._turned(op, index) else stored
         inputs, outputs = matrix.shape
         scale_in, scale_out = along(incoming.scale, inputs), along(outgoing.scale, outputs)
         if np.any(scale_in != 1.0) or np.any(scale_out != 1.0):
             rows, columns = scale_in[:, None], scale_out[None, :]
-            if op.integer("transB", 0):
+            if self._turned(op, index):
                 rows, columns = rows.T, columns.T
-            yield NewConstant(name_of(op.output), 1, name_of(weight), times=rows, over=columns)
+            yield NewConstant(name_of(op.output), index, name_of(weight), times=rows, over=columns)
         passed = op.number("alpha", 1.0) * along(incoming.shift, inputs) @ matrix
         add = (passed - along(outgoing.shift, outputs)) / scale_out
+        if not index:
+            # C lies on (rows, columns), and the weight's outputs are the rows.
+            scale_out, add = scale_out[:, None], add[:, None]
         if not np.any(add != 0.0):
             if bias is not None and np.any(scale_out != 1.0):
                 yield NewConstant(name_of(op.output), 2, name_of(bias), over=scale_out)

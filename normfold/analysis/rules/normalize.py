@@ -22,7 +22,7 @@ from normfold.analysis.rules.base import (
     only_along,
     rank_of,
 )
-from normfold.graph.affine import Array, Frame
+from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.operators import opset
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -188,6 +188,31 @@ class ChannelNormalizeRule(Rule):
             yield NewConstant(name_of(op.output), 1, name_of(weight), over=scale)
         if np.any(shift != 0.0) or np.any(scale != 1.0):
             yield NewConstant(name_of(op.output), 2, name_of(bias), over=scale, add=-shift / scale)
+
+
+@final
+class MeanVarianceRule(Rule):
+    """MeanVarianceNormalization, `(x - mean) / (std + 1e-9)`: no scale passes a fixed epsilon; the mean takes a shift.
+
+    A shift must be the same along the axes over which the mean runs.
+    """
+
+    attributes = frozenset({"axes"})
+
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return True
+
+    def scale(self, at: Surroundings) -> Demands:
+        return at.refuse("statistic", "its epsilon is fixed, and cannot follow a scale")
+
+    def shift(self, at: Surroundings) -> Demands:
+        if OUT in at.known and np.any(at.known[OUT] != 0.0):
+            return at.refuse("no-bias", "it has no bias to take a shift")
+        rank = rank_of(at.graph, at.value(0)) or 0
+        axes = {axis % rank for axis in at.op.integers("axes") or (0, 2, 3)} if rank else set()
+        if 0 in at.known and axes & set(varying_axes(at.known[0])):
+            return at.refuse("statistic", "computes its statistic over channels in different frames")
+        return {}
 
 
 def _groups(op: Op) -> int:

@@ -29,6 +29,7 @@ from normfold.analysis.rules.base import (
     to_rank_of,
     value_at,
 )
+from normfold.analysis.rules.tie import in_range
 from normfold.analysis.rules.windows import map_elements
 from normfold.graph.affine import Array, Frame, compress, total, varying_axes
 from normfold.graph.types import BATCH_NORM, Op, Value
@@ -114,32 +115,45 @@ class _SumRule(Rule):
 
     The shifts leave a choice. One that arrives on x_k goes no further when another operand's writer has a bias to take
     it; otherwise z carries it on. One that arrives on z is taken by the operand whose writer takes it for the least.
+    A constant operand (of more than two, or wider than the tensor: else the sum is a fixed map) is divided by the
+    scale, and takes every shift.
     """
 
     late = True
     adds = True
 
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
-        return (*(port for port in self._operands(op) if port not in self._constants(graph, op)), OUT)
-
-    def _constants(self, graph: Graph, op: Op) -> tuple[int, ...]:
-        return tuple(port for port in self._operands(op) if (v := op.inputs[port]) is not None and graph.is_constant(v))
+        return (*self._computed(graph, op), OUT)
 
     def _operands(self, op: Op) -> tuple[int, ...]:
         return tuple(range(len(op.inputs)))
+
+    def _computed(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        return tuple(port for port in self._operands(op) if not graph.is_constant(value_at(op, port)))
+
+    def _constants(self, graph: Graph, op: Op) -> tuple[int, ...]:
+        return tuple(port for port in self._operands(op) if graph.is_constant(value_at(op, port)))
 
     @abstractmethod
     def _weight(self, op: Op, port: int) -> float:
         """w_k."""
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
+        if self._constants(costs.graph, op):
+            return 0.0
         return min(costs.writer_cost(value_at(op, port)) for port in self._operands(op))
 
+    def absorbs_shift(self, costs: Costs, op: Op) -> bool:
+        return bool(self._constants(costs.graph, op))
+
     def scale(self, at: Surroundings) -> Demands:
-        if self._constants(at.graph, at.op) and (zero := at.zero_output()):
-            return zero
+        constants = [at.value(port) for port in self._constants(at.graph, at.op)]
         demands: dict[int, Array] = {}
         for array in at.known.values():
+            if constants and np.any(array == 0.0):
+                return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
+            if not all(in_range(at.graph, constant, array) for constant in constants):
+                return at.refuse("scale-range", "a constant of it would leave the range of its type")
             for port in self.ports(at.graph, at.op):
                 shaped = to_port(at, array, port)
                 if isinstance(shaped, Refuse):
@@ -147,16 +161,9 @@ class _SumRule(Rule):
                 demands.setdefault(port, shaped)
         return demands
 
-    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        """A constant operand takes the scale of the sum (where fixed maps are looked for, it is part of one)."""
-        stored = Frame(frame(op.output).scale, np.zeros(()))
-        if np.any(stored.scale != 1.0):
-            for port in self._constants(graph, op):
-                yield rescaled_constant(op, port, stored)
-
     def shift(self, at: Surroundings) -> Demands:
-        if constant := _constant_operand(at):
-            return constant
+        if self._constants(at.graph, at.op):
+            return {}
         taker = self._taker(at)
         if isinstance(taker, Refuse):
             return taker
@@ -183,6 +190,16 @@ class _SumRule(Rule):
         rest = total(at.get(OUT), *(-term for term in terms))
         return to_port(at, rest / self._weight(at.op, taker), taker)
 
+    def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
+        outgoing, constants = frame(op.output), self._constants(graph, op)
+        for port in constants:
+            shift = np.zeros(())
+            if port == constants[0]:
+                terms = [self._weight(op, one) * frame(value_at(op, one)).shift for one in self._computed(graph, op)]
+                shift = total(outgoing.shift, *(-term for term in terms)) / self._weight(op, port)
+            if np.any(outgoing.scale != 1.0) or np.any(shift != 0.0):
+                yield rescaled_constant(op, port, Frame(outgoing.scale, shift))
+
 
 @final
 class SumRule(_SumRule):
@@ -193,6 +210,18 @@ class SumRule(_SumRule):
 
     def _weight(self, op: Op, port: int) -> float:
         return 1.0 / len(op.inputs) if self.mean else 1.0
+
+    def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
+        constants = self._constants(graph, op)
+        if len(constants) != len(op.inputs) - 1 or not constants or not graph.is_floating(op.output):
+            return None
+        (source,) = self._computed(graph, op)
+        weight = self._weight(op, source)
+        try:
+            shift = sum(weight * graph.constant(value_at(op, port)) for port in constants)
+        except ValueError:  # of shapes that do not fit together
+            return None
+        return FixedMap(value_at(op, source), np.full((), weight) if self.mean else None, np.asarray(shift))
 
 
 @final
@@ -237,9 +266,3 @@ def negated(graph: Graph, op: Op) -> FixedMap | None:
     """Neg: a fixed map of every tensor."""
     source = op.inputs[0]
     return None if source is None else FixedMap(source, scale=np.full((), -1.0))
-
-
-def _constant_operand(at: Surroundings) -> Refuse | None:
-    if any(value is None or at.graph.is_constant(value) for value in at.op.inputs):
-        return at.refuse("broadcast", "adds a constant that is larger than the tensor")
-    return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules.axis_maps import AxisMap, Windowed
+from normfold.analysis.rules.spellings import told
 from normfold.graph.affine import Array
 from normfold.graph.operators import opset
 from normfold.graph.types import Op
@@ -142,7 +144,7 @@ def _blocks(graph: Graph, op: Op, mode: str) -> Blocks | Refuse:
 
 
 def resized(graph: Graph, op: Op) -> AxisMap | Refuse:
-    """Resize (opset 11 and later): a frame passes where it does not vary along a resized axis.
+    """Resize, and Upsample before it: a frame passes where it does not vary along a resized axis.
 
     An axis is left alone when its scale is 1, or when sizes are given and its own stays.
     """
@@ -150,19 +152,41 @@ def resized(graph: Graph, op: Op) -> AxisMap | Refuse:
     target = graph.dims(op.output)
     if source is None or target is None or len(source) != len(target):
         return refuse(op, "unknown-shape", "a shape is not known")
+    if opset(graph.model) < 11:  # nearest or linear, asymmetric
+        factors = told(graph, op, 1, "scales")
+        return _widened(op, range(len(source)), None if factors is None else factors.numbers)
     mode = op.text("coordinate_transformation_mode", "half_pixel")
     if mode == "tf_crop_and_resize":
         return refuse(op, "fill-value", "crops, and fills with a number what lies outside")
-    if opset(graph.model) < 11 or mode not in _MEANS or op.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+    if mode not in _MEANS or op.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         return refuse(op, "wall", "normfold does not follow this way to resize")
     axes = [axis % len(source) for axis in op.integers("axes") or range(len(source))]
-    scales = op.inputs[2] if len(op.inputs) > 2 else None
     if len(op.inputs) > 3 and op.inputs[3] is not None:
         return Windowed(op, frozenset(axis for axis in axes if source[axis] != target[axis]))
-    factors = graph.constant(scales).reshape(-1).tolist() if scales is not None and graph.is_constant(scales) else []
-    if len(factors) != len(axes):
+    factors = told(graph, op, 2, "scales")
+    return _widened(op, axes, None if factors is None else factors.numbers)
+
+
+def _widened(op: Op, axes: Sequence[int], factors: Sequence[float] | None) -> AxisMap:
+    """factors: of these axes; None where they are computed."""
+    if factors is None or len(factors) != len(axes):
         return Windowed(op, frozenset(axes))
     return Windowed(op, frozenset(axis for axis, factor in zip(axes, factors, strict=True) if factor != 1.0))
+
+
+def sampled(graph: Graph, op: Op) -> AxisMap | Refuse:
+    """GridSample: every position is a mean of positions of its channel; outside, zeros or the border."""
+    dims = graph.dims(op.output)
+    if dims is None:
+        return refuse(op, "unknown-shape", "the rank of its output is not known")
+    return Windowed(op, frozenset(range(2, len(dims))))
+
+
+def samples_zeros(graph: Graph, op: Op) -> Refuse | None:
+    """Whether a GridSample reads zeros beyond the border."""
+    if op.text("padding_mode", "zeros") == "zeros":
+        return refuse(op, "shift-meets-padding", "reads zeros beyond the border, which would not receive the shift")
+    return None
 
 
 def weighs_unevenly(graph: Graph, op: Op) -> Refuse | None:

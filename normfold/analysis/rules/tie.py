@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from normfold.analysis.edits import Edit, NewConstant
+from normfold.analysis.edits import Edit, NewAttribute
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules.base import (
     OUT,
@@ -20,6 +20,7 @@ from normfold.analysis.rules.base import (
     rescaled_constant,
     to_port,
 )
+from normfold.analysis.rules.spellings import Told, told
 from normfold.graph.affine import Array, Frame
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -93,20 +94,23 @@ class ClipRule(Rule):
     """
 
     in_statistic = "step"
+    attributes = frozenset({"min", "max"})
 
-    def _bounds(self, op: Op) -> dict[int, Value]:
-        return {port: value for port, value in enumerate(op.inputs) if port in (1, 2) and value is not None}
+    def _bounds(self, graph: Graph, op: Op) -> dict[int, Told]:
+        """The bounds, by input. What an attribute says by default, the largest float32, is none."""
+        given = {port: told(graph, op, port, name) for port, name in ((1, "min"), (2, "max"))}
+        return {port: one for port, one in given.items() if one is not None and not _is_default(one)}
 
     def _values(self, at: Surroundings) -> list[float] | Refuse:
         source, *_ = at.op.inputs
-        if source is None or any(not at.graph.is_constant(value) for value in self._bounds(at.op).values()):
+        found = [bound.value for bound in self._bounds(at.graph, at.op).values()]
+        if source is None or any(bound is None for bound in found):
             return at.refuse("two-tensors", "a bound of it is computed at run time")
         if at.graph.is_constant(source):
             return at.refuse("wall", "clips a constant")
-        found = [at.graph.constant(value) for value in self._bounds(at.op).values()]
-        if any(bound.size != 1 for bound in found):
+        if any(bound.size != 1 for bound in found if bound is not None):
             return at.refuse("unknown-shape", "a bound of it is no scalar")
-        return [float(bound.reshape(-1)[0]) for bound in found]
+        return [_number(bound) for bound in found if bound is not None]
 
     def scale(self, at: Surroundings) -> Demands:
         bounds = self._values(at)
@@ -118,7 +122,7 @@ class ClipRule(Rule):
                 return at.refuse("negative-scale", "a negative or zero scale does not pass through it")
             if bends and not _uniform(array):
                 return at.refuse("one-bound", ONE_BOUND)
-            if not all(in_range(at.graph, value, array) for value in self._bounds(at.op).values()):
+            if not all(_within(np.asarray(bound), at.value(OUT), array) for bound in bounds):
                 return at.refuse("scale-range", "a bound of it would leave the range of its type")
         return self._same(at)
 
@@ -139,14 +143,26 @@ class ClipRule(Rule):
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         outgoing = frame(op.output)
-        for port, value in self._bounds(op).items():
-            bound = float(graph.constant(value).reshape(-1)[0])
-            moved = (bound - outgoing.shift) / outgoing.scale
-            if not np.all(moved == bound):
-                single = Frame(outgoing.scale.reshape(-1)[:1].reshape(()), outgoing.shift.reshape(-1)[:1].reshape(()))
-                yield NewConstant(
-                    name_of(op.output), port, name_of(value), over=single.scale, add=-single.shift / single.scale
-                )
+        for port, bound in self._bounds(graph, op).items():
+            assert bound.value is not None
+            moved = (_number(bound.value) - outgoing.shift) / outgoing.scale
+            if np.all(moved == _number(bound.value)):
+                continue
+            if bound.attribute is not None:
+                yield NewAttribute(name_of(op.output), bound.attribute, float(moved.flat[0]))
+                continue
+            scale, shift = (part.reshape(-1)[:1].reshape(()) for part in (outgoing.scale, outgoing.shift))
+            yield rescaled_constant(op, port, Frame(scale, shift))
+
+
+def _is_default(bound: Told) -> bool:
+    if bound.attribute is None or bound.value is None:
+        return False
+    return abs(_number(bound.value)) >= float(np.finfo(np.float32).max)
+
+
+def _number(bound: Array) -> float:
+    return float(bound.reshape(-1)[0])
 
 
 def _uniform(array: Array) -> bool:
@@ -155,9 +171,13 @@ def _uniform(array: Array) -> bool:
 
 def in_range(graph: Graph, constant: Value, scale: Array) -> bool:
     """Whether a constant stays within the range of its type when it is divided by `scale`: a mask's -3.4e38 may not."""
-    values = np.abs(graph.constant(constant))
+    return _within(graph.constant(constant), constant, scale)
+
+
+def _within(content: Array, holder: Value, scale: Array) -> bool:
+    values = np.abs(content)
     finite = values[np.isfinite(values)]
-    if not finite.size or constant.dtype is None:
+    if not finite.size or holder.dtype is None:
         return True
-    largest = 3.3895313892515355e38 if constant.dtype.name == "BFLOAT16" else np.finfo(constant.dtype.numpy()).max
-    return bool(finite.max() / np.abs(scale).min() <= 0.5 * float(largest) or np.all(scale == 1.0))
+    largest = 3.3895313892515355e38 if holder.dtype.name == "BFLOAT16" else np.finfo(holder.dtype.numpy()).max
+    return bool(finite.max() / float(largest) <= 0.5 * np.abs(scale).min() or np.all(scale == 1.0))

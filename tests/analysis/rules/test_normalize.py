@@ -15,15 +15,18 @@ from tests.support.graphs import (
     EXACT,
     FOLDED,
     Outcome,
+    as_float32,
     build,
     check,
     draw,
+    feeds_for,
     fold,
     kept,
     op_types,
     outcomes,
     partial,
     run,
+    run_float32,
     same_function,
 )
 
@@ -282,3 +285,30 @@ def test_narrow_weights_of_a_wide_norm() -> None:
     text = model(LAYER.format(axis=-1, bias=""), after="n = Mul(o, a)\ny = Tanh(n)")
     outcome: Outcome = FOLDED
     check(text, STATISTIC, outcome, g=(1,), a=(4,))
+
+
+MEAN_VARIANCE = """g (double[B,5,4] x) => (double y, double z) {{
+    h0 = MatMul(x, u)
+    h = Add(h0, c)
+    n0 = Mul(h, a)
+    n = Add(n0, b)
+    y = MatMul(n, w)
+    z = {}(h)
+}}"""
+
+
+def test_a_mean_that_is_subtracted_takes_a_shift() -> None:
+    """Its epsilon cannot follow a scale; a shift of the stream is gone behind it, off the axes that it averages."""
+    constants = {"u": (4, 4), "c": (4,), "a": (4,), "b": (4,), "w": (4, 8)}
+    norm = "MeanVarianceNormalization<axes = [{}]>"
+    cases = ((norm.format(1), True), (norm.format(2), False), ("Sigmoid", False))
+    for reader, taken in cases:
+        before = build(MEAN_VARIANCE.format(reader), **constants)
+        model, plan = fold(before)
+        feeds = feeds_for(before, 2)  # the reference implementation has no double of it
+        for truth, result in zip(*(run_float32(as_float32(one), feeds) for one in (before, model)), strict=True):
+            np.testing.assert_allclose(result, truth, atol=1e-5)
+        assert (plan.sites[0].shift == "writer") == taken and op_types(model).count("Add") == 2 - taken
+    text = "g (double[B,5,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\ny = {}(n)\n}"
+    _, plan = fold(build(text.replace("{}", cases[0][0]), a=(4,)))
+    assert outcomes(plan) == [kept("statistic")]

@@ -30,11 +30,29 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_activations_pass_positive_scales_alone(name: str, direction: Direction) -> None:
-    case = Sandwich(ACTIVATIONS[name], constants={"slope": draw("slope", 4)})
+    case = Sandwich(ACTIVATIONS[name], constants={"slope": np.array([0.0, 0.2, -0.3, 0.0])})
     case.fold(FOLDED, direction, "positive scale")
     case.fold(kept("negative-scale" if direction == "forward" else "wall"), direction, "scale")
     code = "shift-meets-activation" if direction == "forward" else "wall"
     case.fold(partial(code), direction, "positive")
+
+
+@pytest.mark.parametrize("slope", [np.array(0.25), np.array([0.5]), draw("slope", 4, positive=True), draw("slope", 4)])
+def test_a_negative_scale_turns_the_sides_of_a_slope(slope: np.ndarray) -> None:
+    """`prelu(s x, a) = s a prelu(x, 1 / a)` for s < 0, where a is not 0; the slope is each channel's own then."""
+    case = Sandwich("o = PRelu(i, slope)", constants={"slope": slope})
+    model, _ = case.fold(FOLDED, "forward", "scale")
+    assert op_types(model) == ["Tanh", "PRelu", "MatMul", "Add"]
+    case.fold(partial("shift-meets-activation"), "forward")
+    falls = bool(np.any(slope < 0.0))
+    case.fold(kept("wall") if falls else FOLDED, "backward", "scale")
+
+
+def test_a_slope_of_zero_or_next_to_it_has_no_other_side() -> None:
+    for slope, outcome in ((0.0, kept("negative-scale")), (1e-6, kept("negative-scale")), (1e-2, FOLDED)):
+        case = Sandwich("o = PRelu(i, slope)", constants={"slope": np.full(4, slope)})
+        case.fold(outcome, "forward", "scale")
+        case.fold(FOLDED, "forward", "positive scale")
 
 
 def test_prelu_with_the_norm_on_its_slope_refuses() -> None:
@@ -49,7 +67,6 @@ WALLS = {
     **{name: f"o = {name}(i)" for name in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "ThresholdedRelu")},
     "Gelu by tanh": 'o = Gelu<approximate = "tanh">(i)',
     "Pow by a tensor": "o = Pow(two, i)",
-    "CumSum": "o = CumSum(i, one)",
     "LpNormalization": "o = LpNormalization(i)",
     "Greater": "p = Greater(i, two)\no = Cast<to = 11>(p)",
 }
@@ -115,6 +132,21 @@ def test_fixed_maps(name: str, direction: Direction) -> None:
     constants = {"a": (4,), "b": (4,), "two": np.array(2.5), "p": draw("p", 4, positive=True), "w": (4, 4), "c": (4,)}
     model, _ = check(text, FOLDED, **constants)
     assert sorted(op_types(model)) == ["Gemm", "Tanh"]
+
+
+def test_the_weights_of_a_dyt_fold() -> None:
+    """`tanh(alpha x) gamma + beta`, arXiv:2503.10622: the tanh stays, what is behind it does not."""
+    text = """g (double[B,3,4] x) => (double y) {
+        h = MatMul(x, v)
+        k = Mul(h, alpha)
+        t = Tanh(k)
+        n = Mul(t, gamma)
+        m = Add(n, beta)
+        y0 = MatMul(m, w)
+        y = Add(y0, c)
+    }"""
+    model, _ = check(text, FOLDED, v=(4, 4), alpha=np.array(0.7), gamma=(4,), beta=(4,), w=(4, 3), c=(3,))
+    assert op_types(model) == ["MatMul", "Mul", "Tanh", "MatMul", "Add"]
 
 
 NOT_MAPS = {

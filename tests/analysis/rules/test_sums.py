@@ -43,7 +43,7 @@ def test_sums_tie_their_scales(sum_: str, other: str, outcome: Outcome) -> None:
 @pytest.mark.parametrize(
     ("more", "k", "outcome"),
     [
-        (", double[4] z", "MatMul(z, v)", kept("unknown-shape")),
+        (", double[4] z", "MatMul(z, v)", FOLDED),
         (", double[1,4] z", "MatMul(z, v)", FOLDED),
         (", double[B,1,4] z", "MatMul(z, v)", FOLDED),
         (", double[3,4] z", "MatMul(z, v)", FOLDED),
@@ -151,7 +151,8 @@ SEVERAL = """g (double[B,3,4] x) => (double y) {{
         ("", "n, n, k", FOLDED),
         ("m = Mul(h, d)", "k, n, m", FOLDED),
         ("q = Sigmoid(x)", "k, n, q", kept("wall")),
-        ("", "n, k, rows", kept("broadcast")),
+        ("", "n, k, rows", FOLDED),
+        ("", "k, rows, n, lifted", FOLDED),
         ("q = MatMul(k, e)", "n, q", kept("broadcast")),
     ],
 )
@@ -161,6 +162,7 @@ def test_several_summands_share_a_scale_and_divide_a_shift(
     """The shift goes into the bias that one of them has, as often as they are counted; else z carries it on."""
     text = SEVERAL.format(more=more, sum=f"{operator}({operands})")
     constants = {"a": (4,), "b": (4,), "d": (4,), "u": (4, 4), "v": (4, 4), "w": (4, 3), "rows": (3, 4), "e": (4, 1)}
+    constants |= {"lifted": (1,)}
     model = build(text, **constants)
     after, plan = fold(model)
     assert outcome in outcomes(plan)
@@ -180,3 +182,59 @@ def test_a_norm_behind_several_summands(operator: str) -> None:
     }}"""
     after, _ = check(text, FOLDED, a=(4,), b=(4,), v=(4, 4), u=(4, 4), w=(4, 4), d=(4,))
     assert sorted(op_types(after)) == sorted(["MatMul", "Gemm", "MatMul", operator, "Tanh"])
+
+
+@pytest.mark.parametrize(
+    ("sum_", "left"),
+    [
+        ("Sum(h, b)", ["Tanh", "MatMul", "Add"]),
+        ("Sum(b, h, d)", ["Tanh", "MatMul", "Add"]),
+        ("Mean(h, b)", ["Tanh", "MatMul", "Add"]),
+    ],
+)
+def test_a_sum_with_constants_alone_is_a_fixed_map(sum_: str, left: list[str]) -> None:
+    text = f"""g (double[B,4] x) => (double y) {{
+        h0 = Tanh(x)
+        h = Mul(h0, a)
+        s = {sum_}
+        y0 = MatMul(s, w)
+        y = Add(y0, c)
+    }}"""
+    model, _ = check(text, FOLDED, a=(4,), b=(4,), d=(4,), w=(4, 3), c=(3,))
+    assert op_types(model) == left
+
+
+WIDER = """g (double[B,1,4] x) => (double y) {{
+    h = {first}
+    n0 = Mul(h, a)
+    n = Add(n0, b)
+    s = {sum}
+    y = {last}
+}}"""
+
+
+@pytest.mark.parametrize("sum_", ["Add(n, rows)", "Add(rows, n)", "Sub(n, rows)", "Sub(rows, n)"])
+def test_a_constant_that_is_wider_than_the_tensor_takes_what_arrives(sum_: str) -> None:
+    """Position embeddings on one class token: divided by the scale, less the shift."""
+    text = WIDER.format(first="Tanh(x)", sum=sum_, last="MatMul(s, w)")
+    model, _ = check(text, FOLDED, a=(4,), b=(4,), rows=(3, 4), w=(4, 3))
+    assert op_types(model) == ["Tanh", sum_[:3], "MatMul"]
+    zero = check(text, kept("zero-scale"), a=ZERO, b=(4,), rows=(3, 4), w=(4, 3))
+    assert zero
+    behind = f"""g (double[B,1,4] x) => (double y) {{
+        n = MatMul(x, v)
+        s = {sum_}
+        n0 = Mul(s, a)
+        n1 = Add(n0, b)
+        y = Tanh(n1)
+    }}"""
+    model, _ = check(behind, FOLDED, v=(4, 4), a=(4,), b=(4,), rows=(3, 4))
+    assert op_types(model) == ["MatMul", sum_[:3], "Tanh"]
+
+
+def test_a_mask_that_would_leave_its_range_keeps_the_norm() -> None:
+    text = WIDER.format(first="Tanh(x)", sum="Add(n, mask)", last="MatMul(s, w)")
+    mask = np.where(np.arange(12).reshape(3, 4) % 2, 0.0, -1.7e308)
+    model = build(text, a=np.full(4, 0.01) * [1, 2, 3, 4], b=(4,), mask=mask, w=(4, 3))
+    assert outcomes(fold(model)[1]) == [kept("scale-range")]
+    assert outcomes(fold(build(text, a=(4,), b=(4,), mask=(3, 4), w=(4, 3)))[1]) == [FOLDED]
