@@ -21,7 +21,7 @@ from tests.support.graphs import as_float32, op_types, run_float32
 
 # Beyond float16: some power of two has to be found.
 LARGE = 1e6
-FEW, MANY = range(4), range(4, 300)
+FEW, MANY = range(4), range(4, 200)
 
 
 def holding(value: ir.Value) -> Ranges:

@@ -156,6 +156,15 @@ def test_a_stream_that_begins_in_a_gelu_is_multiplied_there() -> None:
     assert not powers.rescaling.products and op_types(ir.to_proto(twin)) == op_types(graph)
 
 
+@pytest.mark.parametrize(("factor", "fits"), [("eight", True), ("thousand", False)])
+def test_a_product_has_a_factor_with_all_its_digits(factor: str, fits: bool) -> None:
+    """Below 2^-14 float16 has fewer."""
+    stream = f"i = MatMul(x, o8)\ng0 = Gelu(i)\na = MatMul(x, w)\nb = Mul(a, {factor})\nh = Add(g0, b)\n"
+    _, powers = chosen(model(NORMS["operator"], stream=stream))
+    assert (powers.beyond is None) == fits and all(-14 <= row[2] < 0 for row in powers.rescaling.products)
+    assert bool(powers.rescaling.products) == fits
+
+
 def test_an_input_whose_squares_do_not_fit_is_multiplied_behind() -> None:
     graph = model(NORMS["layer norm"].replace("(h", "(x"), stream="")
     large = X * np.float32(30.0)
