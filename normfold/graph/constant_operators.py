@@ -58,6 +58,8 @@ _NARROW: Mapping[ir.DataType, tuple[Any, float]] = {
 }
 _INTEGERS = frozenset({_T.INT8, _T.INT16, _T.INT32, _T.INT64, _T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64})
 
+_IN_EIGHT_BITS: Mapping[str, Any] = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
+
 
 def compute(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
     """One operator of OPERATORS on constants; opset: of the standard operators. The results may share memory with them.
@@ -66,7 +68,7 @@ def compute(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> tuple[
     has an attribute that is not known.
     """
     form = Form(node, opset)
-    given = list(inputs)
+    given = [None if array is None else _held(array) for array in inputs]
     while given and given[-1] is None:
         given.pop()
     # NaN and infinities are values like others; a division of integers by zero is none.
@@ -76,6 +78,12 @@ def compute(node: ir.Node, opset: int, inputs: Sequence[Array | None]) -> tuple[
     if unread:
         raise ValueError(f"its attribute {unread[0]!r} is unknown")
     return made if isinstance(made, tuple) else (made,)
+
+
+def _held(array: Array) -> Array:
+    """Integers of four bits and less in eight, which numpy computes with."""
+    name = array.dtype.name
+    return array.astype(_IN_EIGHT_BITS[name]) if name in _IN_EIGHT_BITS else array
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Array]:

@@ -7,7 +7,6 @@ installed, what runs is a mixture that no verdict is to rest on.
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from normfold.errors import UsageError
@@ -46,6 +45,9 @@ def onnxruntime() -> Any:
 
 
 def _is_installed(name: str) -> bool:
+    # Here, for it imports a parser of mail, and nobody waits for that who only reads help.
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         distribution(name)
     except PackageNotFoundError:

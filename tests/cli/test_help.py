@@ -41,3 +41,22 @@ def test_the_list_of_commands_is_not_cut_off() -> None:
     text = RUN.invoke(app, ["--help"]).stdout
     assert "..." not in text.split("Commands:")[1]
     assert "--install-completion" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Value error, 'x' is not one of 'a', 'b'.", "'x' is not one of 'a', 'b'."),
+        ("Input should be a valid integer, unable to parse string as an integer", "give a whole number"),
+        ("Input should be a valid number, unable to parse string as a number", "give a number"),
+        ("Input should be greater than or equal to 1", "give 1 or more"),
+        ("there is no such thing", "there is no such thing"),
+    ],
+)
+def test_complaints_about_values_are_plain_words(said: str, meant: str) -> None:
+    assert help_module.in_plain_words(said) == meant
+
+
+def test_a_long_complaint_is_lines_of_its_own() -> None:
+    said = help_module.in_plain_words("Value error, " + "word " * 40)
+    assert said.startswith("\n  word") and max(map(len, said.splitlines())) <= 80

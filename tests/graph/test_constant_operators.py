@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -107,6 +108,14 @@ def test_an_attribute_that_nobody_knows_is_refused() -> None:
                 compute(made, 20, [np.ones(2)])
         else:
             np.testing.assert_array_equal(compute(made, 20, [np.ones(2)])[0], [-1, -1])
+
+
+def test_integers_of_four_bits_become_what_they_stand_for() -> None:
+    text = "g () => (float[3] y) { y = Cast<to = 1>(x) }"
+    node = next(iter(ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')).graph))
+    stored = np.array([-8, 0, 7], ml_dtypes.int4)
+    (found,) = compute(node, 21, [stored])
+    assert found.dtype == np.float64 and found.tolist() == [-8, 0, 7]
 
 
 def test_integers_are_not_divided_by_zero() -> None:

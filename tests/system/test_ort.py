@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,17 +57,15 @@ def test_two_builds_in_one_folder_are_refused_with_the_commands_that_mend_it(
 @pytest.mark.parametrize("build", ["onnxruntime", "onnxruntime-gpu"])
 def test_one_build_is_taken_whichever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str) -> None:
     installed(tmp_path, build)
-    monkeypatch.setattr(ort, "distribution", lambda name: ort_distribution(tmp_path, name))
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: ort_distribution(tmp_path, name))
     assert ort.onnxruntime() is onnxruntime
 
 
 def ort_distribution(folder: Path, name: str) -> object:
-    from importlib.metadata import PackageNotFoundError, distributions
-
-    for found in distributions(path=[str(folder)]):
+    for found in importlib.metadata.distributions(path=[str(folder)]):
         if found.metadata["Name"] == name:
             return found
-    raise PackageNotFoundError(name)
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 def test_telemetry_is_off_before_anybody_opens_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
