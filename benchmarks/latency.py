@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.models import randomise
 
+from benchmarks.models import randomise
 from normfold.bench.job import Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.run import bench

@@ -110,10 +110,9 @@ def machine(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         f"{last['cpu']}, {last['threads']} threads, batch 1; "
         f"{', '.join(f'{package} {versions[package]}' for package in wanted)}. "
-        f"{_span(sorted(rounds))} rounds in {_span(sorted(launches))} launches of fresh processes that took turns, all three "
-        f"variants of a row in one go; in brackets {run[-1]['confidence']:.0%} intervals over the launches. Load when a "
-        f"row began: {loads[0]:.1f} to {loads[-1]:.1f}, the other work of the machine and, from the second row on, the row "
-        "before."
+        f"{_span(sorted(rounds))} rounds in {_span(sorted(launches))} launches of fresh processes, the three variants "
+        f"of a row in turns; in brackets {run[-1]['confidence']:.0%} intervals over the launches. Load at their starts: "
+        f"{loads[0]:.1f} to {loads[-1]:.1f}, of other work on the machine and of the row before."
     )
 
 

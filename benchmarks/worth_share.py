@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normfold.bench import variants
+from normfold.bench.harness import prepare
 from normfold.bench.job import Job
 from normfold.bench.run import axis_sizes
 from normfold.bench.runners import RUNNERS
@@ -46,9 +47,9 @@ def share_of_norms(model: Path, folder: Path, runtime: str, dtype: str, threads:
     sizes = axis_sizes(made.inputs, 1)
     prepared, specs = str(folder / "prepared.onnx"), tuple(map(str, made.inputs))
     job = Job(str(twin.file), specs, sizes, runtime=runtime, dtype=dtype, threads=threads, scratch=prepared)
-    prepare = RUNNERS[runtime].prepare.get(dtype)
-    if prepare is not None:
-        prepare(job)
+    if dtype in RUNNERS[runtime].prepare:
+        if prepare(job) is not None:
+            return None
         job = replace(job, model=prepared)
     feeds = draw(made.inputs, sizes, seed=0)
     spent = {"ort": _onnxruntime, "openvino": _openvino}[runtime](job, feeds, folder)

@@ -79,12 +79,11 @@ def test_float16_and_tokens_are_refused_with_the_reason(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_it_converts_and_runs(dtype: str) -> None:
+def test_it_converts_quantises_and_runs() -> None:
     pytest.importorskip("ai_edge_litert.interpreter")
     pytest.importorskip("litert_torch")
     found = run.bench(
-        FIXTURES / "vit_un.pt", runtime="litert", dtype=dtype, batches=(2,), rounds=1, launches=1, threads=1
+        FIXTURES / "vit_un.pt", runtime="litert", dtype="int8", batches=(2,), rounds=1, launches=1, threads=1
     )
     (row,) = found.rows
     for name in ("layernorm", "unfolded", "folded"):
@@ -94,4 +93,4 @@ def test_it_converts_and_runs(dtype: str) -> None:
     }
     assert len(weights) == 3
     # 232 kB of float32.
-    assert all(((value or 0) > 100_000) == (dtype == "float32") for value in weights.values())
+    assert all(0 < (value or 0) < 100_000 for value in weights.values())
