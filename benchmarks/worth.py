@@ -111,8 +111,8 @@ def machine(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"{last['cpu']}, {last['threads']} threads, batch 1; "
         f"{', '.join(f'{package} {versions[package]}' for package in wanted)}. "
         f"{_span(sorted(rounds))} rounds in {_span(sorted(launches))} launches of fresh processes, the three variants "
-        f"of a row in turns; in brackets {run[-1]['confidence']:.0%} intervals over the launches. Load at their starts: "
-        f"{loads[0]:.1f} to {loads[-1]:.1f}, of other work on the machine and of the row before."
+        f"of a row in turns; in brackets {run[-1]['confidence']:.0%} intervals over the launches. Load when they "
+        f"began: {loads[0]:.1f} to {loads[-1]:.1f}, of other work on the machine and of the row before."
     )
 
 
