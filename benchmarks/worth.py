@@ -1,6 +1,7 @@
 """What folding buys in every runtime and precision of `normfold bench`, for someone who decides: docs/worth.md.
 
-    python -m benchmarks.worth FOLDER [--only WORD ...] [--launches 10] [--rounds 20] [--write docs/worth.md] [--quick]
+    python -m benchmarks.worth FOLDER [--only WORD ...] [--launches 10] [--rounds 20] [--threads 2] [--quick]
+                               [--write docs/worth.md]
 
 A cell is one network in one runtime and precision: its LayerNorm twin, the unfolded and the folded network, in turns.
 Each cell is kept in FOLDER as it is measured and is not measured again; the page is made of what lies there. --only:
@@ -57,18 +58,18 @@ def cells(models: Sequence[Model]) -> list[Cell]:
     ]
 
 
-def measure(cell: Cell, **options: Any) -> dict[str, Any]:
+def measure(cell: Cell, *, threads: int, **options: Any) -> dict[str, Any]:
     """The cell as plain data; `refused` says why there is no benchmark."""
     found: dict[str, Any] = {"title": cell.model.title, "runtime": cell.runtime, "dtype": cell.dtype}
     with tempfile.TemporaryDirectory() as folder:
         path = saved(cell.model, Path(folder))
         try:
             done = bench(
-                path, batches=(1,), threads=THREADS, runtime=cell.runtime, dtype=cell.dtype, progress=print, **options
+                path, batches=(1,), threads=threads, runtime=cell.runtime, dtype=cell.dtype, progress=print, **options
             )
         except NormfoldError as error:
             return {**found, "refused": str(error)}
-        share = share_of_norms(path, Path(folder), cell.runtime, cell.dtype, THREADS)
+        share = share_of_norms(path, Path(folder), cell.runtime, cell.dtype, threads)
     return {**found, "bench": done.to_json(), "share": share}
 
 
@@ -108,7 +109,7 @@ def machine(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     loads = sorted(each["machine"]["load"] or 0.0 for each in run)
     rounds, launches = ({each[key] for each in run} for key in ("rounds", "launches"))
     yield (
-        f"{last['cpu']}, {last['threads']} threads, batch 1; "
+        f"{last['cpu']}, {last['threads']} thread{'s' * (last['threads'] != 1)}, batch 1; "
         f"{', '.join(f'{package} {versions[package]}' for package in wanted)}. "
         f"{_span(sorted(rounds))} rounds in {_span(sorted(launches))} launches of fresh processes, the three variants "
         f"of a row in turns; in brackets {run[-1]['confidence']:.0%} intervals over the launches. Load when they "
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD")
     parser.add_argument("--launches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--write", type=Path, metavar="docs/worth.md")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -197,7 +199,7 @@ def main() -> None:
     for cell in every:
         place = options.folder / f"{cell.name}.json"
         if not place.exists() and all(word in cell.name for word in options.only):
-            write_text(place, json.dumps(measure(cell, **settings), indent=1) + "\n")
+            write_text(place, json.dumps(measure(cell, threads=options.threads, **settings), indent=1) + "\n")
     there = [place for cell in every if (place := options.folder / f"{cell.name}.json").exists()]
     records = [json.loads(place.read_text(encoding="utf-8")) for place in there]
     for part in (machine, verdicts, ratios, memory):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ops += [layer("MVN"), layer("Output")]
 
     def infer() -> None:
+        assert all(tensor() is not None for tensor in seen["fed"].values()), "an input has been freed"
         seen["runs"] += 1
 
     request = SimpleNamespace(set_tensor=lambda name, tensor: seen["fed"].update({name: tensor}), infer=infer)
@@ -53,7 +56,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return compiled
 
     core = SimpleNamespace(compile_model=compile_model, get_property=lambda device, what: seen["abilities"])
-    stub = SimpleNamespace(Core=lambda: core, Tensor=lambda array, shared_memory: array)
+    # A tensor with shared memory does not keep the array alive.
+    stub = SimpleNamespace(Core=lambda: core, Tensor=lambda array, shared_memory: weakref.ref(array))
     monkeypatch.setitem(sys.modules, "openvino", stub)
     return seen
 
@@ -61,14 +65,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_it_is_asked_for_one_stream_of_so_many_threads_in_float32(asked: dict[str, Any]) -> None:
     feeds = {"a": np.zeros(2, np.int64), "b": np.ones(2, np.float32)}
     call = open_model(Job("model.onnx", (), {}, runtime="openvino", threads=3), feeds)
+    # By order, where the graph has other names than the specifications.
+    assert asked["fed"]["ids"]() is feeds["a"] and asked["fed"]["mask"]() is feeds["b"]
+    del feeds
+    gc.collect()
     call()
     call()
     assert asked["runs"] == 2
     assert (asked["model"], asked["device"]) == ("model.onnx", "CPU")
     wanted = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 3, "NUM_STREAMS": 1}
     assert asked["settings"] == wanted | {"INFERENCE_PRECISION_HINT": "f32"}
-    # By order, where the graph has other names than the specifications.
-    assert asked["fed"]["ids"] is feeds["a"] and asked["fed"]["mask"] is feeds["b"]
 
 
 def test_layers_that_work_are_counted_and_constants_weighed(asked: dict[str, Any]) -> None:

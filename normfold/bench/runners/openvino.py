@@ -26,10 +26,14 @@ def open_model(job: Job, feeds: Feeds) -> Call:
     """One request, whose inputs stay where they are."""
     compiled = _compiled(job)
     request = compiled.create_infer_request()
-    names = [port.get_any_name() for port in compiled.inputs]
-    for name, array in fed_to(names, feeds).items():
+    fed = fed_to([port.get_any_name() for port in compiled.inputs], feeds)
+    for name, array in fed.items():
         request.set_tensor(name, _openvino().Tensor(array, shared_memory=True))
-    call: Call = request.infer
+
+    def call(held: object = fed) -> None:
+        # A request reads the memory of its inputs and does not keep it.
+        request.infer()
+
     return call
 
 
