@@ -31,6 +31,7 @@ from normfold.system.files import write_text
 MEASURED = ("deit_tiny_prepbn", "postnorm_encoder", "t2t_vit_14_un")
 VARIANTS = ("layernorm", "unfolded", "folded")
 NOT = "not measured"
+FASTER, SAME, SLOWER = "faster", "no measurable difference", "slower"
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,19 @@ def measure(cell: Cell, *, threads: int, **options: Any) -> dict[str, Any]:
     return {**found, "bench": done.to_json(), "share": share}
 
 
-def ratio(record: Mapping[str, Any], of: str) -> tuple[float, float | None, float | None] | None:
-    """Time of a variant over the folded one's, with its interval: above 1, folding gains. None where not measured."""
+Gain = tuple[float, float | None, float | None]
+
+
+def ratio(record: Mapping[str, Any], of: str, to: str = "folded") -> Gain | None:
+    """Time of a variant over another's, with its interval: above 1, the other is faster. None where not measured."""
     for found in record["bench"]["rows"][0]["ratios"] if "bench" in record else ():
-        if (found["of"], found["to"]) == ("folded", of):
+        if (found["of"], found["to"]) == (to, of):
             low, high = found["low"], found["high"]
             return 1 / found["value"], *((None, None) if low is None else (1 / high, 1 / low))
     return None
 
 
-def told(found: tuple[float, float | None, float | None] | None) -> str:
+def told(found: Gain | None) -> str:
     """A ratio for people."""
     if found is None:
         return NOT
@@ -90,11 +94,11 @@ def told(found: tuple[float, float | None, float | None] | None) -> str:
     return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def verdict(found: tuple[float, float | None, float | None] | None) -> str:
-    """gains, loses, or no measurable difference; not measured."""
+def verdict(found: Gain | None) -> str:
+    """faster, slower, or no measurable difference; not measured."""
     if found is None or found[1] is None or found[2] is None:
         return NOT
-    return "gains" if found[1] > 1 else "loses" if found[2] < 1 else "no measurable difference"
+    return FASTER if found[1] > 1 else SLOWER if found[2] < 1 else SAME
 
 
 def machine(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -126,7 +130,7 @@ def ratios(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "| network | runtime | precision | folded | LayerNorm / folded | unfolded / folded | norms in the profile |"
     yield "|---|---|---|---:|---|---|---:|"
     for record in records:
-        head = f"| {record['title']} | {RUNNERS[record['runtime']].title.split(' on ')[0]} | {record['dtype']} | "
+        head = f"| {record['title']} | {_runtime(record)} | {record['dtype']} | "
         if "refused" in record:
             yield head + f"{NOT}: {record['refused'].removeprefix('--dtype ' + record['dtype'] + ': ')} | | | |"
             continue
@@ -143,24 +147,27 @@ def ratios(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def verdicts(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Where it pays and where it does not, by the intervals alone."""
-    for of, what in (("layernorm", "its LayerNorm twin"), ("unfolded", "the same network unfolded")):
+    for of, to, what in (
+        ("unfolded", "folded", "The folded network beside the same network unfolded"),
+        ("layernorm", "folded", "The folded network beside its LayerNorm twin"),
+        ("layernorm", "unfolded", "The unfolded network beside its LayerNorm twin"),
+    ):
         judged: dict[str, list[str]] = {}
         for record in records:
-            found = ratio(record, of)
-            place = f"{record['title']} in {RUNNERS[record['runtime']].title.split(' on ')[0]} {record['dtype']}"
-            said = f"{place} {found[0]:.2f}" if found is not None else place
-            judged.setdefault(verdict(found), []).append(said)
-        total = sum(len(places) for said, places in judged.items() if said != NOT)
+            found = ratio(record, of, to)
+            if found is not None and verdict(found) != NOT:
+                place = f"{record['title']}, {_runtime(record)} {record['dtype']} ({found[0]:.2f})"
+                judged.setdefault(verdict(found), []).append(place)
         yield ""
-        yield f"Beside {what}, of {total} rows with an interval:"
+        yield f"**{what}**, of {sum(map(len, judged.values()))} rows with an interval:"
         yield ""
-        for said, text in (
-            ("gains", "faster"),
-            ("no measurable difference", "no difference that could be measured"),
-            ("loses", "slower"),
-        ):
+        for said in (FASTER, SAME, SLOWER):
             places = judged.get(said, [])
-            yield f"- {text}: {len(places)}{': ' if places else ''}{'; '.join(places)}"
+            yield f"- {said}: {len(places)}{': ' if places else ''}{'; '.join(places)}"
+
+
+def _runtime(record: Mapping[str, Any]) -> str:
+    return RUNNERS[record["runtime"]].title.split(" on ")[0]
 
 
 def memory(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -175,8 +182,7 @@ def memory(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for column in ("weights", "load", "run"):
             known = [(variants.get(name, {}).get("memory") or {}).get(column) for name in VARIANTS]
             columns.append(" / ".join("?" if value is None else f"{value / 1e6:.0f}" for value in known))
-        title = RUNNERS[record["runtime"]].title.split(" on ")[0]
-        yield f"| {record['title']} | {title} | {record['dtype']} | " + " | ".join(columns) + " |"
+        yield f"| {record['title']} | {_runtime(record)} | {record['dtype']} | " + " | ".join(columns) + " |"
 
 
 def main() -> None:

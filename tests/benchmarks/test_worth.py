@@ -55,9 +55,9 @@ RECORDS = [
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ((1.05, 1.04, 1.06), "gains"),
+        ((1.05, 1.04, 1.06), "faster"),
         ((1.05, 0.99, 1.1), "no measurable difference"),
-        ((0.9, 0.8, 0.95), "loses"),
+        ((0.9, 0.8, 0.95), "slower"),
         ((1.05, None, None), "not measured"),
         (None, "not measured"),
     ],
@@ -87,11 +87,14 @@ def test_a_variant_that_stopped_says_why() -> None:
 
 def test_what_was_not_measured_is_in_no_verdict() -> None:
     said = "\n".join(worth.verdicts(RECORDS))
-    assert "Beside its LayerNorm twin, of 3 rows with an interval:" in said
-    assert "- faster: 1: a network in onnxruntime float32 1.05" in said
-    assert "- no difference that could be measured: 1: a network in onnxruntime int8 1.00" in said
-    assert "- slower: 1: a network in LiteRT int8 0.90" in said
-    assert "OpenVINO" not in said and "LiteRT float32" not in said
+    beside_twin, unfolded = said.split("beside its LayerNorm twin**")[1:]
+    assert "of 3 rows with an interval:" in beside_twin
+    assert "- faster: 1: a network, onnxruntime float32 (1.05)" in beside_twin
+    assert "- no measurable difference: 1: a network, onnxruntime int8 (1.00)" in beside_twin
+    assert "- slower: 1: a network, LiteRT int8 (0.90)" in beside_twin
+    # 9 times the time of the twin, in every record.
+    assert "- faster: 0\n" in unfolded and "- slower: 4:" in unfolded
+    assert "OpenVINO" not in said and "LiteRT float32" not in beside_twin
     assert "Nothing has been measured yet" in "\n".join(worth.machine(RECORDS[-1:]))
 
 
