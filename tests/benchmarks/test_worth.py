@@ -92,6 +92,11 @@ def test_what_was_not_measured_is_in_no_verdict() -> None:
     assert "- faster: 1: a network, onnxruntime float32 (1.05)" in beside_twin
     assert "- no measurable difference: 1: a network, onnxruntime int8 (1.00)" in beside_twin
     assert "- slower: 1: a network, LiteRT int8 (0.90)" in beside_twin
+    # One row is slower folded.
+    assert "fold, or you lose" not in said
+    faster = "\n".join(worth.verdicts(RECORDS[:2]))
+    assert "slower than the folded one in 1 of these rows and faster in none" in faster
+    assert "fold, or you lose" not in "\n".join(worth.verdicts(RECORDS[1:2]))
     # 9 times the time of the twin, in every record.
     assert "- faster: 0\n" in unfolded and "- slower: 4:" in unfolded
     assert "OpenVINO" not in said and "LiteRT float32" not in beside_twin
