@@ -168,8 +168,8 @@ def verdicts(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if (of, to) == ("unfolded", "folded") and judged.get(FASTER) and not judged.get(SLOWER):
             yield ""
             yield (
-                "With norms of stored statistics: fold, or you lose. The unfolded network is slower than the folded one "
-                f"in {len(judged[FASTER])} of these rows and faster in none."
+                "With norms of stored statistics: fold, or you lose. The unfolded network is slower than the folded "
+                f"one in {len(judged[FASTER])} of these rows and faster in none."
             )
 
 
