@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from normfold.bench import run
 from normfold.bench.job import Job, Probe
-from normfold.bench.runners.litert import LITERT, lacks, open_model, stacked, stored
+from normfold.bench.runners.litert import LITERT, inspect, lacks, open_model, stacked, stored
 from normfold.errors import UsageError
 from tests.paths import FIXTURES
 
@@ -49,6 +51,27 @@ def test_inputs_go_in_by_place_in_the_types_of_the_model(monkeypatch: pytest.Mon
     call()
     call()
     assert (seen["model"], seen["threads"], seen["runs"]) == ("model.tflite", 3, 2)
+
+
+def test_operators_are_named_and_weights_outside_the_buffers_weighed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = [SimpleNamespace(builtinCode=9), SimpleNamespace(builtinCode=777)]
+    inside, outside, empty = ((np.zeros(40, np.uint8), 0), (None, 900), (None, 0))
+    model = SimpleNamespace(
+        operatorCodes=codes,
+        subgraphs=[SimpleNamespace(operators=[SimpleNamespace(opcodeIndex=index) for index in (0, 1, 0)])],
+        buffers=[SimpleNamespace(data=data, size=size) for data, size in (inside, outside, empty)],
+    )
+    schema = SimpleNamespace(
+        ModelT=SimpleNamespace(InitFromPackedBuf=lambda read: model),
+        BuiltinOperator=type("BuiltinOperator", (), {"FULLY_CONNECTED": 9}),
+    )
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", SimpleNamespace(schema_py_generated=schema))
+    (tmp_path / "model.tflite").touch()
+    counts, weights = inspect(replace(JOB, model=str(tmp_path / "model.tflite")))
+    assert counts == {"FULLY_CONNECTED": 2, "CUSTOM": 1}
+    assert weights == 940
 
 
 def test_an_input_is_quantised_as_the_model_says() -> None:
