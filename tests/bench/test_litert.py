@@ -57,7 +57,7 @@ def test_operators_are_named_and_weights_outside_the_buffers_weighed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     codes = [SimpleNamespace(builtinCode=9), SimpleNamespace(builtinCode=777)]
-    inside, outside, empty = ((np.zeros(40, np.uint8), 0), (None, 900), (None, 0))
+    inside, outside, empty = (np.zeros(40, np.uint8), 0), (None, 900), (np.zeros(0, np.uint8), 0)
     model = SimpleNamespace(
         operatorCodes=codes,
         subgraphs=[SimpleNamespace(operators=[SimpleNamespace(opcodeIndex=index) for index in (0, 1, 0)])],

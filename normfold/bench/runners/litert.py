@@ -128,7 +128,7 @@ def inspect(job: Job) -> tuple[Mapping[str, int], int]:
     codes = [names.get(code.builtinCode, "CUSTOM") for code in model.operatorCodes]
     counts = Counter(codes[each.opcodeIndex] for graph in model.subgraphs for each in graph.operators)
     # Those of large files lie behind what the buffers describe.
-    weights = sum(int(buffer.size) if buffer.data is None else len(buffer.data) for buffer in model.buffers)
+    weights = sum(int(buffer.size) + (0 if buffer.data is None else len(buffer.data)) for buffer in model.buffers)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))), weights
 
 
