@@ -1,6 +1,6 @@
 """What folding buys at run time: the LayerNorm baseline, the unfolded and the folded model of every kind of network.
 
-    python benchmarks/latency.py [--only NAME ...] [--rounds 20] [--json FOLDER] [--write docs/benchmarks.md]
+    python -m benchmarks.latency [--only NAME ...] [--rounds 20] [--json FOLDER] [--write docs/benchmarks.md]
 
 Published sizes, random weights, the statistics of random inputs; onnxruntime on the CPU, two threads, batch 1 and 8:
 `normfold bench` on each. Prints the table of docs/benchmarks.md, and with --write puts it there. --json: a folder for
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import randomise
 
+from benchmarks.models import randomise
 from normfold.bench.job import Probe
 from normfold.bench.result import Bench, Row
 from normfold.bench.run import bench
@@ -65,6 +65,11 @@ QUICK = (
 
 def measure(model: Model, folder: Path, **options: Any) -> Bench:
     """Save the model as a checkpoint and benchmark that, as a user would."""
+    return bench(saved(model, folder), batches=BATCHES, threads=THREADS, **options)
+
+
+def saved(model: Model, folder: Path) -> Path:
+    """The model as a checkpoint in `folder`."""
     torch.manual_seed(0)
     spec = InputSpec.parse(model.inputs)
     feeds = draw([spec], traced_sizes([spec]), seed=0)
@@ -73,7 +78,7 @@ def measure(model: Model, folder: Path, **options: Any) -> Bench:
     path = folder / f"{model.arch}.pt"
     given = {"arch": model.arch, "arch_args": model.args, "inputs": [model.inputs]}
     save_checkpoint(path, module, example_input={spec.name: example}, **given)
-    return bench(path, batches=BATCHES, threads=THREADS, **options)
+    return path
 
 
 HEAD = """| model | batch | LayerNorm | unfolded | folded | folded / LayerNorm | folded / unfolded | peak memory |

@@ -122,6 +122,8 @@ def record(
     """
     recordings.update({name: Recording() for name in jobs})
     names = list(jobs)
+    if not names:
+        return
     for launch in range(launches):
         tick(f"launch {launch + 1} of {launches}")
         # The order of the turns stays; who comes first changes, for the first is read from a colder disk.
@@ -151,6 +153,16 @@ def _launch(jobs: Mapping[str, Job], recordings: dict[str, Recording], rounds: i
                 except WorkerError as error:
                     recordings[name].failure = error.failure
                     del workers[name]
+
+
+def prepare(job: Job) -> Failure | None:
+    """Make what the runtime runs of the job's model, in its scratch file, in a process of its own; why it could not."""
+    try:
+        with Worker(job) as worker:
+            worker.ask("prepare")
+    except WorkerError as error:
+        return error.failure
+    return None
 
 
 def examine(job: Job) -> Probe | Failure:

@@ -14,8 +14,10 @@ class Job:
     model: an ONNX file, or a pickled module of our own writing (`Runner.runs_modules`). inputs: specifications
     (inputs.InputSpec). sizes: of their dynamic axes. runtime: the name of its `Runner`. mode: one of the runner's; or
     prompt or generate (decoders with a cache, decode.py).
+    dtype: in which it computes. data: npz files of real inputs, which int8 is calibrated on.
     threads: within one operator, CPU. seed: of the inputs, the same for all variants. scratch: a file that
-    `Runner.inspect` may write; empty: none. import_from: folders that the module's classes come from.
+    `Runner.prepare` writes and `Runner.inspect` may write; empty: none. import_from: folders that the module's classes
+    come from.
     delay: seconds slept in every call, with which the harness is tested.
     """
 
@@ -25,6 +27,8 @@ class Job:
     runtime: str = "ort"
     device: str = "cpu"
     mode: str = "plain"
+    dtype: str = "float32"
+    data: tuple[str, ...] = ()
     threads: int = 1
     seed: int = 0
     scratch: str = ""
@@ -38,7 +42,7 @@ class Job:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Job:
         """What `to_json` made."""
-        lists = {key: tuple(data[key]) for key in ("inputs", "import_from")}
+        lists = {key: tuple(data[key]) for key in ("inputs", "data", "import_from")}
         return cls(**{**data, **lists})
 
 
@@ -57,12 +61,15 @@ class Memory:
     weights: of the constants in the graph that really runs. arena: what the first runs added, activations and
     workspace. reserved: what the allocator holds of it (torch on CUDA). peak: the most that the process ever held,
     above what it held before it read the model (CPU: resident set; CUDA: memory of the device, above the context).
+    load: the most until the model was open. run: the most while it ran.
     """
 
     weights: int | None = None
     arena: int | None = None
     peak: int | None = None
     reserved: int | None = None
+    load: int | None = None
+    run: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,11 @@ def _version(package: str) -> str | None:
 
 def check_device(device: str, runner: Runner) -> None:
     """Raise CannotJudgeError naming the package or the driver that `device` needs and this machine has not."""
-    if device == "cpu":
-        return
     missing = list(filter(None, [runner.lacks(device)]))
+    if device == "cpu":
+        if missing:
+            raise CannotJudgeError(f"--runtime {runner.name}: {missing[0]}. Nothing was measured")
+        return
     if not _driver_loads():
         missing.append("there is no NVIDIA driver (libcuda cannot be loaded)")
     if missing:

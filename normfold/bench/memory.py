@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +16,13 @@ class Meter(Protocol):
 
     def now(self) -> int | None: ...
 
-    def peak(self) -> int | None: ...
+    def peak(self) -> int | None:
+        """The most since it was made or last began anew."""
+        ...
+
+    def begin_anew(self) -> bool:
+        """Let `peak` forget what was until now; False where this system does not."""
+        ...
 
     def reserved(self) -> int | None: ...
 
@@ -33,9 +38,8 @@ class Resident:
     """The resident set of this process (Linux)."""
 
     def __init__(self) -> None:
-        # Where this is allowed, the high-water mark starts anew; otherwise that of the imports hides smaller ones.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        # Where this is not allowed, the high-water mark of the imports hides smaller ones.
+        self.begin_anew()
         self.idle = _status("VmRSS")
 
     def now(self) -> int | None:
@@ -43,6 +47,13 @@ class Resident:
 
     def peak(self) -> int | None:
         return above(_status("VmHWM"), self.idle)
+
+    def begin_anew(self) -> bool:
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            return False
+        return True
 
     def reserved(self) -> int | None:
         return None
@@ -69,6 +80,9 @@ class Driver:
 
     def peak(self) -> int | None:
         return self.now()
+
+    def begin_anew(self) -> bool:
+        return True
 
     def reserved(self) -> int | None:
         return None

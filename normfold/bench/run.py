@@ -9,8 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from normfold.bench import decode, machine
-from normfold.bench.harness import LAUNCHES, QUICK_LAUNCHES, QUICK_ROUNDS, ROUNDS, examine, record
-from normfold.bench.job import Job
+from normfold.bench.harness import (
+    LAUNCHES,
+    QUICK_LAUNCHES,
+    QUICK_ROUNDS,
+    ROUNDS,
+    Recording,
+    examine,
+    prepare,
+    record,
+)
+from normfold.bench.job import Failure, Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.runners import RUNNERS
 from normfold.bench.runners.base import Runner
@@ -18,10 +27,13 @@ from normfold.bench.variants import Variants, collect
 from normfold.checkpoint.options import LoadOptions
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import Task
+from normfold.inputs.cases import read_cases
 from normfold.inputs.spec import InputSpec, common_axes, traced_sizes
 from normfold.system.files import scratch
+from normfold.system.numbers import HALF
 
 _AS_IT_IS = LoadOptions()
+SINGLE, INT8 = "float32", "int8"
 
 Progress = Callable[[str], None]
 
@@ -42,6 +54,7 @@ def bench(
     launches: int | None = None,
     quick: bool = False,
     threads: int | None = None,
+    data: Sequence[Path] = (),
     progress: Progress = lambda _: None,
 ) -> Bench:
     """Measure the LayerNorm baseline, the unfolded and the folded model against each other.
@@ -50,15 +63,17 @@ def bench(
     the size that the specification gives. modes: of the runtime, see `Runner`; default: all on cuda, the first on cpu.
     A decoder with a cache has `decode.MODES` instead. task: what of a checkpoint to measure (export/tasks.py). rounds,
     launches: see `harness.record`. quick: few of them where they are not given, and marked as such. threads: of the
-    CPU; default: every processor there is.
+    CPU; default: every processor there is. data: npz files of real inputs, on which int8 and float16 are calibrated;
+    otherwise on drawn ones.
     Interrupted (KeyboardInterrupt) while it measures, it returns what there is, marked. Raises a NormfoldError before
     anything is measured; a variant that fails is marked in its row and the others go on.
     """
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     launches = launches or (QUICK_LAUNCHES if quick else LAUNCHES)
     runner = RUNNERS[runtime]
-    _check(batches, modes, runner, device, dtype)
+    _check(batches, modes, runner, device)
     machine.check_device(device, runner)
+    _check_dtype(dtype, data, runner, device)
     threads = threads or machine.processors()
     with scratch() as folder:
         variants = collect(
@@ -69,9 +84,11 @@ def bench(
             load=load,
             task=task,
             runtime=runtime,
-            half=dtype == "float16",
+            half=dtype == HALF,
+            data=data,
             progress=progress,
         )
+        _check_inputs(dtype, data, variants.inputs)
         decoder = decode.is_decoder(spec.name for spec in variants.inputs)
         modes = _modes(modes, runner, device, decoder=decoder)
         axes = decode.sizes if decoder else axis_sizes
@@ -89,25 +106,44 @@ def bench(
             quick=quick,
         )
         rows = [Row(batch, mode, size) for batch, size in zip(batches, sizes, strict=True) for mode in modes]
+        made = _Prepared(runner, folder, progress)
         try:
             for row in rows:
                 result.rows.append(row)
-                _measure(row, _jobs(row, variants, result, threads), result, progress, folder)
+                _measure(row, _jobs(row, variants, result, threads, data), made, result, progress, folder)
         except KeyboardInterrupt:
             result.interrupted = True
     return result
 
 
-def _check(batches: Sequence[int], modes: Sequence[str], runner: Runner, device: str, dtype: str) -> None:
+def _check(batches: Sequence[int], modes: Sequence[str], runner: Runner, device: str) -> None:
     if not batches or min(batches) < 1:
         raise UsageError("--batch takes sizes of at least 1, for example --batch 1,8,32")
     if device not in runner.modes:
         raise UsageError(f"--device {device}: {runner.name} runs on {', '.join(runner.modes)}")
-    if dtype not in runner.dtypes:
-        raise UsageError(f"--dtype {dtype}: {runner.name} takes {', '.join(runner.dtypes)}")
     for mode in modes:
         if mode not in (*runner.modes[device], *decode.MODES):
             raise UsageError(f"--mode {mode}: {runner.name} on {device} has {', '.join(runner.modes[device])}")
+
+
+def _check_dtype(dtype: str, data: Sequence[Path], runner: Runner, device: str) -> None:
+    why = runner.lacks(device, dtype=dtype)
+    if dtype not in runner.dtypes:
+        reason = f"; {why}" if why else ""
+        raise UsageError(f"--dtype {dtype}: {runner.name} takes {', '.join(runner.dtypes)}{reason}")
+    if why:
+        raise UsageError(f"--dtype {dtype}: {why}")
+    if data and dtype == SINGLE:
+        raise UsageError("--data is what int8 and float16 are calibrated on: it goes with --dtype")
+
+
+def _check_inputs(dtype: str, data: Sequence[Path], inputs: Sequence[InputSpec]) -> None:
+    """Now, and not in every process. What does not fit float16 was said when it was folded."""
+    if dtype == INT8:
+        if any(spec.dtype == HALF for spec in inputs):
+            raise UsageError("--dtype int8: the model is in float16; quantise what it was folded from")
+        if data:
+            read_cases(data, inputs, count=1)
 
 
 def _modes(asked: Sequence[str], runner: Runner, device: str, *, decoder: bool) -> Sequence[str]:
@@ -142,7 +178,7 @@ def axis_sizes(inputs: Sequence[InputSpec], batch: int) -> dict[str, int]:
     return traced_sizes(inputs) | {first: batch}
 
 
-def _jobs(row: Row, variants: Variants, result: Bench, threads: int) -> dict[str, Job]:
+def _jobs(row: Row, variants: Variants, result: Bench, threads: int, data: Sequence[Path]) -> dict[str, Job]:
     return {
         variant.name: Job(
             model=str(variant.file),
@@ -151,6 +187,8 @@ def _jobs(row: Row, variants: Variants, result: Bench, threads: int) -> dict[str
             runtime=result.runtime,
             device=result.device,
             mode=row.mode,
+            dtype=result.dtype,
+            data=tuple(map(str, data)),
             threads=threads,
             import_from=(os.getcwd(), *filter(None, sys.path)),
         )
@@ -158,8 +196,32 @@ def _jobs(row: Row, variants: Variants, result: Bench, threads: int) -> dict[str
     }
 
 
-def _measure(row: Row, jobs: dict[str, Job], result: Bench, progress: Progress, folder: Path) -> None:
+class _Prepared:
+    """The files that a runtime takes instead of the variants, each made once; the same files where it takes those."""
+
+    def __init__(self, runner: Runner, folder: Path, progress: Progress) -> None:
+        self.runner, self.folder, self.progress = runner, folder, progress
+        self.made: dict[tuple[str, ...], Job | Failure] = {}
+
+    def of(self, variant: str, job: Job) -> Job | Failure:
+        """The job with its file, or why there is none."""
+        if job.dtype not in self.runner.prepare:
+            return job
+        sizes = tuple(map(str, job.sizes.values())) if self.runner.fixed_sizes else ()
+        key = (variant, *sizes)
+        if key not in self.made:
+            self.progress(f"making {variant} ready for {self.runner.name} in {job.dtype}")
+            place = str(self.folder / f"{'_'.join(key)}.prepared")
+            self.made[key] = prepare(replace(job, scratch=place)) or replace(job, model=place)
+        found = self.made[key]
+        return found if isinstance(found, Failure) else replace(job, model=found.model)
+
+
+def _measure(row: Row, jobs: dict[str, Job], made: _Prepared, result: Bench, progress: Progress, folder: Path) -> None:
     where = f"batch {row.batch}, {row.mode}"
+    found = {name: made.of(name, job) for name, job in jobs.items()}
+    row.recordings.update({name: Recording(failure=why) for name, why in found.items() if isinstance(why, Failure)})
+    jobs = {name: job for name, job in found.items() if isinstance(job, Job)}
     record(
         jobs,
         row.recordings,

@@ -70,7 +70,7 @@ def _row(bench: Bench, row: Row) -> Iterator[RenderableType]:
 
 
 def _times(bench: Bench, row: Row) -> Table:
-    headings = ("Variant", "Median", "p90", "p99", "Spread", "Weights", "Arena", "Peak")
+    headings = ("Variant", "Median", "p90", "p99", "Spread", "Weights", "Load", "Arena", "Peak")
     table = table_of(*headings, right=range(1, len(headings)))
     for name in bench.origins:
         failure, summary = row.failure(name), row.summary(name)
@@ -101,10 +101,10 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.3g} µs"
 
 
-def _memory(probe: Probe | Failure | None) -> tuple[str, str, str]:
+def _memory(probe: Probe | Failure | None) -> tuple[str, ...]:
     found = probe.memory if isinstance(probe, Probe) else Memory()
-    weights, arena, peak = ("-" if value is None else size(value) for value in (found.weights, found.arena, found.peak))
-    return weights, arena, peak
+    columns = (found.weights, found.load, found.arena, found.peak)
+    return tuple("-" if value is None else size(value) for value in columns)
 
 
 def _comparison(first: str, second: str, ratio: Ratio) -> Text:

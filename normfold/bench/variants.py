@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, NormfoldError, UsageError
+from normfold.export.opset import LOWEST_OPSET, newest_opset, opset_for
 from normfold.export.parts import split
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
 from normfold.graph.float16 import to_half
+from normfold.graph.operators import opset
 from normfold.graph.write import save
 from normfold.inputs.float16 import half_specs, single_specs
 from normfold.inputs.spec import InputSpec
@@ -31,6 +33,7 @@ from normfold.norms.detect import find_norms, token_twin
 from normfold.norms.kinds import KINDS
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
+from normfold.report.render import counted
 from normfold.system.clock import Clock
 from normfold.system.numbers import HALF
 from normfold.verify.manifest import read_manifest
@@ -67,12 +70,13 @@ class Variants:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """source, graph: unfolded, where they are known. folded: the file, where one was given. half: it was converted to
-    float16 when it was folded.
+    """source, graph: unfolded, where they are known. opset: of what is exported. folded: the file, where one was given.
+    half: it was converted to float16 when it was folded.
     """
 
     source: Source | None
     graph: ir.Model | None
+    opset: int
     folded: Path | None
     half: bool = False
 
@@ -87,21 +91,23 @@ def collect(
     task: Task = "forward",
     runtime: str = "ort",
     half: bool = False,
+    data: Sequence[Path] = (),
     progress: Progress = lambda _: None,
 ) -> Variants:
     """Find or make the three variants of `model` and write them to `folder`.
 
     model: a folded ONNX file (its source is what the manifest names, or `against`), an unfolded one, or a checkpoint.
     baseline: the LayerNorm model, otherwise the twin of a known architecture, otherwise made from the unfolded graph.
-    task: what of a checkpoint is measured; it has to write one graph. half: float16 weights and inputs. Raises a
-    NormfoldError where there is nothing to compare.
+    task: what of a checkpoint is measured; it has to write one graph. half: float16 weights and inputs. data: npz files
+    of real inputs that show what float16 has to hold. Graphs that are exported here have the opset of the folded one
+    that is given, otherwise one that suits the runtime. Raises a NormfoldError where there is nothing to compare.
     """
     if GRAPHS[task] != ("",):
         raise UsageError(f"--task {task}: bench measures one graph; give it one of the files that fold wrote")
     progress(f"reading {model.name}")
-    found, inputs = _find(model, against, load, task, progress)
-    half = half or found.half
     runner = RUNNERS[runtime]
+    found, inputs = _find(model, against, load, task, runner.target, progress)
+    half = half or found.half
     if runner.runs_modules:
         if found.source is None or found.source.module is None:
             raise UsageError(
@@ -126,7 +132,7 @@ def collect(
         )
     else:
         missing[UNFOLDED] = f"{model} names no source that is here; name it with --against"
-    made.append(_folded(found, folder, progress, half=half))
+    made.append(_folded(found, folder, progress, half=half, data=data))
     if half:
         made = [replace(variant, file=_to_half(variant.file, folder)) for variant in made]
         inputs = half_specs(inputs)
@@ -136,7 +142,7 @@ def collect(
 
 
 def _find(
-    model: Path, against: Path | None, load: LoadOptions, task: Task, progress: Progress
+    model: Path, against: Path | None, load: LoadOptions, task: Task, target: str, progress: Progress
 ) -> tuple[_Found, tuple[InputSpec, ...]]:
     """The source, its graph, and the folded file where `model` is one."""
     own = load_checkpoint(model, inputs=load.inputs) if format_of(model).is_graph else None
@@ -146,16 +152,18 @@ def _find(
             raise UsageError(f"--against names the source of a folded .onnx file, and {model} is a checkpoint itself")
         source = split(load_with(model, load), task)[""]
         progress("exporting to ONNX")
-        return _Found(source, export(source), None), source.inputs
-    place = against
+        number, _ = opset_for(target, None)
+        return _Found(source, export(source, opset=number, exactly=False), number, None), source.inputs
+    assert own.graph is not None, "a folded file is a graph"
+    place, number = against, min(max(opset(own.graph), LOWEST_OPSET), newest_opset())
     if place is None and manifest is not None:
         place = find_source(model, manifest)
     if place is None:
-        return _Found(None, None, model), own.inputs
+        return _Found(None, None, number, model), own.inputs
     progress(f"reading {place.name}")
     half = manifest is not None and manifest.dtype == HALF
     source = load_source(place, load, manifest, single_specs(own.inputs) if half else own.inputs)
-    return _Found(source, export(source), model, half), source.inputs
+    return _Found(source, export(source, opset=number, exactly=False), number, model, half), source.inputs
 
 
 def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
@@ -168,7 +176,11 @@ def _baseline(found: _Found, given: Path | None, folder: Path) -> Variant:
     if twin is not None:
         name, module = twin
         source = replace(found.source, module=module, graph=None, program=None, norms=find_norms(module))
-        return Variant(LAYERNORM, _write(export(source), place), f"the architecture {name}, random weights")
+        return Variant(
+            LAYERNORM,
+            _write(export(source, opset=found.opset, exactly=False), place),
+            f"the architecture {name}, random weights",
+        )
     made = layer_norm_twin(found.graph, kind=token_twin(found.source.module))
     return Variant(
         LAYERNORM, _write(made, place), "made of the unfolded graph: one norm per token where each norm stood"
@@ -192,19 +204,20 @@ def twin_module(source: Source) -> tuple[str, nn.Module] | None:
     return found.names[kind], create(found.names[kind], **args).eval()
 
 
-def _folded(found: _Found, folder: Path, progress: Progress, *, half: bool) -> Variant:
+def _folded(found: _Found, folder: Path, progress: Progress, *, half: bool, data: Sequence[Path]) -> Variant:
     if found.folded is not None:
         return Variant(FOLDED, found.folded, f"given: {found.folded.name}")
     assert found.graph is not None and found.source is not None, "what was not folded is a source"
     progress("folding")
-    done = fold_graph(found.graph, found.source, FoldOptions(dtype=HALF if half else None), Clock(_in_silence))
-    stored = [site for site in done.plan.sites if site.counts and not site.per_token]
+    options = FoldOptions(dtype=HALF if half else None, calibrate=tuple(data) if half else ())
+    done = fold_graph(found.graph, found.source, options, Clock(_in_silence))
+    norms = [site for site in done.plan.sites if site.counts]
     if done.plan.is_empty:
+        stored = [site for site in norms if not site.per_token]
         reason = "; ".join(site.reason for site in stored if site.reason) or "it has no norm with stored statistics"
         raise CannotJudgeError(f"nothing of {found.source.path} folds, so there is nothing to measure: {reason}")
-    count = sum(site.status == "folded" for site in stored)
     place = _write(done.model, folder / "folded.onnx")
-    return Variant(FOLDED, place, f"folded here: {count} of {len(stored)} norms")
+    return Variant(FOLDED, place, f"folded here, {counted(norms, 'norm')}")
 
 
 def _modules(source: Source, folder: Path, *, half: bool) -> Variants:

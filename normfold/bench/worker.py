@@ -1,7 +1,8 @@
 """One process, one model: `python -m normfold.bench.worker`, spoken to in lines of JSON (see harness.py).
 
 The first line is a job. The answer to every line is one line: `{"error": [code, reason]}` or what was asked for.
-`"start"` opens and warms the model, `"turn"` times it for one round, `"probe"` finds its memory and operators.
+`"prepare"` makes the file that the runtime takes, `"start"` opens and warms the model, `"turn"` times it for one round,
+`"probe"` finds its memory and operators.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class _Session:
         self.call: Call = _not_started
         self.seconds = 0.0
 
+    def prepare(self) -> dict[str, Any]:
+        """Write the job's scratch file."""
+        RUNNERS[self.job.runtime].prepare[self.job.dtype](self.job)
+        return {}
+
     def start(self) -> dict[str, Any]:
         """Open and warm up. `calls`: how many it took; `stable`: whether the last two windows agreed."""
         self.call = _open(self.job, _feeds(self.job))
@@ -78,7 +84,7 @@ def _not_started() -> None:
 
 
 def _answer(session: _Session, asked: str) -> dict[str, Any]:
-    ask = {"start": session.start, "turn": session.turn, "probe": session.probe}[asked]
+    ask = {"prepare": session.prepare, "start": session.start, "turn": session.turn, "probe": session.probe}[asked]
     try:
         return ask()
     except Exception as error:  # the runtimes' exceptions share no base, and each means that there is no figure
@@ -141,10 +147,13 @@ def probe(job: Job) -> Probe:
     feeds = _feeds(job)
     meter = runner.meter(job.device)
     call = runner.open(job, feeds)
-    loaded = meter.now()
+    loaded, load = meter.now(), meter.peak()
+    anew = meter.begin_anew()
     for _ in range(3):
         call()
-    found = Memory(None, above(meter.now(), loaded), meter.peak(), meter.reserved())
+    peak = meter.peak()
+    most = None if load is None or peak is None else max(load, peak)
+    found = Memory(None, above(meter.now(), loaded), most, meter.reserved(), load, peak if anew else None)
     state = meter.state()
     # Only now: writing the optimised graph takes memory of its own.
     counts, weights = runner.inspect(job)

@@ -93,6 +93,14 @@ def bench(
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, help="Threads on the CPU. Default: every processor.")
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            metavar="FILE.npz",
+            help="Real inputs to calibrate int8 and float16 on; repeatable. Default: drawn.",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="P.json", help="Also write every raw sample (docs/bench.md).")
     ] = None,
@@ -140,6 +148,7 @@ def bench(
             launches=launches,
             quick=quick,
             threads=threads,
+            data=tuple(data or ()),
             progress=progress,
         )
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import textwrap
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from normfold._version import __version__
+from normfold.cli.logs import LOGGER, logged
 from normfold.cli.streams import STDOUT_FULL, StdoutError, for_rich, guarded
 from normfold.errors import NormfoldError, UsageError
 from normfold.export.tasks import Task
-from normfold.system.clock import BEGAN
 from normfold.system.plain import parse_json
 from normfold.system.text import printable, wrapped
 
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from normfold.report.report import Report
 
 _HERE = Path(__file__).parent.parent
-
-# All that the package logs is under this name.
-_LOGGER = "normfold"
 
 # Columns below which nobody can read a sentence.
 _NARROWEST = 30
@@ -212,7 +208,7 @@ def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
     run: takes what to call with a sentence, the steps that are done and those there are (0: nobody knows). Nothing is
     shown where stderr is no terminal or is told all of it (-v), and nothing is left of it at the end.
     """
-    if not sys.stderr.isatty() or logging.getLogger(_LOGGER).isEnabledFor(logging.INFO):
+    if not sys.stderr.isatty() or logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
         return run(lambda *_: None)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -258,41 +254,15 @@ def complain(text: str) -> None:
         print(said, file=sys.stderr)
 
 
-class _Lines(logging.Handler):
-    """Log records as lines on stderr: when it was, since the process began, and what."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line; where stderr takes nothing, nobody hears it."""
-        with suppress(OSError):
-            print(f"[{time.perf_counter() - BEGAN:7.3f} s] {printable(record.getMessage())}", file=sys.stderr)
-
-
-@contextmanager
-def _logged(verbosity: int) -> Iterator[None]:
-    """What the package logs on stderr: nothing, decisions and times, or (2) what was tried as well."""
-    if not verbosity:
-        yield
-        return
-    logger, lines = logging.getLogger(_LOGGER), _Lines()
-    before = logger.level
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
-    try:
-        yield
-    finally:
-        logger.removeHandler(lines)
-        logger.setLevel(before)
-
-
 @contextmanager
 def exit_codes(*, debug: bool = False, verbosity: int = 0) -> Iterator[None]:
     """Turn what a run raises into one paragraph on stderr and an exit code.
 
-    debug: with the traceback of an internal error. verbosity: see `_logged`.
+    debug: with the traceback of an internal error. verbosity: see `logs.logged`.
     """
     handlers = _end_on_signals()
     try:
-        with _logged(verbosity):
+        with logged(verbosity):
             yield
     except (typer.Exit, StdoutError, _Ended):
         raise

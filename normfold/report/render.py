@@ -52,14 +52,19 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 def _headline(report: Report) -> Text:
     if not report.sites:
         return line("No norms found." if report.changed else "No norms found: nothing to fold.")
-    text = f"{_number(len(report.norms), 'norm')}: {_statuses(report.norms)}." if report.norms else "No norms found."
+    text = f"{counted(report.norms, 'norm')}." if report.norms else "No norms found."
     others = [site for site in report.sites if not site.counts]
     products = [site for site in others if site.code != "not-in-graph"]
     if products:
-        text += f" Besides, {_number(len(products), 'constant product')}: {_statuses(products)}."
+        text += f" Besides, {counted(products, 'constant product')}."
     if len(others) > len(products):
         text += f" Besides, {_number(len(others) - len(products), 'norm module')} that the model never calls."
     return line(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+
+
+def counted(sites: Sequence[Site], of: str) -> str:
+    """How many there are and what became of them: `17 norms: 16 folded, 1 kept`."""
+    return f"{_number(len(sites), of)}: {_statuses(sites)}"
 
 
 def _number(count: int, of: str) -> str:

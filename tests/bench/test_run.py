@@ -219,7 +219,7 @@ def test_the_command_prints_writes_and_exits(command: CliRunner, tmp_path: Path)
     [
         (["--batch", "1,x"], "--batch 1,x"),
         (["--device", "tpu"], "choose from cpu, cuda"),
-        (["--dtype", "int8"], "float32, float16"),
+        (["--dtype", "int4"], "float32, float16, int8"),
         (["--rounds", "0"], "--rounds"),
         (["--launches", "0"], "--launches"),
         (["--plot", "plot.jpeg"], ".png"),
@@ -252,3 +252,51 @@ def test_tensorrt_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     job = Job("model.onnx", (), {}, runtime="ort", device="cuda", mode="tensorrt", threads=1)
     assert [name for name, _ in providers(job)] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     assert [name for name, _ in providers(replace(job, mode="plain"))] == ["CUDAExecutionProvider"]
+
+
+def test_a_file_for_the_runtime_is_made_once_and_one_that_fails_stops_its_variant(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Job] = []
+    timed: list[dict[str, Job]] = []
+
+    def prepare(job: Job) -> Failure | None:
+        made.append(job)
+        return Failure("rejected", "no such operator") if "unfolded" in job.model else None
+
+    def record(jobs: dict[str, Job], recordings: dict[str, Recording], **_: Any) -> None:
+        timed.append(jobs)
+        recordings.update({name: Recording([[[0.001]]]) for name in jobs})
+
+    monkeypatch.setattr(run, "prepare", prepare)
+    monkeypatch.setattr(run, "record", record)
+    monkeypatch.setattr(run, "examine", lambda job: Failure("crashed", "no process"))
+    found = bench(model, batches=(1, 2), dtype="int8", **FAST)
+    assert [Path(job.model).stem for job in made] == ["layernorm", "unfolded", "folded"]
+    assert all(job.dtype == "int8" for job in made)
+    for row, jobs in zip(found.rows, timed, strict=True):
+        failure = row.failure("unfolded")
+        assert failure is not None and failure.reason == "no such operator"
+        assert {name: jobs[name].model for name in jobs} == {
+            name: job.scratch
+            for name, job in zip(("layernorm", "unfolded", "folded"), made, strict=True)
+            if name in jobs
+        }
+        assert set(jobs) == {"layernorm", "folded"} and jobs["folded"].sizes == row.sizes
+        assert ("folded", "layernorm") in row.ratios()
+    made.clear()
+    monkeypatch.setattr(run, "RUNNERS", {"ort": replace(ORT, fixed_sizes=True)})
+    bench(model, batches=(1, 2), dtype="int8", **FAST)
+    assert len(made) == 6 and len({job.scratch for job in made}) == 6
+    made.clear()
+    bench(model, batches=(1,), **FAST)
+    assert not made
+
+
+def test_nothing_is_launched_where_nothing_could_be_made_ready(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "prepare", lambda job: Failure("rejected", "no such operator"))
+    found = bench(model, batches=(1,), dtype="int8", **FAST)
+    assert [recording.failure for recording in found.rows[0].recordings.values()] == [
+        Failure("rejected", "no such operator")
+    ] * 3
+    assert found.rows[0].ratios() == {}

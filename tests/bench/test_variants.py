@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from rich.console import Console
 
 from normfold.bench.baseline import layer_norm_twin
 from normfold.bench.job import Job
@@ -23,7 +25,8 @@ from normfold.graph.write import save
 from normfold.inputs.spec import draw
 from normfold.norms.detect import find_norms
 from normfold.norms.kinds import token_norm
-from normfold.pipeline.run import fold
+from normfold.pipeline.run import fold, inspect
+from normfold.report.render import render
 from tests.paths import FIXTURES
 from tests.support.graphs import parse, run_float32
 
@@ -151,6 +154,44 @@ def test_a_model_without_such_norms_has_nothing_to_compare(tmp_path: Path) -> No
     work.mkdir()
     with pytest.raises(CannotJudgeError, match="no norm with stored statistics"):
         collect(tmp_path / "plain.onnx", work)
+
+
+def test_norms_are_counted_as_the_report_counts_them(tmp_path: Path) -> None:
+    """A constant product is no norm, and a norm per token, which stays, is one."""
+    rng = np.random.default_rng(0)
+    text = """
+        agraph (float[B, 4] x) => (float[B, 4] y) {
+            h = MatMul(x, w)
+            n = BatchNormalization(h, a, b, m, v)
+            g = MatMul(n, w)
+            p = Mul(g, gain)
+            r = Relu(p)
+            s = LayerNormalization(r, a, b)
+            y = MatMul(s, w)
+        }
+    """
+    names = {"w": (4, 4), **dict.fromkeys("abmv", 4), "gain": 4}
+    constants = {name: rng.uniform(0.5, 2.0, size).astype(np.float32) for name, size in names.items()}
+    onnx.save(parse(text, **constants), tmp_path / "model.onnx")
+    report = inspect(tmp_path / "model.onnx")
+    work = tmp_path / "work"
+    work.mkdir()
+    origin = collect(tmp_path / "model.onnx", work).found[-1].origin
+    assert len(report.sites) == 3 and len(report.norms) == 2
+    assert origin == "folded here, 2 norms: 1 folded, 1 kept"
+    console = Console(width=200, file=io.StringIO())
+    console.print(render(report))
+    assert origin.partition(", ")[2] in console.file.getvalue()
+
+
+def test_what_is_exported_here_has_the_opset_of_the_folded_file(tmp_path: Path) -> None:
+    fold(FIXTURES / "convnet_bn.pt", tmp_path / "folded.onnx", opset=18, verify=False)
+    work = tmp_path / "work"
+    work.mkdir()
+    found = collect(tmp_path / "folded.onnx", work, against=FIXTURES / "convnet_bn.pt")
+    assert {onnx.load(variant.file).opset_import[0].version for variant in found.found} == {18}
+    made = collect(FIXTURES / "convnet_bn.pt", work, runtime="openvino")
+    assert {onnx.load(variant.file).opset_import[0].version for variant in made.found} == {20}
 
 
 @pytest.mark.parametrize("half", [False, True])

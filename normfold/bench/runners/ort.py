@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normfold.bench import memory
-from normfold.bench.runners.base import TF32, Call, Feeds, Runner
+from normfold.bench.runners.base import TF32, Call, Feeds, Runner, fed_to
+from normfold.bench.runners.qdq import quantise
 from normfold.system.ort import FOR_CUDA, onnxruntime
 
 if TYPE_CHECKING:
@@ -17,18 +18,16 @@ if TYPE_CHECKING:
 
 
 def open_model(job: Job, feeds: Feeds) -> Call:
-    """Feeds are taken by name or, where the graph has other names, in their order."""
+    """On a GPU what goes in and comes out stays there."""
     session = open_session(job)
-    names = [entry.name for entry in session.get_inputs()]
     if job.mode == "generate":
         from normfold.bench import decode
 
         return decode.generate(step(session, job.device), feeds)
-    fed = dict(feeds) if set(names) <= set(feeds) else dict(zip(names, feeds.values(), strict=True))
+    fed = fed_to([entry.name for entry in session.get_inputs()], feeds)
     if job.device == "cpu":
-        fed = {name: fed[name] for name in names}
         return lambda: session.run(None, fed)
-    return bound(session, {name: fed[name] for name in names}, job.device)
+    return bound(session, fed, job.device)
 
 
 def meter(device: str) -> memory.Meter:
@@ -55,10 +54,12 @@ def inspect(job: Job) -> tuple[Mapping[str, int], int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))), weights
 
 
-def lacks(device: str, mode: str = "") -> str:
+def lacks(device: str, mode: str = "", dtype: str = "") -> str:
     """The provider, which only some builds have."""
     ort = onnxruntime()
 
+    if dtype:
+        return "int8 is measured on the CPU" if dtype == "int8" and device != "cpu" else ""
     found = ort.get_available_providers()
     if mode:
         missing = mode == "tensorrt" and "TensorrtExecutionProvider" not in found
@@ -173,6 +174,8 @@ ORT = Runner(
     packages=("onnxruntime", "onnxruntime-gpu"),
     modes={"cpu": ("plain",), "cuda": ("plain", "graph", "tensorrt")},
     glosses={"graph": "CUDA graph"},
+    dtypes=("float32", "float16", "int8"),
+    prepare={"int8": quantise},
     open=open_model,
     meter=meter,
     inspect=inspect,

@@ -69,10 +69,12 @@ def inspect(job: Job) -> tuple[Mapping[str, int], int]:
     return {}, sum(int(tensor.nbytes) for tensor in tensors.values())
 
 
-def lacks(device: str, mode: str = "") -> str:
+def lacks(device: str, mode: str = "", dtype: str = "") -> str:
     """CUDA, which only some builds have."""
     import torch
 
+    if dtype:
+        return "a module has no int8 form here; ort, openvino and litert have" if dtype == "int8" else ""
     if device == "cpu" or mode:
         return ""
     if torch.version.cuda is None:
@@ -111,6 +113,10 @@ class _Allocator:
 
     def peak(self) -> int | None:
         return int(self.cuda.max_memory_allocated())
+
+    def begin_anew(self) -> bool:
+        self.cuda.reset_peak_memory_stats()
+        return True
 
     def reserved(self) -> int | None:
         return int(self.cuda.max_memory_reserved())

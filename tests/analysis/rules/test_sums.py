@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.rules.test_pointwise import ZERO
-from tests.support.graphs import FOLDED, Outcome, build, check, fold, kept, op_types, outcomes, partial, same_function
+from tests.support.graphs import FOLDED, Outcome, build, check, fold, kept, op_types, outcomes, same_function
 
 SUM = """g (double[B,3,4] x{more}) => (double y) {{
     h = Tanh(x)
