@@ -3,7 +3,7 @@
 Tests in several processes share the cores: one thread of torch each. The shapes of a graph are inferred in this
 process, and not in a copy of it, which would take half of the time; tests whose files may bring a process down are
 marked `hostile`, and run as users do. torch makes its table of translations anew for every export, which is half of the
-time of a small one: here once for every opset.
+time of a small one: here once for every opset. No width of a terminal is taken over from whoever runs the tests.
 """
 
 import copy
@@ -36,6 +36,11 @@ def _translations_are_made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(fresh))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(autouse=True)

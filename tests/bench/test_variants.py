@@ -25,7 +25,8 @@ from normfold.graph.write import save
 from normfold.inputs.spec import draw
 from normfold.norms.detect import find_norms
 from normfold.norms.kinds import token_norm
-from normfold.pipeline.run import fold, inspect
+from normfold.pipeline.look import inspect
+from normfold.pipeline.run import fold
 from normfold.report.render import render
 from tests.paths import FIXTURES
 from tests.support.graphs import parse, run_float32

@@ -19,8 +19,9 @@ from tests.external.transformers_models import INPUTS, checkpoint
 
 MODULE = "tests.external.transformers_models"
 BATCH, LAYER, RMS = ("BatchNorm", "folded", None), ("LayerNorm", "kept", "statistic"), ("RMSNorm", "kept", "statistic")
-# PatchTSMixer mixes patches between the norm and its GELU: no map of channels passes, in front stands the stream.
-ACROSS = ("BatchNorm", "kept", "not-contracted")
+# PatchTSMixer mixes patches between the norm and its GELU: a scale passes the patches, and no GELU; in front stands the
+# stream.
+ACROSS = ("BatchNorm", "kept", "wall")
 
 Expected = Mapping[tuple[str, str, str | None], int]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from normfold.inputs.of_model import program_inputs
 from torch import Tensor, nn
 
 from normfold.inputs.guards import lowest
+from normfold.inputs.of_module import program_inputs
 
 DIMS = {"x": ("B", 3, "H")}
 HALVED = "(1 + (((-1) + L['x'].size()[2]) // 2)) != 1"

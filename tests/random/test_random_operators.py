@@ -35,6 +35,15 @@ def test_random_chains_keep_their_function(first: int) -> None:
     assert statuses["folded"] > 10 and statuses["kept"] > 10
 
 
+# Scales of 0 in front of a product over tokens, and a product of which nobody knows the rank.
+ONCE_WRONG = (3011, 4396, 6275, 6528, 24669)
+
+
+@pytest.mark.parametrize("seed", ONCE_WRONG)
+def test_a_chain_that_was_wrong_once(seed: int) -> None:
+    assert check(seed)
+
+
 @pytest.mark.slow
 def test_many_random_chains_keep_their_function() -> None:
     start = int(os.environ.get("NORMFOLD_FIRST_SEED", SEEDS))

@@ -93,7 +93,7 @@ CASES = {
         ("MatMul(n, k)", "MatMul(n, k0)"),
     ),
     "not-contracted": Case(
-        graph(f"{SCALE}y = MatMul(n, w)", "double[B,4,4] x"), {**A, "a": (4, 1)}, twin_constants={"a": (4,)}
+        graph(f"{SCALE}y = Conv(n, w)", "double[B,4,4] x"), {**A, "w": (3, 4, 1)}, twin_constants={"a": (4, 1)}
     ),
     "zero-scale": Case(
         graph(f"{SCALE}k = MatMul(x, v)\no = Add(n, k)\n{READ}"),
@@ -180,10 +180,9 @@ CASES = {
         twin_constants={"s": ints(1, -1, 4), "w": (4, 3)},
     ),
     "channels-cut": Case(
-        graph(f"{SCALE}o = Gather<axis = 1>(n, i)\n{READ}"),
-        {**A, "i": ints(1, 0, 3), "w": (3, 3)},
-        ("axis = 1", "axis = 0"),
-        {"i": ints(0), "w": (4, 3)},
+        graph(f"{SCALE}o = ReverseSequence<batch_axis = 0, time_axis = 1>(n, i)\ny = MatMul(o, w)", "double[2,4,4] x"),
+        {**A, "a": (4, 1), "i": ints(2, 3)},
+        twin_constants={"a": (4,)},
     ),
     "across-channels": Case(
         graph(f"{SCALE}o = ReduceMean(n, k)\ny = MatMul(o, w)", "double[B,5,4] x"),
@@ -191,7 +190,10 @@ CASES = {
         twin_constants={"k": ints(1), "w": (4, 3)},
     ),
     "unknown-shape": Case(
-        graph("h = Tanh(x)\nn = Mul(h, a)\ny = MatMul(n, w)", "double[4] x"), A, ("double[4]", "double[1,4]")
+        graph(f"{NORM}o = ReduceSum<keepdims = 0>(n, k)\ny = Gemm(o, w, c)", "double[B,L,4] x"),
+        {**A, "k": ints(1)},
+        ("double[B,L,4]", "double[B,3,4]"),
+        status="partial",
     ),
     "statistic": Case(
         graph(f"{SCALE}y = LayerNormalization<epsilon = 0.0078125>(n, g)"),

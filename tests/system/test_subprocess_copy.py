@@ -82,6 +82,7 @@ def test_no_answer_is_no_answer(way: str) -> None:
         isolated(end_early)
 
 
+@pytest.mark.hostile
 def test_a_killed_inference_blames_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "a.onnx"
     onnx.save(seeds()["stream"], place)

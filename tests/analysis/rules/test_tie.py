@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.rules.sandwich import Sandwich
-from tests.support.graphs import FOLDED, Outcome, as_float32, build, check, draw, fold, kept, outcomes, partial
+from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, outcomes, partial
 
 # i (B, 3, 4) is normed along its last axis; p is a condition, k another tensor that a weight writes.
 HEAD = (
@@ -132,15 +132,3 @@ def test_clip_has_one_bound_for_all_channels(name: str) -> None:
         check(model.format(norm="Add(i0, b)"), partial("one-bound"), a=uniform, b=draw("b", 4), **constants)
     if name != "at run time":
         check(plain, kept("negative-scale"), a=-uniform, **constants)
-
-
-def test_clip_with_bounds_in_attributes_is_a_wall() -> None:
-    text = (
-        '<ir_version: 8, opset_import: ["" : {0}]>\ng (float[B,4] x) => (float[B,3] y) {\nh = Tanh(x)\ni = Mul(h, a)\n'
-    )
-    text += "o = Clip{1}\ny = MatMul(o, w)\n}"
-    given = {"a": np.full(4, 1.5), "w": draw("w", 4, 3), "zero": np.array(0.0), "six": np.array(6.0)}
-    for opset, clip, outcome in (("10", "<min = 0.0, max = 6.0>(i)", kept("wall")), ("12", "(i, zero, six)", FOLDED)):
-        model = as_float32(build(text.replace("{0}", opset).replace("{1}", clip), **given))
-        _, plan = fold(model)
-        assert outcomes(plan) == [outcome]
