@@ -60,6 +60,10 @@ def _onnxruntime(source: Path, output: Path, level: str) -> None:
     onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+def onnxruntime_basic(source: Path, output: Path) -> None:
+    _onnxruntime(source, output, "BASIC")
+
+
 def onnxruntime_extended(source: Path, output: Path) -> None:
     _onnxruntime(source, output, "EXTENDED")
 

@@ -51,6 +51,7 @@ PART = "zoo"  # of the page
 SECONDS, TOOL_SECONDS, BYTES = 420, 60, 12 << 30  # what one model may take, one tool, and either of memory
 FORK = multiprocessing.get_context("fork")
 PRELOADED = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxruntime", "timm", "torchvision", "transformers")
+MOST = 4  # operators that are named where another tool leaves fewer
 NEGATIVE = 0.1  # of the norms' weights
 COLUMNS = ("onnxsim", "onnxsim opt-in", "onnxslim", "onnxoptimizer", "onnxruntime extended")
 # onnxruntime writes operators of its own, which stand for several of ONNX.
@@ -104,18 +105,19 @@ def measured(name: str, *, tools: Collection[str] = COLUMNS, run: RunTool = run_
                 graph, named = exported(source, Path(folder))
             # Whatever an exporter raises for a model that it cannot translate.
             except Exception as error:
-                found["exports"][exporter] = {"note": f"no export: {_line(error)}"}
+                found["exports"][exporter] = {"note": f"no export: {_line(error, folder)}"}
                 continue
             try:
                 row = beside(name, exporter, named, graph, Path(folder), tools=tools, run=run)
                 found["exports"][exporter] = asdict(row)
             except NormfoldError as error:
-                found["exports"][exporter] = {"note": f"{type(error).__name__}: {_line(error)}"}
+                found["exports"][exporter] = {"note": f"{type(error).__name__}: {_line(error, folder)}"}
     return found
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__ if not str(error) else error}".split())[:300]
+def _line(error: BaseException, folder: str = "") -> str:
+    text = (str(error) or type(error).__name__).replace(f"{folder}/", "")
+    return " ".join(text.split())[:300]
 
 
 def measured_apart(name: str) -> dict[str, Any]:
@@ -228,14 +230,14 @@ def behind(row: Row) -> list[str]:
 
 
 def longer(row: Row) -> tuple[str, dict[str, int]] | None:
-    """The tool whose right result has the fewest operators, if these are fewer than ours, and where ours differs."""
-    right = {name: row.tools[name] for name in STANDARD if name in row.tools and row.tools[name].right}
-    least = min(right, key=lambda name: right[name].nodes, default=None)
-    if least is None or right[least].nodes >= row.nodes[1]:
+    """The tool of whose right result the fewest operators run, if they are fewer than ours: and what ours has more."""
+    right = {name: row.tools[name].running for name in STANDARD if name in row.tools and row.tools[name].right}
+    least = min(right, key=lambda name: sum(right[name].values()), default=None)
+    if least is None or sum(right[least].values()) >= sum(row.running.values()):
         return None
-    more = Counter(row.operators)
-    more.subtract(right[least].operators)
-    return least, {kind: count for kind, count in more.items() if count}
+    more = Counter(row.running)
+    more.subtract(right[least])
+    return least, {kind: count for kind, count in more.most_common() if count}
 
 
 def _cell(tried: Tried | None) -> str:
@@ -243,7 +245,11 @@ def _cell(tried: Tried | None) -> str:
         return "not measured"
     if tried.note:
         return tried.note.split(" (")[0]
-    return f"{tried.left} · {tried.nodes}" + ("" if tried.right else " **wrong**")
+    return _figures(tried.left, tried.nodes, tried.running) + ("" if tried.right else " **wrong**")
+
+
+def _figures(left: int, nodes: int, running: dict[str, int]) -> str:
+    return f"{left} · {nodes} ({sum(running.values())})"
 
 
 def _why(row: Row) -> str:
@@ -251,7 +257,8 @@ def _why(row: Row) -> str:
     shorter = longer(row)
     if shorter is not None:
         name, more = shorter
-        codes.append(f"{name}: " + ", ".join(f"{kind} {-count:+d}" for kind, count in more.items()))
+        most = sorted(more.items(), key=lambda item: -abs(item[1]))[:MOST]
+        codes.append(f"{name}: " + ", ".join(f"{kind} {-count:+d}" for kind, count in most))
     return "; ".join(codes)
 
 
@@ -263,7 +270,7 @@ def table(told: Collection[dict[str, Any]]) -> list[str]:
         f"|---|---|---:|---:|---:|{'---:|' * len(COLUMNS)}---|",
     ]
     for row in rows:
-        own = f"{row.left} · {row.nodes[1]}" + ("" if row.right else " **wrong**")
+        own = _figures(row.left, row.nodes[1], row.running) + ("" if row.right else " **wrong**")
         cells = " | ".join(_cell(row.tools.get(tool)) for tool in COLUMNS)
         lines.append(f"| {row.name} | {row.group} | {row.norms} | {row.nodes[0]} | {own} | {cells} | {_why(row)} |")
     return lines
@@ -271,7 +278,7 @@ def table(told: Collection[dict[str, Any]]) -> list[str]:
 
 def _sums(rows: Collection[Row]) -> list[str]:
     lines = [
-        "| tool | right results | of norms | left | normfold there | fewer norms than normfold | fewer nodes | wrong "
+        "| tool | right results | of norms | left | normfold there | fewer norms than normfold | fewer run | wrong "
         "| fails |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -279,7 +286,7 @@ def _sums(rows: Collection[Row]) -> list[str]:
         tried = [(row, row.tools[tool]) for row in rows if tool in row.tools]
         right = [(row, one) for row, one in tried if one.right]
         fewer = sum(one.left < row.left for row, one in right)
-        shorter = sum(one.nodes < row.nodes[1] for row, one in right)
+        shorter = sum(sum(one.running.values()) < sum(row.running.values()) for row, one in right)
         wrong = sum(not one.right and not one.note for _, one in tried)
         lines.append(
             f"| {tool} | {len(right)} | {sum(row.norms for row, _ in right)} | {sum(one.left for _, one in right)} "
