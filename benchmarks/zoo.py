@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import gc
 import importlib
 import json
 import logging
@@ -341,6 +342,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     for module in PRELOADED:
         importlib.import_module(module)
+    gc.freeze()  # or a fork would copy every page whose objects its collector looks at
     done = read(options.rows)
     wanted = [name for pattern in options.only for name in fnmatch.filter(ARCHITECTURES, pattern)]
     for name in dict.fromkeys(wanted):
