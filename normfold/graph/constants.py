@@ -248,6 +248,7 @@ def _looked_up(node: ir.Node, inputs: Sequence[NDArray[Any]]) -> int:
 FOLDED: Mapping[str, Elements] = {
     "Abs": _as_many,
     "Add": _broadcast,
+    "BatchNormalization": _as_many,
     "Cast": _as_many,
     "Concat": _together,
     "Constant": _as_many,
@@ -262,6 +263,10 @@ FOLDED: Mapping[str, Elements] = {
     "Pow": _broadcast,
     "Range": _counted,
     "Reciprocal": _as_many,
+    "ReduceL2": _as_many,
+    "ReduceMean": _as_many,
+    "ReduceSum": _as_many,
+    "ReduceSumSquare": _as_many,
     "Reshape": _as_many,
     "Shape": _as_many,
     "Size": _as_many,
