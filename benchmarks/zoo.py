@@ -53,6 +53,8 @@ SECONDS, TOOL_SECONDS, BYTES = 420, 60, 12 << 30  # what one model may take, one
 FORK = multiprocessing.get_context("fork")
 PRELOADED = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxruntime", "timm", "torchvision", "transformers")
 MOST = 4  # operators that are named where another tool leaves fewer
+# They give a tensor another shape and move nothing.
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 NEGATIVE = 0.1  # of the norms' weights
 COLUMNS = ("onnxsim", "onnxsim opt-in", "onnxslim", "onnxoptimizer", "onnxruntime extended")
 # onnxruntime writes operators of its own, which stand for several of ONNX.
@@ -233,11 +235,11 @@ def behind(row: Row) -> list[str]:
 def longer(row: Row) -> tuple[str, dict[str, int]] | None:
     """The tool of whose right result the fewest operators run, if they are fewer than ours: and what ours has more."""
     right = {name: row.tools[name].running for name in STANDARD if name in row.tools and row.tools[name].right}
-    least = min(right, key=lambda name: sum(right[name].values()), default=None)
-    if least is None or sum(right[least].values()) >= sum(row.running.values()):
+    least = min(right, key=lambda name: _runs(right[name]), default=None)
+    if least is None or _runs(right[least]) >= _runs(row.running):
         return None
-    more = Counter(row.running)
-    more.subtract(right[least])
+    more = Counter({kind: count for kind, count in row.running.items() if kind not in VIEWS})
+    more.subtract({kind: count for kind, count in right[least].items() if kind not in VIEWS})
     return least, {kind: count for kind, count in more.most_common() if count}
 
 
@@ -250,11 +252,16 @@ def _cell(tried: Tried | None) -> str:
 
 
 def _figures(left: int, nodes: int, running: dict[str, int]) -> str:
-    return f"{left} · {nodes} ({sum(running.values())})"
+    return f"{left} · {nodes} ({_runs(running)})"
+
+
+def _runs(running: dict[str, int]) -> int:
+    return sum(count for kind, count in running.items() if kind not in VIEWS)
 
 
 def _why(row: Row) -> str:
-    codes = [f"{count} `{code}`" for code, count in (Counter(row.kept) + Counter(row.partial)).items()]
+    stays = Counter(row.kept) + Counter(row.partial)
+    codes = [f"{count} `{code}`" for code, count in stays.items() if code != "not-in-graph"]
     shorter = longer(row)
     if shorter is not None:
         name, more = shorter
@@ -287,7 +294,7 @@ def _sums(rows: Collection[Row]) -> list[str]:
         tried = [(row, row.tools[tool]) for row in rows if tool in row.tools]
         right = [(row, one) for row, one in tried if one.right]
         fewer = sum(one.left < row.left for row, one in right)
-        shorter = sum(sum(one.running.values()) < sum(row.running.values()) for row, one in right)
+        shorter = sum(_runs(one.running) < _runs(row.running) for row, one in right)
         wrong = sum(not one.right and not one.note for _, one in tried)
         lines.append(
             f"| {tool} | {len(right)} | {sum(row.norms for row, _ in right)} | {sum(one.left for _, one in right)} "
@@ -318,7 +325,7 @@ def page(told: Collection[dict[str, Any]]) -> list[str]:
         "",
         "Without a row:",
         "",
-        *(f"- {note}" for note in notes_of(told)),
+        *(f"- {note.partition('. ')[0]}" for note in notes_of(told)),
         "",
         f"Measured with {listed}, {libraries}, torch {torch.__version__.partition('+')[0]}, "
         f"Python {platform.python_version()}, {platform.machine()}.",

@@ -173,7 +173,7 @@ squeezenet1_1 efficientnet_b0 efficientnet_v2_s maxvit_t convnext_tiny swin_t vi
 deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large
 """
 VIDEOS = """
-r3d_18 mc3_18 r2plus1d_18 s3d
+r3d_18 mc3_18 r2plus1d_18
 """
 
 SEGMENTATION = (
@@ -205,7 +205,7 @@ SEGMENTATION = (
 
 ULTRALYTICS = """
 yolov3-tiny yolov5n yolov6n yolov8n yolov8n-cls yolov8n-seg yolov8n-pose yolov8n-obb yolov8n-p2 yolov8n-ghost yolov9t
-yolov10n yolo11n yolo11n-cls yolo11n-seg yolo11n-obb yolo12n yolo12n-cls yolo26n yolo26n-cls yolo26n-sem
+yolov10n yolo11n yolo11n-cls yolo11n-seg yolo11n-obb yolo12n yolo12n-cls yolo26n yolo26n-cls
 yolov8n-rtdetr rtdetr-resnet50
 """
 
