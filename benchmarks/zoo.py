@@ -206,9 +206,13 @@ def _end(process: BaseProcess) -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """What was measured, by name: the last line counts."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {told["name"]: told for told in map(json.loads, lines)}
+    """What was measured, by name: the last line counts. A line that was not written to its end does not."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            told = json.loads(line)
+            found[told["name"]] = told
+    return found
 
 
 def rows_of(told: Collection[dict[str, Any]]) -> list[Row]:

@@ -51,7 +51,8 @@ def test_the_last_line_of_a_model_counts(tmp_path: Path) -> None:
         {"name": "timm: a", "note": "no result in 1 s"},
         {"name": "timm: a", "exports": {"dynamo": asdict(ROW), "torchscript": {"note": "no export: why"}}},
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text + text.splitlines()[0][:20], encoding="utf-8")  # as if it had been ended on the way
     told = list(read(path).values())
     assert rows_of(told) == [ROW]
     assert list(notes_of(told)) == ["timm: a, torchscript: no export: why"]
