@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.fill_in import fill_in
 from benchmarks.models import randomise
-from benchmarks.optimizers import TOOLS, installed
+from benchmarks.optimizers import TOOLS, installed, onnxruntime_basic
 from normfold import errors
 from normfold.analysis.analyse import analyse
 from normfold.analysis.recognition.affine_maps import collapse
@@ -58,6 +58,8 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 PART = "compatibility"  # of the page
 # Seconds that a tool may take for one model.
 PATIENCE = 600
+# The tools of this page, of those that optimizers.py has.
+COLUMNS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxruntime extended", "onnxruntime all", "onnxscript")
 
 PICTURE = ("x:float32[B,3,224,224]",)
 SOURCE, TARGET = "src:int64[B,S=24<=1024]<1000", "ids:int64[B,L=16<=1024]<1000"
@@ -79,6 +81,10 @@ PAPERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
+# A tool, what it reads, what it writes -> what went wrong.
+RunTool = Callable[[str, Path, Path], str]
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model: where it comes from, and how it is loaded into a folder."""
@@ -89,20 +95,22 @@ class Subject:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a tool made of a model. left: norms still there. note: why there is no result."""
+    """What a tool made of a model. left: norms still there. note: why there is no result. running: see the function."""
 
     left: int = 0
     nodes: int = 0
     error: float = 0.0
     right: bool = False
     note: str = ""
+    running: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
     """One model. norms: fixed maps per channel; kept: reasons and how many. statistics: LayerNorm, RMSNorm and such.
 
-    left: what is counted in the folded graph as in those of the tools. error, bound: relative, against float64.
+    left: what is counted in the folded graph as in those of the tools. error, bound: relative, against float64; right:
+    whether one is within the other.
     """
 
     name: str
@@ -117,12 +125,14 @@ class Row:
     error: float
     bound: float
     tools: dict[str, Tried]
+    right: bool = True
+    running: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def read(path: Path) -> Row:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        tools = {name: Tried(**tried) for name, tried in told.pop("tools").items()}
-        return Row(**{**told, "nodes": tuple(told["nodes"])}, tools=tools)
+    def of(told: dict[str, Any]) -> Row:
+        """What `asdict` made of a row."""
+        tools = {name: Tried(**tried) for name, tried in told["tools"].items()}
+        return Row(**{**told, "nodes": tuple(told["nodes"]), "tools": tools})
 
 
 def _trained(name: str, folder: Path) -> Source:
@@ -206,61 +216,98 @@ def _is_scaling_convolution(node: ir.Node) -> bool:
     return channels > 1 and node.attributes["group"].value == channels and set(rest) == {1}
 
 
-def row(name: str, *, tools: Collection[str]) -> Row:
-    """Fold one model, verify it, and see what the tools named make of the same graph."""
-    subject = SUBJECTS[name]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        source = subject.load(folder)
-        graph = prepare(export(source))
-        plan = analyse(graph, norms=source.norms)
-        others, result = other_maps(graph), rewrite(graph, plan)
-        unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
-        save(graph, unfolded)
-        save(result, folded)
-        # Doubled inputs make T2T's exponentials amplify rounding to a per cent, in the original as well.
-        cases = [case for case in draw_cases(source.inputs) if case.scale <= 1.0]
-        yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
-        (edge,) = yardstick.compare(folded, ())
-        assert edge.passed, edge
-        stored = [site for site in plan.sites if not site.per_token and site.kind != "DeepNorm"]
-        reasons = {
-            status: Counter(s.code or "" for s in stored if s.status == status) for status in ("partial", "kept")
-        }
-        return Row(
-            name=name,
-            group=subject.group,
-            norms=norms_in(graph),
-            folded=sum(site.status == "folded" for site in stored),
-            partial=dict(reasons["partial"]),
-            kept=dict(reasons["kept"]),
-            statistics=sum(site.per_token for site in plan.sites),
-            left=norms_in(result, besides=others),
-            nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
-            error=edge.relative,
-            bound=edge.bound,
-            tools={tool: _try(tool, unfolded, yardstick, others) for tool in tools},
-        )
-
-
-def _try(tool: str, source: Path, yardstick: Yardstick, others: Collection[str]) -> Tried:
+def _try(tool: str, source: Path, yardstick: Yardstick, others: Collection[str], run: RunTool) -> Tried:
     output = source.with_name(f"{tool.replace(' ', '_')}.onnx")
-    script = Path(__file__).with_name("optimizers.py")
+    said = run(tool, source, output)
+    if said:
+        return Tried(note=said)
+    if not output.exists():
+        return Tried(note="fails (no result, and no error)")
     try:
-        command = [sys.executable, str(script), tool, str(source), str(output)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return Tried(note=f"no result in {PATIENCE} s")
-    if run.returncode != 0 or not output.exists():
-        lines = run.stderr.strip().splitlines()
-        return Tried(note=f"fails ({lines[-1][:60] if lines else f'exit code {run.returncode}'})")
-    model = ir.from_proto(onnx.load(output))
+        model = ir.from_proto(onnx.load(output))
+    except ir.serde.SerdeError:
+        return Tried(note="fails (what it writes is no valid graph)")
     left, nodes = norms_in(model, besides=others), sum(op_counts(model).values())
     try:
         (edge,) = yardstick.compare(output, ())
     except errors.VerificationError:
         return Tried(left, nodes, float("inf"), False, "does not run")
-    return Tried(left, nodes, edge.relative, edge.passed)
+    return Tried(left, nodes, edge.relative, edge.passed, running=running(output))
+
+
+def running(path: Path) -> dict[str, int]:
+    """The operators that are left to run: without those that onnxruntime computes when it loads the file.
+
+    It merges a few as well (a product and a bias into a Gemm), in every file alike.
+    """
+    output = path.with_name(f"{path.stem}.running.onnx")
+    onnxruntime_basic(path, output)
+    return op_counts(ir.load(output))
+
+
+def run_tool(tool: str, source: Path, output: Path) -> str:
+    """Run a tool in a process of its own; returned is what went wrong, nothing where nothing did."""
+    command = [sys.executable, str(Path(__file__).with_name("optimizers.py")), tool, str(source), str(output)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no result in {PATIENCE} s"
+    lines = run.stderr.strip().splitlines()
+    return f"fails ({lines[-1][:60] if lines else f'exit code {run.returncode}'})" if run.returncode else ""
+
+
+def row(name: str, *, tools: Collection[str]) -> Row:
+    """Fold one model, verify it, and see what the tools named make of the same graph."""
+    subject = SUBJECTS[name]
+    with tempfile.TemporaryDirectory() as place:
+        source = subject.load(Path(place))
+        found = beside(name, subject.group, source, export(source), Path(place), tools=tools)
+    assert found.right, found
+    return found
+
+
+def beside(
+    name: str,
+    group: str,
+    source: Source,
+    exported: Model,
+    folder: Path,
+    *,
+    tools: Collection[str],
+    run: RunTool = run_tool,
+) -> Row:
+    """The row of a model, and what of `exported` becomes of its export.
+
+    run: runs a tool, see run_tool. Raises a NormfoldError where there is no verdict.
+    """
+    graph = prepare(exported)
+    plan = analyse(graph, norms=source.norms)
+    others, result = other_maps(graph), rewrite(graph, plan)
+    unfolded, folded = folder / "unfolded.onnx", folder / "folded.onnx"
+    save(graph, unfolded)
+    save(result, folded)
+    # Doubled inputs make T2T's exponentials amplify rounding to a per cent, in the original as well.
+    cases = [case for case in draw_cases(source.inputs) if case.scale <= 1.0]
+    yardstick = Yardstick.lay(establish(source.module, unfolded, source.inputs, cases=cases), unfolded)
+    (edge,) = yardstick.compare(folded, ())
+    stored = [site for site in plan.sites if not site.per_token and site.kind != "DeepNorm"]
+    reasons = {status: Counter(s.code or "" for s in stored if s.status == status) for status in ("partial", "kept")}
+    return Row(
+        name=name,
+        group=group,
+        norms=norms_in(graph),
+        folded=sum(site.status == "folded" for site in stored),
+        partial=dict(reasons["partial"]),
+        kept=dict(reasons["kept"]),
+        statistics=sum(site.per_token for site in plan.sites),
+        left=norms_in(result, besides=others),
+        nodes=(sum(op_counts(graph).values()), sum(op_counts(result).values())),
+        error=edge.relative,
+        bound=edge.bound,
+        tools={tool: _try(tool, unfolded, yardstick, others, run) for tool in tools},
+        right=edge.passed,
+        running=running(folded),
+    )
 
 
 def shortcomings(rows: Collection[Row]) -> list[str]:
@@ -305,15 +352,15 @@ def _cell(row: Row, tool: str) -> str:
 
 def _theirs(rows: Collection[Row]) -> list[str]:
     lines = [
-        f"| model | norms | normfold | {' | '.join(TOOLS)} |",
-        f"|---|---:|---:|{'---:|' * len(TOOLS)}",
+        f"| model | norms | normfold | {' | '.join(COLUMNS)} |",
+        f"|---|---:|---:|{'---:|' * len(COLUMNS)}",
     ]
     measured = [row for row in rows if row.norms or not all(tried.right for tried in row.tools.values())]
     for row in measured:
-        cells = " | ".join(_cell(row, tool) for tool in TOOLS)
+        cells = " | ".join(_cell(row, tool) for tool in COLUMNS)
         lines.append(f"| {row.name} | {row.norms} | {row.norms - row.left} | {cells} |")
     sums = [str(sum(row.norms for row in measured)), str(sum(row.norms - row.left for row in measured))]
-    for tool in TOOLS:
+    for tool in COLUMNS:
         right = [row for row in measured if tool in row.tools and row.tools[tool].right]
         sums.append(f"{sum(row.norms - row.tools[tool].left for row in right)} in {len(right)}")
     lines.append(f"| **all, of right results** | {' | '.join(sums)} |")
@@ -358,8 +405,11 @@ def main() -> None:
             path = kept / f"{name.replace(' ', '_')}.json"
             if not path.exists():
                 print(name, file=sys.stderr, flush=True)
-                path.write_text(json.dumps(asdict(row(name, tools=installed()))), encoding="utf-8")
-            rows.append(Row.read(path))
+                path.write_text(
+                    json.dumps(asdict(row(name, tools=[tool for tool in installed() if tool in COLUMNS]))),
+                    encoding="utf-8",
+                )
+            rows.append(Row.of(json.loads(path.read_text(encoding="utf-8"))))
     for line in shortcomings(rows):
         print(line, file=sys.stderr)
     fill_in(options.output, PART, page(rows))

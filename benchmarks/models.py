@@ -76,11 +76,12 @@ class Row:
     latency: dict[int, tuple[float, float, float]]
 
 
-def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
+def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray], *, negative: float = 0.0) -> nn.Module:
     """The module as if it had been trained: its norms' weights and biases drawn, their statistics those of `feeds`.
 
     Fresh statistics would make a wrong fold look right, and drawn ones would let the activations of a deep network
     explode; so every norm observes what reaches it, and what it stores is that, off by up to a factor of two.
+    negative: the share of weights that get the other sign.
     """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
@@ -89,13 +90,16 @@ def randomise(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> nn.Module:
             tensor.zero_()
         elif leaf in ("weight", "bias") and tensor.ndim == 1:
             tensor.normal_(0.0 if leaf == "bias" else 1.0, 0.2, generator=generator)
+        if leaf == "weight" and tensor.ndim == 1 and negative:
+            tensor.mul_(1 - 2 * (torch.rand(tensor.shape, generator=generator) < negative).to(tensor.dtype))
 
     def observe(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        channels = args[0].movedim(1 if isinstance(norm, nn.modules.batchnorm._BatchNorm) else -1, 0).flatten(1)
+        var = norm.get_buffer("running_var" if hasattr(norm, "running_var") else "running_phi")
+        first = isinstance(norm, nn.modules.batchnorm._BatchNorm) or args[0].shape[-1] != var.numel()
+        channels = args[0].movedim(1 if first else -1, 0).flatten(1)
         mean = getattr(norm, "running_mean", None)
         if mean is not None:
             mean.copy_(channels.mean(1))
-        var = norm.get_buffer("running_var" if hasattr(norm, "running_var") else "running_phi")
         moment = channels.square().mean(1) if mean is None else channels.var(1, correction=0)
         factor = torch.empty_like(var).uniform_(0.5, 2.0, generator=generator)
         var.copy_((moment + 1e-3) * factor.reshape(var.shape))

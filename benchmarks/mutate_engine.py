@@ -51,6 +51,9 @@ NEAREST = {
     "analysis/rules/base.py": [f"{_RULES}/test_pointwise.py", f"{_RULES}/test_linear.py"],
     "analysis/rules/batch_norm.py": [f"{_RULES}/test_normalize.py", f"{_RULES}/test_linear.py"],
     "analysis/rules/carry.py": [f"{_RULES}/test_layout.py", f"{_RULES}/test_pointwise.py"],
+    "analysis/rules/labels.py": [f"{_RULES}/test_contract.py"],
+    "analysis/rules/prelu.py": [f"{_RULES}/test_pointwise.py"],
+    "analysis/rules/spellings.py": [f"{_RULES}/test_older_opsets.py"],
     "analysis/rules/linear.py": [
         f"{_RULES}/test_linear.py", f"{_RULES}/test_groups.py", "analysis/placement/test_padding.py",
     ],

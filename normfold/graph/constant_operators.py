@@ -149,6 +149,25 @@ def _of_x86(x: Array, dtype: np.dtype[Any]) -> Array:
     return np.where(fits, np.where(fits, x, 0).astype(dtype), dtype.type(least))
 
 
+def _batch_norm(form: Form, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array | tuple[Array, ...]:
+    """Along axis 1, by stored statistics; in training mode by those of its input, and the running ones are outputs."""
+    epsilon, momentum = form.value("epsilon"), form.value("momentum")
+    epsilon = float(np.float32(1e-5)) if epsilon is None else float(epsilon)
+    momentum = float(np.float32(0.9)) if momentum is None else float(momentum)
+    training = bool(form.integer("training_mode", 0))
+    if not form.integer("spatial", 1) or (len(form.node.outputs) > 1 and not training):
+        raise TypeError("it computes statistics as older opsets do")
+    running = (mean, var)
+    if training:
+        _check_some(x)
+        others = tuple(axis for axis in range(x.ndim) if axis != 1)
+        mean, var = x.mean(axis=others), x.var(axis=others)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    y = (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + epsilon) * scale.reshape(shape) + bias.reshape(shape)
+    updated = (old * momentum + new * (1.0 - momentum) for old, new in zip(running, (mean, var), strict=True))
+    return (y, *updated)[: len(form.node.outputs)] if training else np.asarray(y)
+
+
 def _cast_like(form: Form, x: Array, target: Array) -> Array:
     """In the type that the second operand is declared to have; widened, it no longer tells."""
     form.integer("saturate", 1)
@@ -254,6 +273,7 @@ class Operator:
 OPERATORS: Mapping[str, Operator] = {
     "Abs": Operator(_as_many, _elementwise(np.abs)),
     "Add": Operator(_broadcast, _elementwise(np.add)),
+    "BatchNormalization": Operator(_as_many, _batch_norm),
     "Cast": Operator(_as_many, _cast),
     "CastLike": Operator(_as_many, _cast_like),
     "Clip": Operator(_as_many, _clip),

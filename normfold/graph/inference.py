@@ -5,10 +5,13 @@ onnx-ir's pass for this takes every result for a tensor, sequences included, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from normfold.system.subprocess_copy import AbortedError, isolated
 
@@ -22,10 +25,13 @@ _LONG = 1 << 16
 _SMALL_BYTES = 1000
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in the types and shapes of the main graph's tensors, as far as ONNX can tell. What it cannot stays as is."""
+def infer_shapes(model: ir.Model, sizes: Mapping[str, NDArray[Any]] = MappingProxyType({})) -> None:
+    """Fill in the types and shapes of the main graph's tensors, as far as ONNX can tell. What it cannot stays as is.
+
+    sizes: contents of tensors that operators compute of constants alone, which ONNX does not follow.
+    """
     try:
-        proto = _inferred(model, strict=False)
+        proto = _inferred(model, strict=False, sizes=sizes)
     except MemoryError:
         raise
     # The C++ behind it raises what it likes; a graph that it cannot take is analysed with the shapes that the file has.
@@ -38,9 +44,13 @@ def infer_shapes(model: ir.Model) -> None:
                 _take(value, found[value.name])
 
 
-def _inferred(model: ir.Model, *, strict: bool) -> onnx.ModelProto:
+def _inferred(
+    model: ir.Model, *, strict: bool, sizes: Mapping[str, NDArray[Any]] = MappingProxyType({})
+) -> onnx.ModelProto:
     """Isolated: a Slice of a tensor whose inferred size is negative aborts the process (onnx 1.23)."""
-    proto = ir.to_proto(_without_weights(model)).SerializeToString()
+    copy = _without_weights(model)
+    _write_out(copy, sizes)
+    proto = ir.to_proto(copy).SerializeToString()
     found = onnx.ModelProto()
     found.ParseFromString(isolated(_infer, proto, strict, _longest_shape(model) <= _LONG))
     return found
@@ -133,6 +143,23 @@ def _without_weights(model: ir.Model) -> ir.Model:
         if not value.is_graph_input():
             copy.graph.inputs.append(value)
     return copy
+
+
+def _write_out(model: ir.Model, sizes: Mapping[str, NDArray[Any]]) -> None:
+    """Let those who read one of these tensors read its content."""
+    made = [value for node in model.graph for value in node.outputs if value.name in sizes]
+    for value in made:
+        array = sizes[str(value.name)]
+        content = ir.tensor(array)
+        stored = ir.Value(
+            name=f"{value.name}.content",
+            const_value=content,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(content.dtype),
+        )
+        model.graph.register_initializer(stored)
+        for user, index in tuple(value.uses()):
+            user.replace_input_with(index, stored)
 
 
 def _take(value: ir.Value, proto: onnx.TypeProto) -> None:

@@ -24,8 +24,8 @@ from tests.graph.evaluator.grid import layout, normalisation, pointwise, reducti
 # torch and numpy take their powers and roots from different libraries.
 RELATIVE = 4 * np.finfo(np.float64).eps
 # Forms that are refused, because nobody computes with what they make: text, types of four bits and less, infinities
-# that become numbers, a sum of nothing.
-REFUSED = ("casts", "reduces nothing")
+# that become numbers, a sum of nothing, a training mode.
+REFUSED = ("casts", "reduces nothing", "computes statistics")
 
 
 def cases() -> Iterator[Case]:
@@ -86,7 +86,8 @@ def test_every_operator_comes_to_what_the_evaluator_comes_to(every: int) -> None
                     continue
                 label = f"{variant.name} (opset {opset})"
                 assert widened(mine).dtype == theirs.dtype and mine.shape == theirs.shape, label
-                np.testing.assert_allclose(mine, theirs, rtol=RELATIVE, atol=0, err_msg=label)
+                largest = max(np.abs(theirs[np.isfinite(theirs)]).tolist(), default=0.0)
+                np.testing.assert_allclose(mine, theirs, rtol=RELATIVE, atol=RELATIVE * largest, err_msg=label)
                 checked += 1
             seen.add(model.graph.node[0].op_type)
     assert seen == set(OPERATORS) and checked > 200 and 0 < refused < checked / 10, (

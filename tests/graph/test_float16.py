@@ -21,7 +21,6 @@ from normfold.analysis.analyse import analyse
 from normfold.bench.variants import FOLDED, collect
 from normfold.graph.float16 import to_half
 from normfold.graph.prepare import prepare
-from normfold.pipeline import fold_graph
 from normfold.pipeline import run as pipeline
 from normfold.pipeline.early import check_dtype
 from normfold.rewrite.graph import rewrite
@@ -253,7 +252,7 @@ def test_what_cannot_be_looked_at_is_bounded_by_64(tmp_path: Path, monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise errors.GraphError("an operator of another domain")
 
-    monkeypatch.setattr(fold_graph, "calibrate", refuse)
+    monkeypatch.setattr("normfold.analysis.placement.calibrate.calibrate", refuse)
     onnx.save(post_norm(8.0), tmp_path / "in.onnx")
     report = pipeline.fold(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert [site.code for site in report.sites].count("scale-range") == 3
