@@ -59,6 +59,12 @@ def cells(models: Sequence[Model]) -> list[Cell]:
     ]
 
 
+def recorded(cell: Cell, place: Path) -> dict[str, Any]:
+    """What lies there of a cell; its name alone, where it was not measured."""
+    found = {"title": cell.model.title, "runtime": cell.runtime, "dtype": cell.dtype}
+    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else found
+
+
 def measure(cell: Cell, *, threads: int, **options: Any) -> dict[str, Any]:
     """The cell as plain data; `refused` says why there is no benchmark."""
     found: dict[str, Any] = {"title": cell.model.title, "runtime": cell.runtime, "dtype": cell.dtype}
@@ -131,8 +137,9 @@ def ratios(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---:|---|---|---:|"
     for record in records:
         head = f"| {record['title']} | {_runtime(record)} | {record['dtype']} | "
-        if "refused" in record:
-            yield head + f"{NOT}: {record['refused'].removeprefix('--dtype ' + record['dtype'] + ': ')} | | | |"
+        if "bench" not in record:
+            why = record.get("refused", "").removeprefix(f"--dtype {record['dtype']}: ")
+            yield head + f"{NOT}{': ' if why else ''}{why} | | | |"
             continue
         variants = record["bench"]["rows"][0]["variants"]
         failed = {name: variants[name]["failure"] for name in VARIANTS if variants.get(name, {}).get("failure")}
@@ -164,13 +171,10 @@ def verdicts(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for said in (FASTER, SAME, SLOWER):
             places = judged.get(said, [])
             yield f"- {said}: {len(places)}{': ' if places else ''}{'; '.join(places)}"
-        # The sentence of the page, where the figures support it.
-        if (of, to) == ("unfolded", "folded") and judged.get(FASTER) and not judged.get(SLOWER):
+        if of == "unfolded" and not judged.get(SLOWER) and judged.get(FASTER):
+            loses, same = len(judged[FASTER]), len(judged.get(SAME, ()))
             yield ""
-            yield (
-                "With norms of stored statistics: fold, or you lose. The unfolded network is slower than the folded "
-                f"one in {len(judged[FASTER])} of these rows and faster in none."
-            )
+            yield f"Not folding loses in {loses} of these rows, gains in none, and cannot be told apart in {same}."
 
 
 def _runtime(record: Mapping[str, Any]) -> str:
@@ -213,8 +217,7 @@ def main() -> None:
         place = options.folder / f"{cell.name}.json"
         if not place.exists() and all(word in cell.name for word in options.only):
             write_text(place, json.dumps(measure(cell, threads=options.threads, **settings), indent=1) + "\n")
-    there = [place for cell in every if (place := options.folder / f"{cell.name}.json").exists()]
-    records = [json.loads(place.read_text(encoding="utf-8")) for place in there]
+    records = [recorded(cell, options.folder / f"{cell.name}.json") for cell in every]
     for part in (machine, verdicts, ratios, memory):
         fill_in(options.write, part.__name__, part(records))
 

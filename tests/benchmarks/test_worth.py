@@ -76,6 +76,12 @@ def test_a_row_has_the_ratios_the_other_way_round() -> None:
     assert rows[4] == "| a network | OpenVINO | float16 | not measured: it computes no such | | | |"
 
 
+def test_a_cell_that_is_not_there_is_a_row_that_says_so(tmp_path: Path) -> None:
+    cell = worth.cells(worth.QUICK)[0]
+    (said,) = list(worth.ratios([worth.recorded(cell, tmp_path / "none.json")]))[2:]
+    assert said == f"| {cell.model.title} | onnxruntime | float32 | not measured | | | |"
+
+
 def test_a_variant_that_stopped_says_why() -> None:
     stopped = record("litert", "int8", 1.1)
     row = stopped["bench"]["rows"][0]
@@ -93,10 +99,10 @@ def test_what_was_not_measured_is_in_no_verdict() -> None:
     assert "- no measurable difference: 1: a network, onnxruntime int8 (1.00)" in beside_twin
     assert "- slower: 1: a network, LiteRT int8 (0.90)" in beside_twin
     # One row is slower folded.
-    assert "fold, or you lose" not in said
+    assert "Not folding loses" not in said
     faster = "\n".join(worth.verdicts(RECORDS[:2]))
-    assert "slower than the folded one in 1 of these rows and faster in none" in faster
-    assert "fold, or you lose" not in "\n".join(worth.verdicts(RECORDS[1:2]))
+    assert "Not folding loses in 1 of these rows, gains in none, and cannot be told apart in 1." in faster
+    assert "Not folding loses" not in "\n".join(worth.verdicts(RECORDS[1:2]))
     # 9 times the time of the twin, in every record.
     assert "- faster: 0\n" in unfolded and "- slower: 4:" in unfolded
     assert "OpenVINO" not in said and "LiteRT float32" not in beside_twin
