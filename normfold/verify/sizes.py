@@ -73,8 +73,9 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
     specs = probe.specs
     if all(probe.runs(sizes) for sizes in axis_sizes(specs, parameters=probe.parameters)):
         return tuple(specs)
-    bases = tuple(islice(probe.bases(), _MOST_BASES))
-    for base in bases:
+    first: dict[str, int] = {}
+    for base in islice(probe.bases(), _MOST_BASES):
+        first = first or base
         found = {letter: probe.around(base, letter) for letter in base}
         least = probe.smaller(base, found)
         stuck = [letter for letter, axis in found.items() if axis is None or axis.high == least[letter]]
@@ -86,7 +87,7 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
         if all(probe.runs({**least, **sizes}) for sizes in axis_sizes(narrowed, parameters=probe.parameters)):
             return narrowed
     # Together they do not do what each does alone: what is left is the first size that was found.
-    return _narrowed(specs, bases[0], dict.fromkeys(bases[0]))
+    return _narrowed(specs, first, dict.fromkeys(first))
 
 
 @dataclass(slots=True)
