@@ -37,7 +37,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from benchmarks.compatibility import Row, RunTool, Tried, beside, run_tool
+from benchmarks.compatibility import RunTool, beside, run_tool
+from benchmarks.compatibility_page import Row, Tried
 from benchmarks.fill_in import fill_in
 from benchmarks.models import randomise
 from benchmarks.optimizers import TOOLS, installed

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from normfold.analysis.frames.equalize import balance, compared, spreads
+from normfold.analysis.frames.equalize import balance, compared, spreads, weights_of
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import constants_of, maps_of, moved_around, written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
@@ -23,14 +23,7 @@ from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan, ShiftPlace, Status
 from normfold.analysis.recognition.affine_maps import collapse
 from normfold.analysis.recognition.deepnorm import residual_scales
-from normfold.analysis.recognition.naming import (
-    NormModule,
-    OperatorOutcome,
-    name_sites,
-    per_token,
-    site_names,
-    token_norm,
-)
+from normfold.analysis.recognition.naming import OperatorOutcome, name_sites, per_token, site_names, token_norm
 from normfold.analysis.recognition.quantised import quantised
 from normfold.analysis.refusal import Code, Refuse, refuse
 from normfold.analysis.rules import rule_of
@@ -41,6 +34,7 @@ from normfold.graph.affine import Frame, varying_axes
 from normfold.graph.operators import inner_operators, operators, opset
 from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
+from normfold.norms.base import NormModule
 from normfold.system.collector import uncollected
 
 _log = logging.getLogger(__name__)
@@ -124,7 +118,7 @@ def analyse(
             attempts[op] = _fold(state, op, frame)
     attempts = _with_followers(state, attempts)
     # Weights of operators that nothing moved around are as they were: it would be no use to read them.
-    weighed = graph.ops if equalize else list(moved_around(state))
+    weighed = weights_of(state, graph.ops if equalize else moved_around(state))
     before, folded = spreads(State(graph, ranges), weighed), spreads(state, weighed)
     if equalize and integers is None:
         balance(state)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normfold.analysis.centre import Centred
-from normfold.analysis.recognition.naming import NormModule, site_names
+from normfold.analysis.recognition.naming import site_names
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of, rank_of
@@ -28,6 +28,7 @@ from normfold.graph.types import Model, Op, Value
 from normfold.graph.view import Graph
 from normfold.inputs.cases import Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
+from normfold.norms.base import NormModule
 
 CASES = 8
 # Half the distance from 1 to the next float32: added to 1, less is nothing.
@@ -72,15 +73,7 @@ class FixedStatistics:
     def renamed(self, norms: Sequence[NormModule]) -> list[NormModule]:
         """The norm modules of the source, those of them marked that are fixed maps."""
         fixed = {norm.name for norm in self.norms}
-        return [_Marked(one.name, one.kind + FIXED, one.channels) if one.name in fixed else one for one in norms]
-
-
-@dataclass(frozen=True, slots=True)
-class _Marked:
-    name: str
-    kind: str
-    channels: int
-    keeps_statistic: bool = False
+        return [NormModule(one.name, one.kind + FIXED, one.channels) if one.name in fixed else one for one in norms]
 
 
 def plan_fixed(

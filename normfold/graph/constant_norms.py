@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from normfold.errors import GraphError
+from normfold.graph.constants import store_content
 from normfold.graph.operators import operators
 from normfold.graph.types import BATCH_NORM, Model, Node, Value
 from normfold.graph.view import Graph
@@ -27,7 +28,8 @@ def compute_constant_norms(model: Model) -> None:
         value = node.outputs[0]
         if value.name and value.dtype is not None and graph.is_constant(value):
             with contextlib.suppress(GraphError):  # what cannot be computed stays
-                _store(model, value, graph)
+                array = graph.constant(value).astype(value.dtype.numpy())
+                store_content(model, value, ir.tensor(array, dtype=value.dtype), f"{value.name}.computed")
     passes.RemoveUnusedNodesPass()(model)
 
 
@@ -55,18 +57,3 @@ def _only_first(model: Model, node: Node) -> bool:
     return node.outputs[0] not in model.graph.outputs and not any(
         value.uses() or value in model.graph.outputs for value in others
     )
-
-
-def _store(model: Model, value: Value, graph: Graph) -> None:
-    assert value.dtype is not None
-    array = graph.constant(value).astype(value.dtype.numpy())
-    content = ir.tensor(array, dtype=value.dtype)
-    stored = ir.Value(
-        name=f"{value.name}.computed",
-        const_value=content,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(content.dtype),
-    )
-    model.graph.register_initializer(stored)
-    for user, index in tuple(value.uses()):
-        user.replace_input_with(index, stored)

@@ -200,6 +200,15 @@ class Constants:
             raise _misfit(node, error) from error
 
 
+def store_content(model: ir.Model, value: ir.Value, content: ir.TensorProtocol, name: str) -> None:
+    """Let whoever reads `value` read a new initializer with its content, in place."""
+    kind = ir.TensorType(content.dtype)
+    stored = ir.Value(name=name, const_value=content, shape=ir.Shape(content.shape.numpy()), type=kind)
+    model.graph.register_initializer(stored)
+    for user, index in tuple(value.uses()):
+        user.replace_input_with(index, stored)
+
+
 def _misfit(node: ir.Node, error: Exception) -> GraphError:
     said = one_line(error)
     return GraphError(f"{node.op_type} of {node.outputs[0].name} has constant operands that it cannot take: {said}.")

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from normfold.graph.constants import store_content
 from normfold.system.subprocess_copy import AbortedError, isolated
 
 _OPERATOR, _ERRORS = "(op_type:", "Inference error(s):"
@@ -149,17 +150,7 @@ def _write_out(model: ir.Model, sizes: Mapping[str, NDArray[Any]]) -> None:
     """Let those who read one of these tensors read its content."""
     made = [value for node in model.graph for value in node.outputs if value.name in sizes]
     for value in made:
-        array = sizes[str(value.name)]
-        content = ir.tensor(array)
-        stored = ir.Value(
-            name=f"{value.name}.content",
-            const_value=content,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(content.dtype),
-        )
-        model.graph.register_initializer(stored)
-        for user, index in tuple(value.uses()):
-            user.replace_input_with(index, stored)
+        store_content(model, value, ir.tensor(sizes[str(value.name)]), f"{value.name}.content")
 
 
 def _take(value: ir.Value, proto: onnx.TypeProto) -> None:

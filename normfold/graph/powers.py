@@ -20,6 +20,7 @@ from normfold.errors import GraphError
 from normfold.graph.operators import operators
 from normfold.graph.types import Model, Node, Value
 from normfold.graph.view import Graph
+from normfold.system.plain import as_text
 
 # Beyond these no float32 is scaled without a loss.
 _MOST = 126
@@ -52,9 +53,9 @@ class Rescaling:
     def from_json(content: Mapping[str, Any]) -> Rescaling:
         """What `to_json` gave. Raises what a wrong type or a missing key raises, ValueError for wrong numbers."""
         found = Rescaling(
-            tuple((_text(output), _whole(port), _whole(power)) for output, port, power in content["constants"]),
-            tuple((_text(output), _text(name), float(value)) for output, name, value in content["attributes"]),
-            tuple((_text(tensor), _text(result), _whole(power)) for tensor, result, power in content["products"]),
+            tuple((as_text(output), _whole(port), _whole(power)) for output, port, power in content["constants"]),
+            tuple((as_text(output), as_text(name), float(value)) for output, name, value in content["attributes"]),
+            tuple((as_text(tensor), as_text(result), _whole(power)) for tensor, result, power in content["products"]),
         )
         powers = [power for *_, power in (*found.constants, *found.products)]
         if any(abs(power) > _MOST for power in powers) or not all(
@@ -80,14 +81,14 @@ def rescale(model: Model, rescaling: Rescaling) -> Model:
         if source is None or not graph.is_constant(source) or not graph.is_floating(source):
             raise _missing(f"a constant at input {port} of the operator that writes {output}")
         if (source, power) not in made:
-            made[source, power] = _constant(graph, source, power, _unused(f"{source.name}.scaled", taken))
+            made[source, power] = _constant(graph, source, power, unused(f"{source.name}.scaled", taken))
         node.replace_input_with(port, made[source, power])
     for output, name, number in rescaling.attributes:
         _written(values, output).attributes[name] = ir.AttrFloat32(name, number)
     for tensor, result, power in rescaling.products:
         if tensor not in values or result in taken:
             raise _missing(f"tensor {tensor}" if tensor not in values else f"room for a tensor {result}")
-        _multiply(copy, values[tensor], result, power, _unused(f"{result}.factor", taken))
+        _multiply(copy, values[tensor], result, power, unused(f"{result}.factor", taken))
     for value in made.values():
         copy.graph.register_initializer(value)
     passes.RemoveUnusedNodesPass()(copy)
@@ -139,7 +140,8 @@ def _multiply(model: Model, value: Value, result: str, power: int, factor: str) 
             user.replace_input_with(index, scaled)
 
 
-def _unused(base: str, taken: set[Any]) -> str:
+def unused(base: str, taken: set[Any]) -> str:
+    """A name that is not taken, made of `base`; from now on it is."""
     name = base
     while name in taken:
         name = f"{name}.2"
@@ -152,12 +154,6 @@ def _missing(what: str) -> GraphError:
         f"the powers of two that the model is stored in do not fit its source, which lacks {what}: if it was made from "
         "another file, name that (--against SOURCE)"
     )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a {type(value).__name__} where a string belongs")
-    return value
 
 
 def _whole(value: Any) -> int:

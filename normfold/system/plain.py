@@ -85,6 +85,13 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
+def as_text(value: Any) -> str:
+    """A string as it is. Raises TypeError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} where a string belongs")
+    return value
+
+
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Whether a value is numbers, short strings, None, and lists and dicts of them: what an option can be."""
     if isinstance(value, (str, bool)) or value is None:

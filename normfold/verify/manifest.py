@@ -15,7 +15,7 @@ from normfold.inputs.float16 import half_specs
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.system.failures import one_line
 from normfold.system.numbers import HALF
-from normfold.system.plain import parse_json
+from normfold.system.plain import as_text, parse_json
 from normfold.verify.fingerprint import Sketch
 
 if TYPE_CHECKING:
@@ -114,26 +114,26 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
         if graph not in GRAPHS[task]:
             raise ValueError(f"task {task} has no graph {graph!r}")
         return Manifest(
-            version=_text(content["version"]),
-            name=_text(source["name"]),
-            path=None if source.get("path") is None else _text(source["path"]),
-            sha256=_text(source["sha256"]),
-            arch=None if content["arch"] is None else _text(content["arch"]),
+            version=as_text(content["version"]),
+            name=as_text(source["name"]),
+            path=None if source.get("path") is None else as_text(source["path"]),
+            sha256=as_text(source["sha256"]),
+            arch=None if content["arch"] is None else as_text(content["arch"]),
             arch_args=dict(content["arch_args"]),
-            inputs=tuple(map(_text, content["inputs"])),
+            inputs=tuple(map(as_text, content["inputs"])),
             ema=bool(load.get("ema", False)),
             allow_unfinished=bool(load.get("allow_unfinished", False)),
             task=task,
             graph=graph,
-            dtype=None if content.get("dtype") is None else _text(content["dtype"]),
+            dtype=None if content.get("dtype") is None else as_text(content["dtype"]),
             center=bool(content.get("center", False)),
             powers=Rescaling.from_json(content["powers"]) if content.get("powers") else None,
             norms=tuple(
                 FoldedNorm(
-                    _text(site["name"]),
-                    _text(site.get("kind", "")),
-                    _text(site["status"]),
-                    tuple(map(_text, site.get("into", ()))),
+                    as_text(site["name"]),
+                    as_text(site.get("kind", "")),
+                    as_text(site["status"]),
+                    tuple(map(as_text, site.get("into", ()))),
                 )
                 for site in content["sites"]
             ),
@@ -145,9 +145,3 @@ def read_manifest(model: ir.Model, path: Path) -> Manifest | None:
             f"{path}: its manifest (`{KEY}` in the metadata) is not one that normfold writes "
             f"({one_line(error)}); name the source with --against"
         ) from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a {type(value).__name__} where a string belongs")
-    return value

@@ -5,18 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from benchmarks.compatibility import (
-    COLUMNS,
-    PART,
-    SUBJECTS,
-    Row,
-    Tried,
-    norms_in,
-    other_maps,
-    page,
-    row,
-    shortcomings,
-)
+from benchmarks.compatibility import PART, SUBJECTS, norms_in, other_maps, row
+from benchmarks.compatibility_page import COLUMNS, Row, Tried, page, shortcomings
 from benchmarks.fill_in import filled_in
 from normfold.graph.prepare import prepare
 from tests.paths import DOCS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.compatibility import Row, Tried
+from benchmarks.compatibility_page import Row, Tried
 from benchmarks.fill_in import filled_in
 from benchmarks.zoo import PART, behind, longer, measured, notes_of, page, read, rows_of, source_of
 from benchmarks.zoo_models import ARCHITECTURES, Tensors, draw_constants

@@ -14,6 +14,7 @@ from normfold.errors import ExportError
 from normfold.export.outputs import plain, tensors_of
 from normfold.export.to_onnx import export
 from tests.export.test_to_onnx import assert_same_function, source_of
+from tests.support.modules import Image
 
 
 @dataclass
@@ -120,15 +121,6 @@ class Counts(nn.Module):
 def test_a_state_that_is_no_cache_is_not_taken_away() -> None:
     with pytest.raises(ExportError, match="axis B at"):
         export(source_of(Counts(), "x:float32[B,3]"))
-
-
-class Image(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
 
 
 def test_an_axis_that_has_to_be_longer_is_told_how_long() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from normfold.inputs.guards import lowest
 from normfold.inputs.of_module import program_inputs
+from tests.support.modules import Image
 
 DIMS = {"x": ("B", 3, "H")}
 HALVED = "(1 + (((-1) + L['x'].size()[2]) // 2)) != 1"
@@ -39,15 +39,6 @@ def test_the_least_size_that_is_allowed(guard: str, least: int) -> None:
 def test_a_multiple_stays_one() -> None:
     guards = [HALVED, "L['x'].size()[2] >= 33"]
     assert lowest(guards, DIMS, {"B": 2, "H": 96}, "H", step=32, low=32) == 64
-
-
-class Image(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
 
 
 def test_the_ranges_of_a_program() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normfold.analysis.edits import NewAdd, NewConstant
-from normfold.analysis.frames.regions import Channels, Region, content, region, take, written_by
+from normfold.analysis.frames.regions import Around, Channels, Region, content, region, take, written_by
 from normfold.analysis.merge.stored_maps import stored_map
 from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Spread
@@ -44,20 +44,23 @@ Weights = dict[tuple[Op, int], Array]
 Spreads = dict[tuple[Op, int], tuple[str, float]]
 
 
-def spreads(state: State, ops: Iterable[Op]) -> Spreads:
+def weights_of(state: State, ops: Iterable[Op]) -> list[tuple[Around, Channels]]:
+    """The weights that write the channels of what `ops` write, along any axis; and which channel is where in each."""
+    axes = ((op, axis) for op in ops for axis in range(len(state.graph.dims(op.output) or ())))
+    weights = (weight for op, axis in axes for weight in written_by(state, op, axis))
+    return [(weight, weight.writes) for weight in weights if weight.writes is not None]
+
+
+def spreads(state: State, weights: Iterable[tuple[Around, Channels]]) -> Spreads:
     """Of weights as they are going to be stored the name and spread: range over geometric mean of channels' ranges.
 
-    ops: the operators whose weights are looked at; each is read in full. The channels are those of the output; what is
-    0 in all its entries does not count.
+    weights: see `weights_of`; each is read in full. What is 0 in all its entries does not count.
     """
     found: Spreads = {}
-    for op in ops:
-        for axis in range(len(state.graph.dims(op.output) or ())):
-            for weight in written_by(state, op, axis):
-                if weight.writes is not None:
-                    ranges = _largest(np.abs(content(state, weight)), weight.writes)
-                    alive = np.log2(ranges[ranges > 0.0])
-                    found[weight.key] = weight.name, float(2.0 ** (alive.max() - alive.mean())) if alive.size else 1.0
+    for weight, channels in weights:
+        ranges = _largest(np.abs(content(state, weight)), channels)
+        alive = np.log2(ranges[ranges > 0.0])
+        found[weight.key] = weight.name, float(2.0 ** (alive.max() - alive.mean())) if alive.size else 1.0
     return found
 
 

@@ -26,7 +26,7 @@ from normfold.analysis.rules.base import name_of
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, varying_axes
 from normfold.graph.operators import live, operators
-from normfold.graph.powers import Rescaling
+from normfold.graph.powers import Rescaling, unused
 from normfold.graph.types import Model, Value
 from normfold.graph.view import Graph
 
@@ -118,7 +118,8 @@ def choose_powers(model: Model, ranges: Ranges) -> Powers:
 def _written(state: State, starts: set[Value], beyond: Refuse | None) -> Powers:
     """What was decided, as data."""
     powers = {value: _log2(state.get("scale", value)) for value in state.moved}
-    results = {value: _unused(state.graph, f"{value.name}.scaled") for value in powers if value in starts}
+    taken = {value.name for op in state.graph.ops for value in (*op.inputs, *op.outputs) if value is not None}
+    results = {value: unused(f"{value.name}.scaled", taken) for value in powers if value in starts}
     edits = list(constants_of(state))
     products = tuple((name_of(value), result, -powers[value]) for value, result in results.items())
     rescaling = Rescaling(_constants(edits), _attributes(edits), products)
@@ -149,13 +150,6 @@ def _log2(scale: Array) -> int:
     if np.any(scale != 2.0**power):
         raise InternalError("a scale that was to be a power of two is none")
     return power
-
-
-def _unused(graph: Graph, base: str) -> str:
-    taken = {value.name for op in graph.ops for value in (*op.inputs, *op.outputs) if value is not None}
-    while base in taken:
-        base = f"{base}.2"
-    return base
 
 
 def _stored(state: State, value: Value, known: Range) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from normfold.analysis.plan import SCALE, ShiftPlace, Site, Status
 from normfold.analysis.recognition.token_norms import statistic_norm
@@ -17,7 +16,7 @@ from normfold.analysis.refusal import Code, Refuse
 from normfold.graph.scopes import classes, node_name, scopes
 from normfold.graph.types import Node, Op
 from normfold.graph.view import Graph
-from normfold.norms.base import NormKind
+from normfold.norms.base import NormKind, NormModule
 from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators
 
 
@@ -28,19 +27,6 @@ def per_token(kind: str) -> Refuse:
         f"{kind} computes a statistic for every token, which stays; its weight and bias move on request only "
         "(--norm-affine)",
     )
-
-
-class NormModule(Protocol):
-    """What the checkpoint knows of a norm module: see `norms.base.NormModule`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def keeps_statistic(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import final
 
 import numpy as np
@@ -52,6 +53,11 @@ def _adds_up_along(graph: Graph, value: Value) -> int | None:
     by_itself = opset(graph.model) >= 13
     axis = op.integer("axis", -1 if by_itself else 1) % rank
     return axis if by_itself or axis == rank - 1 else None
+
+
+def _beside(array: Array, axes: Axes, weight: Axes) -> bool:
+    """Whether an array over `axes` varies along one that the weight has not."""
+    return any(axes[axis] not in weight for axis in varying_axes(array))
 
 
 class _ContractionRule(Rule):
@@ -167,13 +173,11 @@ class _ContractionRule(Rule):
                 return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
         if source in at.known and OUT not in at.known and at.costs.absorbs_shift(at.op.output):
             return {OUT: self._through(at.graph, at.op, at.known[source])}
-        rest = self._bias(at.graph, at.op, at.get(source), at.get(OUT))
-        if (
-            rest is not None
-            and self._is_map(labels, weight, rest)
-            and map_elements(at.graph, at.op.output) > at.map_limit
-        ):
-            return at.refuse("not-contracted", "a bias for every token behind it would cost more than one Add here")
+        by_token = any(_beside(at.get(port), labels.at(port), labels.operands[weight]) for port in (source, OUT))
+        if by_token and map_elements(at.graph, at.op.output) > at.map_limit:
+            rest = self._bias(at.graph, at.op, at.get(source), at.get(OUT))
+            if rest is not None and _beside(rest, labels.output, labels.operands[weight]):
+                return at.refuse("not-contracted", "a bias for every token behind it would cost more than one Add here")
         return {}
 
     def _spreads(self, at: Surroundings, labels: Labels, weight: int, port: int) -> bool:
@@ -183,10 +187,6 @@ class _ContractionRule(Rule):
             return False
         sizes = zip(labels.at(port), at.get(port).shape, strict=True)
         return all(size == 1 or axis not in dims or dims[axis].size == size for axis, size in sizes)
-
-    def _is_map(self, labels: Labels, weight: int, rest: Array) -> bool:
-        """Whether what the output lacks varies along an axis that the weight has not."""
-        return any(labels.output[axis] not in labels.operands[weight] for axis in varying_axes(rest))
 
     def _shift_of_two(self, at: Surroundings, labels: Labels) -> Demands:
         """No shift passes a product of two tensors, but where the other one averages: `P (V + t) = P V + t`."""
@@ -248,7 +248,7 @@ class _ContractionRule(Rule):
         if rest is None:
             return 0
         labels = self.labels(graph, op)
-        by_token = not isinstance(labels, Refuse) and self._is_map(labels, weight, rest)
+        by_token = not isinstance(labels, Refuse) and _beside(rest, labels.output, labels.operands[weight])
         return map_elements(graph, op.output) if by_token else graph.size(op.output)
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
@@ -303,11 +303,18 @@ class MatMulRule(_ContractionRule):
         ranks = [len(dims) for value in op.inputs if value is not None and (dims := graph.dims(value)) is not None]
         if len(ranks) != 2 or min(ranks) < 1:
             return refuse(op, "unknown-shape", "an operand is of unknown rank")
-        batch = tuple(f"batch{axis}" for axis in range(max(*ranks, 2) - 2))
-        left, right = (batch[len(batch) - max(rank, 2) + 2 :] for rank in ranks)
-        # A vector is a row on the left and a column on the right, and has no such axis, nor has the product then.
-        row, column = (("row",) if ranks[0] > 1 else ()), (("column",) if ranks[1] > 1 else ())
-        return Labels(((*left, *row, "inner"), (*right, "inner", *column)), (*batch, *row, *column))
+        return _of_product(*ranks)
+
+
+@cache
+def _of_product(left_rank: int, right_rank: int) -> Labels:
+    """The axes of a MatMul of operands of these ranks."""
+    ranks = (left_rank, right_rank)
+    batch = tuple(f"batch{axis}" for axis in range(max(*ranks, 2) - 2))
+    left, right = (batch[len(batch) - max(rank, 2) + 2 :] for rank in ranks)
+    # A vector is a row on the left and a column on the right, and has no such axis, nor has the product then.
+    row, column = (("row",) if left_rank > 1 else ()), (("column",) if right_rank > 1 else ())
+    return Labels(((*left, *row, "inner"), (*right, "inner", *column)), (*batch, *row, *column))
 
 
 @final
