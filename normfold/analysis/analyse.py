@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from normfold.analysis.frames.equalize import balance, compared, spreads, weights_of
+from normfold.analysis.frames.regions import content
 from normfold.analysis.merge.branches import Merged, merges
 from normfold.analysis.merge.stored_maps import constants_of, maps_of, moved_around, written_map
 from normfold.analysis.placement.float16_range import Ranges, holds_half
@@ -119,7 +121,9 @@ def analyse(
     attempts = _with_followers(state, attempts)
     # Weights of operators that nothing moved around are as they were: it would be no use to read them.
     weighed = weights_of(state, graph.ops if equalize else moved_around(state))
-    before, folded = spreads(State(graph, ranges), weighed), spreads(state, weighed)
+    before = spreads(weighed, lambda weight: graph.constant(weight.value))
+    as_stored = partial(content, state)
+    folded = spreads(weighed, as_stored)
     if equalize and integers is None:
         balance(state)
     merged = _merged(state, attempts.values())
@@ -132,7 +136,7 @@ def analyse(
         edits=tuple(constants_of(state)),
         merges=tuple(one.merge for one in merged),
         untied=state.untied,
-        spreads=compared(before, folded, spreads(state, weighed) if equalize else None),
+        spreads=compared(before, folded, spreads(weighed, as_stored) if equalize else None),
     )
 
 

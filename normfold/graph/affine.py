@@ -92,9 +92,9 @@ def total(*terms: Array) -> Array:
 def compress(array: Array, axes: tuple[int, ...]) -> Array:
     """Drop to size 1 those of `axes` along which `array` is constant."""
     for axis in axes:
-        first = array.take([0], axis=axis)
-        if array.shape[axis] != 1 and np.array_equal(np.broadcast_to(first, array.shape), array):
-            array = first
+        if array.shape[axis] != 1:
+            first = array.take([0], axis=axis)
+            array = first if bool(np.all(first == array)) else array
     return array
 
 

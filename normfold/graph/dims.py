@@ -46,6 +46,8 @@ class Dim:
 
     def renamed(self, names: Mapping[str, Dim]) -> Dim:
         """This dimension with some of its names replaced by what they stand for."""
+        if names.keys().isdisjoint(self.names):
+            return self
         return product([Dim(self.size), *(names.get(name, Dim(1, (name,))) for name in self.names)])
 
 

@@ -14,7 +14,7 @@ arithmetic, and no operator is added: `regions.take` floods every scale as that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,14 +51,14 @@ def weights_of(state: State, ops: Iterable[Op]) -> list[tuple[Around, Channels]]
     return [(weight, weight.writes) for weight in weights if weight.writes is not None]
 
 
-def spreads(state: State, weights: Iterable[tuple[Around, Channels]]) -> Spreads:
-    """Of weights as they are going to be stored the name and spread: range over geometric mean of channels' ranges.
+def spreads(weights: Iterable[tuple[Around, Channels]], of: Callable[[Around], Array]) -> Spreads:
+    """The name and spread of weights: range over geometric mean of channels' ranges.
 
-    weights: see `weights_of`; each is read in full. What is 0 in all its entries does not count.
+    weights: see `weights_of`. of: what a weight holds, read in full. What is 0 in all its entries does not count.
     """
     found: Spreads = {}
     for weight, channels in weights:
-        ranges = _largest(np.abs(content(state, weight)), channels)
+        ranges = _largest(np.abs(of(weight)), channels)
         alive = np.log2(ranges[ranges > 0.0])
         found[weight.key] = weight.name, float(2.0 ** (alive.max() - alive.mean())) if alive.size else 1.0
     return found

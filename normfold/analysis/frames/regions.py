@@ -52,13 +52,18 @@ class Around:
         return self.op, self.input
 
     @property
-    def name(self) -> str:
+    def value(self) -> Value:
         """The constant that it is made of."""
-        return name_of(value_at(self.op, self.input))
+        return value_at(self.op, self.input)
+
+    @property
+    def name(self) -> str:
+        """What that constant is called."""
+        return name_of(self.value)
 
     def is_weight(self, state: State) -> bool:
         """Whether it is multiplied with channels, or has several entries for one: a bias or a norm's gain do not."""
-        size = state.graph.size(value_at(self.op, self.input))
+        size = state.graph.size(self.value)
         return self.contracts or (self.writes is not None and self.writes.size < size)
 
 
@@ -143,7 +148,7 @@ def take(
 
 def content(state: State, weight: Around) -> Array:
     """A weight as it is going to be stored, in float64."""
-    array: Array = state.graph.constant(value_at(weight.op, weight.input))
+    array: Array = state.graph.constant(weight.value)
     for edit in rule_of(weight.op.type).edits(state.graph, weight.op, state.frame):
         if isinstance(edit, NewConstant) and edit.input == weight.input and edit.source is not None:
             array = edit.content(array)

@@ -184,7 +184,7 @@ def _is_plain(state: State, op: Op, source: Value) -> bool:
     weights = [value for value in op.inputs[1:] if value is not None]
     if not all(graph.is_constant(value) for value in weights) or _resolved(state, value_at(op, 0)) is not source:
         return False
-    return not rule.added_elements(graph, op, lambda value: state.get("shift", value))
+    return not state.added_elements(op)
 
 
 def _touched(state: State, leaves: list[_Leaf], behind: tuple[Op, ...]) -> bool:

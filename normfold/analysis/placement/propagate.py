@@ -65,6 +65,7 @@ class State:
         self._frames: dict[Coefficient, dict[Value, Array]] = {"scale": {}, "shift": {}}
         self._fixed: dict[Coefficient, set[Op]] = {"scale": set(), "shift": set()}
         self._added_bytes: dict[Value, int] = {}
+        self._added_elements: dict[Op, int] = {}
 
     def get(self, coefficient: Coefficient, value: Value) -> Array:
         """The scale, or the shift, of a tensor."""
@@ -110,6 +111,13 @@ class State:
         """Whether the scale, or shift, of an affine map has been folded away."""
         return op in self._fixed[coefficient]
 
+    def added_elements(self, op: Op) -> int:
+        """How many elements an Add behind `op` touches, for want of a bias that could hold its shift."""
+        if op not in self._added_elements:
+            found = rule_of(op.type).added_elements(self.graph, op, lambda value: self.get("shift", value))
+            self._added_elements[op] = found
+        return self._added_elements[op]
+
     def allowed(self, coefficient: Coefficient, outcome: Outcome) -> Outcome | Refuse:
         """`outcome`, or why the copies of shared weights that it needs are too many."""
         after = self.shared.added_bytes(outcome.reached, self.with_outcome(coefficient, outcome))
@@ -121,6 +129,8 @@ class State:
         op: None for a frame that is chosen freely.
         """
         self._frames[coefficient].update(outcome.decided)
+        for around in outcome.reached:
+            self._added_elements.pop(around, None)
         if op is not None and op.affine is not None:
             self._fixed[coefficient].add(op)
         self._added_bytes.update(self.shared.added_bytes(outcome.reached, self.frame))
@@ -166,9 +176,7 @@ class ShiftCosts:
             return self.shift(value) if found is None else found
 
         return sum(
-            rule_of(op.type).added_elements(self.graph, op, after)
-            - rule_of(op.type).added_elements(self.graph, op, self.shift)
-            for op in ops
+            rule_of(op.type).added_elements(self.graph, op, after) - self.state.added_elements(op) for op in ops
         )
 
 

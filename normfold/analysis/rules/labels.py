@@ -55,11 +55,12 @@ def apart(array: Array, axes: Axes, weight: Axes) -> tuple[Array, Array] | None:
 def multiple(array: Array, other: Array) -> float | None:
     """The number by which `other` is multiplied in `array`; None where there is none."""
     # What is alike for all channels may be written out for each, or once.
-    array, other = np.broadcast_arrays(array, other)
-    at = np.unravel_index(np.argmax(np.abs(other)), other.shape)
-    if other[at] == 0.0:
+    if array.shape != other.shape:
+        array, other = np.broadcast_arrays(array, other)
+    at = np.argmax(np.abs(other))
+    if other.flat[at] == 0.0:
         return None
-    factor = float(array[at] / other[at])
+    factor = float(array.flat[at] / other.flat[at])
     return factor if factor and agree_each(array, factor * other) else None
 
 
