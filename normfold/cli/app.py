@@ -31,6 +31,7 @@ from normfold.cli.terminal import (
     ModelArgsOption,
     ModelOption,
     OpsetOption,
+    QuietOption,
     SourceArgument,
     TargetOption,
     TaskOption,
@@ -140,6 +141,7 @@ def fold(
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output and a report that exist.")] = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -150,13 +152,12 @@ def fold(
     """
 
     def work(progress: Callable[[str], None]) -> Report:
-        expect_large_tensors()
         progress("starting")
         from normfold.pipeline.run import run
 
         return run(source, output, load, options, progress, began=BEGAN)
 
-    with exit_codes(debug=debug, verbosity=verbose):
+    with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         load = LoadOptions(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
         )
@@ -182,10 +183,13 @@ def fold(
             force=force,
         )
         check_one_build()
+        expect_large_tensors()
         early.check_sources(source)
         early.check_factory(model)
         early.check_places(source, options.written(output), options.reports, force=force)
-        print_report(with_progress(work))
+        done = with_progress(work, quiet=quiet)
+        if not quiet:
+            print_report(done)
 
 
 @app.command(

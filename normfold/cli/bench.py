@@ -20,6 +20,7 @@ from normfold.cli.terminal import (
     InputOption,
     ModelArgsOption,
     ModelOption,
+    QuietOption,
     TaskOption,
     TrustOption,
     UnfinishedOption,
@@ -118,6 +119,7 @@ def bench(
     trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -152,19 +154,20 @@ def bench(
             progress=progress,
         )
 
-    with exit_codes(debug=debug, verbosity=verbose):
+    with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         early.check_sources(model_file, against)
         early.check_factory(model)
         _check_places(json_file, plot, html, force=force)
-        result = with_progress(run)
+        result = with_progress(run, quiet=quiet)
         from normfold.bench.table import render_bench
 
         try:
             _write(result, json_file, plot, html)
         finally:
-            print_rich(render_bench(result))
+            if not quiet:
+                print_rich(render_bench(result))
     if result.interrupted:
-        complain("interrupted; what was measured until then is above, marked")
+        complain(f"interrupted; what was measured until then is {'in the files' if quiet else 'above'}, marked")
         raise typer.Exit(INTERRUPTED)
 
 

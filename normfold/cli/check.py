@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from normfold.cli.terminal import DebugOption, complain, exit_codes, print_rich
+from normfold.cli.terminal import DebugOption, QuietOption, complain, exit_codes, print_rich
 from normfold.system.text import printable
 
 
@@ -23,6 +23,7 @@ def check(
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="P.md", help="Also write a GitHub step summary (Markdown).")
     ] = None,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Verify every model that [tool.normfold] in pyproject.toml names, each in a process of its own.
@@ -30,7 +31,7 @@ def check(
     Exit codes: 0 all pass; 1 one is wrong; 2 none is wrong, and one cannot be judged, or the configuration is bad;
     4 normfold itself failed.
     """
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug, quiet=quiet):
         from normfold.report.render_check import markdown, render_check
         from normfold.system.files import check_place, write_text
         from normfold.verify.check import check as verified
@@ -39,11 +40,12 @@ def check(
         models = read_config(config)
         if summary is not None:
             check_place(summary)
-        tell = complain if sys.stderr.isatty() else (lambda _: None)
+        tell = complain if sys.stderr.isatty() and not quiet else (lambda _: None)
         results = sorted(verified(models, jobs=jobs, tell=tell), key=lambda result: models.index(result.model))
         if summary is not None:
             write_text(summary, markdown(results))
-        print_rich(render_check(results))
+        if not quiet:
+            print_rich(render_check(results))
         for result in results:
             if result.code:
                 complain(f"{printable(result.model.path)}: {result.said}")

@@ -16,6 +16,7 @@ from normfold.cli.terminal import (
     InputOption,
     ModelArgsOption,
     ModelOption,
+    QuietOption,
     SourceArgument,
     TrustOption,
     VerboseOption,
@@ -50,6 +51,7 @@ def recalibrate(
     trust: TrustOption = False,
     trust_code: CodeOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -69,11 +71,13 @@ def recalibrate(
             source, data, output, options=options, batch=batch, layerwise=layerwise, force=force, progress=progress
         )
 
-    with exit_codes(debug=debug, verbosity=verbose):
-        result = with_progress(work)
+    with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
+        result = with_progress(work, quiet=quiet)
         for warning in result.warnings:
             complain(warning)
         for name in result.norms.unseen:
             complain(f"{name.removeprefix('module.')} was never called; its statistics are as they were")
         done = len(result.norms.tokens)
+        if quiet:
+            return
         print(printable(f"{result.output}: {done} norm{'s' * (done != 1)} recalibrated from {result.rows} rows"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import platform
@@ -162,6 +163,9 @@ VerboseOption = Annotated[
         help="Say on stderr what is decided, and how long each stage takes; -vv: of each norm, what was tried.",
     ),
 ]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but what is wrong; the exit code and files say the rest.")
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Print the traceback of an internal error (exit code 4), for a report of it.")
 ]
@@ -197,18 +201,18 @@ def print_rich(content: RenderableType) -> None:
     print(wrapped(laid_out.get()), end="")
 
 
-def with_progress(run: Callable[[Callable[[str], None]], T]) -> T:
+def with_progress(run: Callable[[Callable[[str], None]], T], *, quiet: bool = False) -> T:
     """Run with the stages on the terminal, if there is one: see `with_bars`."""
-    return with_bars(lambda show: run(lambda sentence: show(sentence, 0, 0)))
+    return with_bars(lambda show: run(lambda sentence: show(sentence, 0, 0)), quiet=quiet)
 
 
-def with_bars(run: Callable[[Callable[[str, int, int], None]], T]) -> T:
+def with_bars(run: Callable[[Callable[[str, int, int], None]], T], *, quiet: bool = False) -> T:
     """Run with a line for each stage: what is done, how long it took, and a bar where its steps are counted.
 
     run: takes what to call with a sentence, the steps that are done and those there are (0: nobody knows). Nothing is
-    shown where stderr is no terminal or is told all of it (-v), and nothing is left of it at the end.
+    shown where stderr is no terminal or is told all of it (-v), and nothing is left of it at the end. quiet: nothing.
     """
-    if not sys.stderr.isatty() or logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
+    if quiet or not sys.stderr.isatty() or logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
         return run(lambda *_: None)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -255,13 +259,16 @@ def complain(text: str) -> None:
 
 
 @contextmanager
-def exit_codes(*, debug: bool = False, verbosity: int = 0) -> Iterator[None]:
+def exit_codes(*, debug: bool = False, verbosity: int = 0, quiet: bool = False) -> Iterator[None]:
     """Turn what a run raises into one paragraph on stderr and an exit code.
 
-    debug: with the traceback of an internal error. verbosity: see `logs.logged`.
+    debug: with the traceback of an internal error. verbosity: see `logs.logged`. quiet: without the report of a run
+    that failed.
     """
     handlers = _end_on_signals()
     try:
+        if quiet and verbosity:
+            raise UsageError("--quiet and --verbose exclude each other: give one of them")
         with logged(verbosity):
             yield
     except (typer.Exit, StdoutError, _Ended):
@@ -270,7 +277,7 @@ def exit_codes(*, debug: bool = False, verbosity: int = 0) -> Iterator[None]:
         found: Report | None = getattr(error, "report", None)
         # Without stdout the code still says how it ended, and the complaint why.
         with suppress(StdoutError):
-            if found is not None:
+            if found is not None and not quiet:
                 print_report(found)
         complain(str(error))
         raise typer.Exit(error.exit_code) from None
@@ -338,6 +345,8 @@ def run(app: Callable[[], Any]) -> NoReturn:
             if error.exit_code == STDOUT_FULL and not code:
                 complain(f"stdout cannot be written ({error}); files that were asked for are in their places")
             code = code or error.exit_code
+    # All objects of torch and sympy go with the process; to look through them for garbage first takes half a second.
+    gc.freeze()
     sys.exit(code)
 
 

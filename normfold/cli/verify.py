@@ -18,6 +18,7 @@ from normfold.cli.terminal import (
     InputOption,
     ModelArgsOption,
     ModelOption,
+    QuietOption,
     TrustOption,
     UnfinishedOption,
     VerboseOption,
@@ -80,6 +81,7 @@ def verify(
     trust: TrustOption = False,
     trust_code: CodeOption = False,
     allow_unfinished: UnfinishedOption = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -90,7 +92,6 @@ def verify(
     """
 
     def work(progress: Progress) -> Verdict:
-        expect_large_tensors()
         progress("starting", 0, 0)
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
@@ -110,8 +111,9 @@ def verify(
             began=BEGAN,
         )
 
-    with exit_codes(debug=debug, verbosity=verbose):
+    with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         check_one_build()
+        expect_large_tensors()
         early.check_sources(model_file, against)
         early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
@@ -122,7 +124,7 @@ def verify(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
         )
         try:
-            verdict = with_bars(work)
+            verdict = with_bars(work, quiet=quiet)
         except Exception as error:
             # A judge that breaks down has not found the model wrong.
             try:
@@ -130,18 +132,22 @@ def verify(
             except OutputError as unwritten:
                 complain(str(unwritten))
             raise
-        _tell(verdict, files)
+        _tell(verdict, files, quiet=quiet)
 
 
-def _tell(verdict: Verdict, files: VerdictFiles) -> None:
+def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool) -> None:
     """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
     from normfold.report.render_verdict import render_verdict
+    from normfold.verify.verdict import headline
 
     try:
         try:
             files.write(verdict)
         finally:
-            print_rich(render_verdict(verdict))
+            if not quiet:
+                print_rich(render_verdict(verdict))
+            elif not verdict.passed:
+                complain(f"{verdict.model}: {headline(verdict)}")
     except (OutputError, StdoutError) as error:
         if verdict.passed:
             raise

@@ -9,7 +9,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from normfold.errors import OutputError
-from normfold.report.html_verdict import verdict_html
 from normfold.system.files import check_place, write_text
 from normfold.system.text import printable
 from normfold.verify.judge import Edge, Judged
@@ -45,6 +44,9 @@ class VerdictFiles:
         """Write every file that was asked for."""
         self._write(junit(verdict), summary(verdict), verdict.dumps())
         if self.html is not None:
+            # Here, for few ask for it, and it takes a while to import.
+            from normfold.report.html_verdict import verdict_html
+
             write_text(self.html, verdict_html(verdict))
 
     def write_error(self, message: str) -> None:

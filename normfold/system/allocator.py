@@ -11,10 +11,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def expect_large_tensors() -> None:
-    """Call before torch is imported. Its threads are to sleep while they wait: others work here too. And glibc is to
-    keep up to 256 MB of freed memory: given back and asked for anew with every tensor, its pages cost a tenth of a run.
+    """Call before numpy and torch are imported. Their threads are to sleep while they wait: others work here too, and
+    those that numpy's products leave spinning (a fortieth of a second each time) take a processor from onnxruntime.
+    And glibc is to keep up to 256 MB of freed memory: given back and asked for anew with every tensor, its pages cost
+    a tenth of a run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The logarithm of how many clock cycles a thread waits before it sleeps: the least that OpenBLAS takes.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for option, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 256 << 20)):

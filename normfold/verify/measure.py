@@ -177,10 +177,11 @@ def measure_module(truth: Truth, module: nn.Module, *, like: Measured, tick: Tic
 def _row(
     truth: Truth, number: int, arrays: Sequence[Array], *, rtol: float = 0.0, errors_alone: bool = False
 ) -> tuple[Figures, ...]:
-    """The figures of every piece of one case; errors_alone: see `figures`."""
+    """The figures of every piece of one case; errors_alone: see `figures`. Some channels of an output are no vector."""
     pieces = zip(truth.pieces(arrays), truth.pieces(truth.outputs[number]), truth.masks(number), strict=True)
     return tuple(
-        figures(settled(value, true, mask), true, rtol=rtol, errors_alone=errors_alone) for value, true, mask in pieces
+        figures(settled(value, true, mask), true, rtol=rtol, errors_alone=errors_alone or index >= len(arrays))
+        for index, (value, true, mask) in enumerate(pieces)
     )
 
 

@@ -93,8 +93,10 @@ def open_session(path: Path, runtime: Runtime, initializers: Mapping[str, Any] |
         options.add_initializer(name, value)
     # What it has to say it says in its exceptions too.
     options.log_severity_level = 4
-    # What is not needed any more is given back: a verification is to fit where the model fits.
+    # What is not needed any more is given back: a verification is to fit where the model fits. And tensors are asked
+    # for one by one: as one block for all, which no allocator keeps, their pages are made anew for every run.
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     # Threads that wait for work sleep: a CI machine has others to serve.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = min(_THREADS, os.cpu_count() or 1)

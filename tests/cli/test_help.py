@@ -11,7 +11,7 @@ from normfold.cli.app import app
 
 RUN = CliRunner()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-WITHOUT = {"debug", "help", "verbose", "version"}
+WITHOUT = {"debug", "help", "quiet", "verbose", "version"}
 
 
 def test_every_option_stands_under_a_heading() -> None:

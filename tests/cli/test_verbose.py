@@ -1,4 +1,7 @@
-"""-v: what is decided and how long it takes, on stderr; without it nothing, and a library's user has the logger."""
+"""-v: what is decided and how long it takes, on stderr; without it nothing, and a library's user has the logger.
+
+-q: nothing but what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +75,32 @@ def test_the_time_of_a_command_counts_its_start(model: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(model)])
     assert re.search(r"^Time: start \d+\.\d s, load", result.stdout, flags=re.MULTILINE)
     assert "start" not in normfold.inspect(model).seconds
+
+
+def test_quiet_is_silent_where_nothing_is_wrong(model: Path, tmp_path: Path) -> None:
+    folded = tmp_path / "y.onnx"
+    report = tmp_path / "r.json"
+    result = CliRunner().invoke(app, ["fold", str(model), "-o", str(folded), "--report", str(report), "-q"])
+    assert (result.exit_code, result.output) == (0, "")
+    assert folded.exists() and report.exists()
+    result = CliRunner().invoke(app, ["verify", str(folded), "--against", str(model), "--quiet"])
+    assert (result.exit_code, result.output) == (0, "")
+    table = '[[tool.normfold.models]]\nmodel = "y.onnx"\nagainst = "x.onnx"\n'
+    (tmp_path / "pyproject.toml").write_text(table, encoding="utf-8")
+    result = CliRunner().invoke(app, ["check", "--config", str(tmp_path / "pyproject.toml"), "-q"])
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_quiet_says_what_is_wrong_on_stderr_alone(model: Path, tmp_path: Path) -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(MODEL)
+    weight = next(tensor for tensor in broken.graph.initializer if tensor.name == "w")
+    weight.CopyFrom(onnx.numpy_helper.from_array(2.0 * onnx.numpy_helper.to_array(weight), "w"))
+    onnx.save(broken, tmp_path / "y.onnx")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "y.onnx"), "--against", str(model), "-q"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("normfold: ") and "FAILED: the model differs from its source." in result.stderr
+    (tmp_path / "z.onnx").write_bytes(MODEL.SerializeToString())
+    result = CliRunner().invoke(app, ["fold", str(tmp_path / "z.onnx"), "-o", str(tmp_path / "z.onnx"), "-q", "-v"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--quiet and --verbose exclude each other" in result.stderr

@@ -175,9 +175,7 @@ class ShiftCosts:
             found = decided.get(value)
             return self.shift(value) if found is None else found
 
-        return sum(
-            rule_of(op.type).added_elements(self.graph, op, after) - self.state.added_elements(op) for op in ops
-        )
+        return sum(rule_of(op.type).added_elements(self.graph, op, after) - self.state.added_elements(op) for op in ops)
 
 
 def flood(
