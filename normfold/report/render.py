@@ -59,7 +59,10 @@ def _headline(report: Report) -> Text:
         text += f" Besides, {counted(products, 'constant product')}."
     if len(others) > len(products):
         text += f" Besides, {_number(len(others) - len(products), 'norm module')} that the model never calls."
-    return line(text if report.changed else f"{text} Nothing to fold: the graph stays as it is.", style="bold")
+    if not report.changed:
+        # Another type is another graph.
+        text += " Nothing to fold." if report.dtype else " Nothing to fold: the graph stays as it is."
+    return line(text, style="bold")
 
 
 def counted(sites: Sequence[Site], of: str) -> str:

@@ -45,6 +45,9 @@ def test_every_link_between_pages_leads_somewhere() -> None:
                 place = page.parent / target
             checked += 1
             assert place.exists(), f"{page}: {target}"
+            # The site has these pages and nothing else of the repository.
+            leaves = page.is_relative_to(DOCS) and not place.resolve().is_relative_to(DOCS.resolve())
+            assert not leaves or target.startswith(own), f"{page}: {target} leaves docs/: write {own}..."
     assert checked > 100
 
 
@@ -58,8 +61,8 @@ def test_the_links_of_the_readme_work_on_an_index_page() -> None:
 
 def test_every_page_stands_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for page in DOCS.glob("*.md"):
-        assert page.name in navigation, f"{page.name}: add it to mkdocs.yml"
+    for page in [*DOCS.glob("*.md"), *(DOCS / "guides").glob("*.md")]:
+        assert page.relative_to(DOCS).as_posix() in navigation, f"{page.name}: add it to mkdocs.yml"
 
 
 def test_the_pictures_of_the_refusals_are_of_what_is_refused_now() -> None:
