@@ -75,7 +75,7 @@ def recorded(losses: list[float]) -> Callable[[nn.Module, Tensor, Tensor], Tenso
 def measured(model: nn.Module, data: Data) -> dict[str, float]:
     """Held-out accuracy in percent and bits per answer; the model is folded, and its predictions are the same."""
     right, bits = score(model.eval(), data.held_x, data.held_y)
-    return {"accuracy": 100 * right / data.held_y.numel(), "bits": bits, **folded(model, data)}
+    return {"accuracy": 100 * right / int((data.held_y >= 0).sum()), "bits": bits, **folded(model, data)}
 
 
 def folded(model: nn.Module, data: Data) -> dict[str, float]:

@@ -13,6 +13,7 @@ from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
 from normfold.errors import GraphError
 from normfold.graph.prepare import prepare
+from normfold.graph.scopes import SCOPES
 from normfold.graph.types import Model
 from normfold.graph.write import save
 from normfold.rewrite.graph import rewrite
@@ -284,3 +285,16 @@ def test_a_rewritten_bias_still_fuses_with_the_activation_behind_it() -> None:
     added = next(node.input[1] for node in folded.graph.node if node.op_type == "Add")
     shapes = {tensor.name: tuple(tensor.dims) for tensor in folded.graph.initializer}
     assert shapes[added] == (6,)
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "called"), [("", "", "y"), ("second", "", "second"), ("s", "net.head", "net.head")]
+)
+def test_what_is_new_is_called_after_its_operator(name: str, scope: str, called: str) -> None:
+    model = build(TEXT.replace("Gemm(n, w, c)", "Gemm(n, w)"), **{key: SHAPES[key] for key in SHAPES if key != "c"})
+    node = model.graph.node[3]
+    node.name = name
+    if scope:
+        node.metadata_props.add(key=SCOPES, value=str(["net", scope, "Gemm"]))
+    _, after, _ = folded(model)
+    assert set(after.graph.initializers) == {"v", "d", "u", "w.folded", f"{called}.bias.folded"}

@@ -144,6 +144,7 @@ def test_the_runtime_edge_sees_what_only_the_optimised_runtime_gets_wrong(
     fold, runtime = Yardstick.lay(truth, before).compare(after)
     assert fold.passed
     assert not runtime.passed
+    assert "computes it wrongly, the unfolded original it computes rightly; output 'y' is worst at" in runtime.detail
 
 
 def test_a_graph_that_is_not_finite_fails(tmp_path: Path) -> None:

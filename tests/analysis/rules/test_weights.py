@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from tests.support.graphs import FOLDED, check, kept, op_types
+from normfold.analysis.rules import rule_of
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
+from tests.support.graphs import FOLDED, build, check, kept, op_types
 
 GEMM_LEFT = """g (double[{x}] x) => (double y) {{
     {before}
@@ -51,3 +56,15 @@ def test_a_weight_that_is_written_out(name: str) -> None:
     constants = {"a": (4,), "w": (4, 5), "g": (5,), "axis": np.array([0]), "zero": np.array(0.0)}
     model, _ = check(text, FOLDED, **{key: value for key, value in constants.items() if key in "aw" or key in text})
     assert op_types(model) == ["Tanh", "MatMul"]
+
+
+@pytest.mark.parametrize(("attributes", "axis"), [("", 0), ("<transB = 0>", 0), ("<transB = 1>", 1)])
+def test_how_large_a_gemm_writes_its_channels(attributes: str, axis: int) -> None:
+    weight = np.arange(1.0, 17.0).reshape(4, 4)
+    model = build(f"g (double[B,4] x) => (double y) {{ y = Gemm{attributes}(x, w) }}", w=weight)
+    prepared = prepare(ir.from_proto(model))
+    graph = Graph(prepared, operators(prepared))
+    (op,) = graph.ops
+    found = rule_of("Gemm").magnitude(graph, op, lambda value: None)
+    assert found is not None
+    np.testing.assert_allclose(found, [np.linalg.norm(weight, axis=axis)])
