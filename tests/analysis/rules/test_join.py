@@ -190,8 +190,8 @@ def test_two_parts_that_are_known_already_are_compared() -> None:
     text = """g (double[2,4,5] x) => (double y) {
         h = Tanh(x)
         n = Mul(h, a)
-        d = Div(n, b)
+        d = Div(n, e)
         o = Concat<axis = 2>(n, d, d)
         y = Conv(o, w)
     }"""
-    check(text, FOLDED, kept("frame-conflict"), a=(4, 1), b=(4, 1), w=(3, 4, 1))
+    check(text, FOLDED, kept("frame-conflict"), a=(4, 1), e=(4, 1), w=(3, 4, 1))

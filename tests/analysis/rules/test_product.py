@@ -124,12 +124,12 @@ def test_two_scales_meet_in_a_product() -> None:
         h = Tanh(x)
         n = Mul(h, a)
         k = Exp(x)
-        m = Mul(k, b)
+        m = Mul(k, e)
         o = {0}
         y = MatMul(o, w)
     }"""
     for product in ("Mul(n, m)", "Div(n, m)"):
-        after, _ = check(text.replace("{0}", product), FOLDED, FOLDED, a=(4,), b=(4,), w=(4, 3))
+        after, _ = check(text.replace("{0}", product), FOLDED, FOLDED, a=(4,), e=(4,), w=(4, 3))
         assert op_types(after).count("Mul") == int(product.startswith("Mul"))
 
 
