@@ -1,19 +1,19 @@
 """What other tools make of the weights of a folded network before int8, beside `fold --equalize`, on the same files.
 
-    python -m benchmarks.equalization [--tool aimet=PYTHON] [--tool nncf=PYTHON] [--tool neural-compressor=PYTHON]
+    python -m benchmarks.equalization [--tool NAME=PYTHON ...] [--write]
 
-PYTHON is the interpreter of an environment with the tool, for they want different versions of the same packages: pip
-install aimet-onnx; nncf; onnx-neural-compressor prettytable psutil py-cpuinfo pydantic transformers. Without any, the
-table has normfold's rows alone.
+NAME is aimet, onnxsim, neural-compressor or nncf, PYTHON the interpreter of an environment with it, for they want
+different versions of the same packages: pip install aimet-onnx; onnxsim; onnx-neural-compressor prettytable psutil
+py-cpuinfo pydantic transformers; nncf. Without any, the table has normfold's rows alone.
 
 For each of the trained fixtures convnet_bn and vit_bn: the unfolded export, the folded graph, the folded graph with
-`--equalize`, and the folded graph as each tool leaves it. AIMET: cross-layer equalization. neural-compressor:
-SmoothQuant of matrix products with alpha 0.5, its factors folded where it can; Conv, which it does by default as well,
-is left out, for behind a depthwise one it computes something else (version 1.0). NNCF has no equalization of its own to
-call, so it quantises the whole (channel alignment, for the Transformer SmoothQuant, bias correction). Told of each:
-weights that it changed, operators that it added to those that run in float32, the largest difference of float32 outputs
-relative to their largest, and held-out accuracy in float32 and in int8 by onnxruntime: static (QDQ, 100 samples) and
-dynamic, one scale for each tensor.
+`--equalize`, and the folded graph as each tool leaves it. AIMET: cross-layer equalization. onnxsim: the same, then that
+of linear layers. neural-compressor: SmoothQuant of matrix products with alpha 0.5, its factors folded where it can;
+Conv, which it does by default as well, is left out, for behind a depthwise one it computes something else (version
+1.0). NNCF has no equalization of its own to call, so it quantises the whole (channel alignment, for the Transformer
+SmoothQuant, bias correction). Told of each: weights that it changed, operators that it added to those that run in
+float32, the largest difference of float32 outputs relative to their largest, and held-out accuracy in float32 and in
+int8 by onnxruntime: static (QDQ, 100 samples) and dynamic, one scale for each tensor.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ from aimet_onnx.cross_layer_equalization import equalize_model
 model = onnx.load(sys.argv[1])
 equalize_model(model)
 onnx.save(model, sys.argv[2])
+""",
+    "onnxsim": """
+import sys, onnx, onnxsim
+from onnxsim.quark_cle import equalize_linear_layers
+onnx.save(equalize_linear_layers(onnxsim.cross_layer_equalize(onnx.load(sys.argv[1]))), sys.argv[2])
 """,
     "neural-compressor": """
 import sys, numpy as np, onnx
@@ -209,7 +214,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     asked = parser.parse_args()
     tools = {name: Path(python) for name, _, python in (one.partition("=") for one in asked.tool)}
-    packages = {"aimet": "aimet-onnx", "neural-compressor": "onnx-neural-compressor", "nncf": "nncf"}
+    packages = {
+        "aimet": "aimet-onnx",
+        "onnxsim": "onnxsim",
+        "neural-compressor": "onnx-neural-compressor",
+        "nncf": "nncf",
+    }
     lines = [
         "| model | weights changed | operators added | apart | float32 | static | dynamic |",
         "|---|---:|---:|---:|---:|---:|---:|",
