@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from normfold.analysis.rules import rule_of
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
 from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes
 
 
@@ -195,3 +200,21 @@ def test_two_parts_that_are_known_already_are_compared() -> None:
         y = Conv(o, w)
     }"""
     check(text, FOLDED, kept("frame-conflict"), a=(4, 1), e=(4, 1), w=(3, 4, 1))
+
+
+@pytest.mark.parametrize(("second", "known"), [("B,4", True), ("B,C", False)])
+def test_how_large_what_is_joined_along_rows_of_unknown_number_is(second: str, known: bool) -> None:
+    """Where nobody knows how many rows a part has, all parts count alike, if no row is different from another."""
+    axis = 0 if known else 1
+    text = f"g (double[B,4] x, double[{second}] z) => (double y) {{ y = Concat<axis = {axis}>(x, z) }}"
+    model = build(text)
+    prepared = prepare(ir.from_proto(model))
+    graph = Graph(prepared, operators(prepared))
+    (op,) = graph.ops
+    sizes = {0: np.array([[1.0, 2.0, 3.0, 4.0]]), 1: np.array([[3.0, 2.0, 1.0, 4.0]])}
+    found = rule_of("Concat").magnitude(graph, op, sizes.get)
+    if not known:
+        assert found is None
+        return
+    assert found is not None
+    np.testing.assert_allclose(found, [[5.0**0.5, 2.0, 5.0**0.5, 4.0]])

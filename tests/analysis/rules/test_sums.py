@@ -238,3 +238,16 @@ def test_a_mask_that_would_leave_its_range_keeps_the_norm() -> None:
     model = build(text, a=np.full(4, 0.01) * [1, 2, 3, 4], b=(4,), mask=mask, w=(4, 3))
     assert outcomes(fold(model)[1]) == [kept("scale-range")]
     assert outcomes(fold(build(text, a=(4,), b=(4,), mask=(3, 4), w=(4, 3)))[1]) == [FOLDED]
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sum"])
+def test_a_sum_with_a_constant_has_no_scale_that_could_take_one(operator: str) -> None:
+    text = f"""g (double[B,4] x) => (double y, double z) {{
+        h = Tanh(x)
+        n = Mul(h, a)
+        s = {operator}(n, c)
+        y = MatMul(s, w)
+        z = MatMul(n, v)
+    }}"""
+    after, _ = check(text, FOLDED, a=(4,), c=(4,), w=(4, 3), v=(4, 3))
+    assert op_types(after) == ["Tanh", "Add", "MatMul", "MatMul"]
