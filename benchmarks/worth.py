@@ -41,43 +41,56 @@ class Cell:
     model: Model
     runtime: str
     dtype: str
+    mode: str = ""  # the first of the runtime's where it is not said
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.model.arch}-{self.runtime}-{self.dtype}"
+        return "-".join(filter(None, (self.model.arch, self.runtime, self.dtype, self.mode)))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is known of it before it is measured."""
+        return {"title": self.model.title, "runtime": self.runtime, "dtype": self.dtype, "mode": self.mode}
 
 
 def cells(models: Sequence[Model]) -> list[Cell]:
     """Everything that a runtime can be asked for on this CPU."""
     return [
-        Cell(model, runner.name, dtype)
+        Cell(model, runner.name, dtype, mode)
         for model in models
         for runner in RUNNERS.values()
         if runner.name != "torch"
         for dtype in runner.dtypes
+        for mode in ("", *(runner.modes["cpu"][1:] if dtype == "int8" else ()))
     ]
 
 
 def recorded(cell: Cell, place: Path) -> dict[str, Any]:
     """What lies there of a cell; its name alone, where it was not measured."""
-    found = {"title": cell.model.title, "runtime": cell.runtime, "dtype": cell.dtype}
-    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else found
+    return json.loads(place.read_text(encoding="utf-8")) if place.exists() else cell.record
 
 
 def measure(cell: Cell, *, threads: int, **options: Any) -> dict[str, Any]:
     """The cell as plain data; `refused` says why there is no benchmark."""
-    found: dict[str, Any] = {"title": cell.model.title, "runtime": cell.runtime, "dtype": cell.dtype}
+    modes = [cell.mode] if cell.mode else []
     with tempfile.TemporaryDirectory() as folder:
         path = saved(cell.model, Path(folder))
         try:
             done = bench(
-                path, batches=(1,), threads=threads, runtime=cell.runtime, dtype=cell.dtype, progress=print, **options
+                path,
+                batches=(1,),
+                threads=threads,
+                runtime=cell.runtime,
+                dtype=cell.dtype,
+                modes=modes,
+                progress=print,
+                **options,
             )
         except NormfoldError as error:
-            return {**found, "refused": str(error)}
+            return {**cell.record, "refused": str(error)}
         share = share_of_norms(path, Path(folder), cell.runtime, cell.dtype, threads)
-    return {**found, "bench": done.to_json(), "share": share}
+    return {**cell.record, "bench": done.to_json(), "share": share}
 
 
 Gain = tuple[float, float | None, float | None]
@@ -136,7 +149,7 @@ def ratios(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "| network | runtime | precision | folded | LayerNorm / folded | unfolded / folded | norms in the profile |"
     yield "|---|---|---|---:|---|---|---:|"
     for record in records:
-        head = f"| {record['title']} | {_runtime(record)} | {record['dtype']} | "
+        head = f"| {record['title']} | {_runtime(record)} | {_precision(record)} | "
         if "bench" not in record:
             why = record.get("refused", "").removeprefix(f"--dtype {record['dtype']}: ")
             yield head + f"{NOT}{': ' if why else ''}{why} | | | |"
@@ -163,7 +176,7 @@ def verdicts(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for record in records:
             found = ratio(record, of, to)
             if found is not None and verdict(found) != NOT:
-                place = f"{record['title']}, {_runtime(record)} {record['dtype']} ({found[0]:.2f})"
+                place = f"{record['title']}, {_runtime(record)} {_precision(record)} ({found[0]:.2f})"
                 judged.setdefault(verdict(found), []).append(place)
         yield ""
         yield f"**{what}**, of {sum(map(len, judged.values()))} rows with an interval:"
@@ -181,6 +194,12 @@ def _runtime(record: Mapping[str, Any]) -> str:
     return RUNNERS[record["runtime"]].title.split(" on ")[0]
 
 
+def _precision(record: Mapping[str, Any]) -> str:
+    """The dtype, or what the mode is where it is not the first."""
+    mode = record.get("mode", "")
+    return RUNNERS[record["runtime"]].glosses.get(mode, mode) or str(record["dtype"])
+
+
 def memory(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Weights, and the most that a process held until the model was open and while it ran."""
     yield "| network | runtime | precision | weights | at load | at run |"
@@ -193,7 +212,7 @@ def memory(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for column in ("weights", "load", "run"):
             known = [(variants.get(name, {}).get("memory") or {}).get(column) for name in VARIANTS]
             columns.append(" / ".join("?" if value is None else f"{value / 1e6:.0f}" for value in known))
-        yield f"| {record['title']} | {_runtime(record)} | {record['dtype']} | " + " | ".join(columns) + " |"
+        yield f"| {record['title']} | {_runtime(record)} | {_precision(record)} | " + " | ".join(columns) + " |"
 
 
 def main() -> None:

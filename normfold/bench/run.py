@@ -90,7 +90,7 @@ def bench(
         )
         _check_inputs(dtype, data, variants.inputs)
         decoder = decode.is_decoder(spec.name for spec in variants.inputs)
-        modes = _modes(modes, runner, device, decoder=decoder)
+        modes = _modes(modes, runner, device, dtype, decoder=decoder)
         axes = decode.sizes if decoder else axis_sizes
         sizes = [axes(variants.inputs, batch) for batch in batches]
         result = Bench(
@@ -146,10 +146,10 @@ def _check_inputs(dtype: str, data: Sequence[Path], inputs: Sequence[InputSpec])
             read_cases(data, inputs, count=1)
 
 
-def _modes(asked: Sequence[str], runner: Runner, device: str, *, decoder: bool) -> Sequence[str]:
+def _modes(asked: Sequence[str], runner: Runner, device: str, dtype: str, *, decoder: bool) -> Sequence[str]:
     """What to measure: a decoder's prompt and tokens, otherwise the modes of the runtime."""
     every = decode.MODES if decoder else runner.modes[device]
-    lacking = {mode: why for mode in every if (why := runner.lacks(device, mode))}
+    lacking = {mode: why for mode in every if (why := runner.lacks(device, mode, dtype))}
     every = tuple(mode for mode in every if mode not in lacking)
     for mode in asked:
         if mode in lacking:
@@ -208,7 +208,7 @@ class _Prepared:
         if job.dtype not in self.runner.prepare:
             return job
         sizes = tuple(map(str, job.sizes.values())) if self.runner.fixed_sizes else ()
-        key = (variant, *sizes)
+        key = (variant, job.mode, *sizes)
         if key not in self.made:
             self.progress(f"making {variant} ready for {self.runner.name} in {job.dtype}")
             place = str(self.folder / f"{'_'.join(key)}.prepared")

@@ -13,7 +13,7 @@ import pytest
 
 from normfold.bench import run
 from normfold.bench.job import Job, Probe
-from normfold.bench.runners.litert import LITERT, inspect, lacks, open_model, stacked, stored
+from normfold.bench.runners.litert import FLOAT_NORMS, LITERT, inspect, lacks, open_model, stacked, stored
 from normfold.errors import UsageError
 from tests.paths import FIXTURES
 
@@ -97,6 +97,11 @@ def test_float16_and_tokens_are_refused_with_the_reason(monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, package, SimpleNamespace())
     assert lacks("cpu") == ""
     assert "cache" in lacks("cpu", "generate")
+    assert lacks("cpu", FLOAT_NORMS, "int8") == ""
+    assert "--dtype int8" in lacks("cpu", FLOAT_NORMS, "float32")
+    with pytest.raises(UsageError, match="--mode float-norms: float-norms is a way to quantise: --dtype int8"):
+        run._modes([FLOAT_NORMS], LITERT, "cpu", "float32", decoder=False)
+    assert run._modes([], LITERT, "cpu", "int8", decoder=False) == ("plain",)
     with pytest.raises(UsageError, match="--dtype float16: litert takes float32, int8; litert-torch converts"):
         run._check_dtype("float16", (), LITERT, "cpu")
 
@@ -106,9 +111,22 @@ def test_it_converts_quantises_and_runs() -> None:
     pytest.importorskip("ai_edge_litert.interpreter")
     pytest.importorskip("litert_torch")
     found = run.bench(
-        FIXTURES / "vit_un.pt", runtime="litert", dtype="int8", batches=(2,), rounds=1, launches=1, threads=1
+        FIXTURES / "vit_un.pt",
+        runtime="litert",
+        dtype="int8",
+        modes=["plain", FLOAT_NORMS],
+        batches=(2,),
+        rounds=1,
+        launches=1,
+        threads=1,
     )
-    (row,) = found.rows
+    row, other = found.rows
+    operators = [
+        {name: probe.operators for name, probe in each.probes.items() if isinstance(probe, Probe)}
+        for each in (row, other)
+    ]
+    # The twin's norms are float there, and the other two have none.
+    assert operators[0]["layernorm"] != operators[1]["layernorm"] and operators[0]["folded"] == operators[1]["folded"]
     for name in ("layernorm", "unfolded", "folded"):
         assert row.failure(name) is None and row.summary(name) is not None
     weights = {

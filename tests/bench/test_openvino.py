@@ -90,7 +90,7 @@ def test_float16_is_refused_where_it_would_be_float32(asked: dict[str, Any]) -> 
     asked["abilities"] = ["FP32", "FP16"]
     run._check_dtype("float16", (), OPENVINO, "cpu")
     assert "cache" in lacks("cpu", "generate")
-    assert run._modes([], OPENVINO, "cpu", decoder=True) == ("prompt",)
+    assert run._modes([], OPENVINO, "cpu", "float32", decoder=True) == ("prompt",)
 
 
 def test_it_runs_and_reads_what_is_quantised(tmp_path: Path) -> None:

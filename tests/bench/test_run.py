@@ -245,10 +245,10 @@ def test_a_graph_has_no_architecture_to_choose(model: Path) -> None:
 
 def test_tensorrt_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no TensorrtExecutionProvider"):
-        run._modes(["tensorrt"], ORT, "cuda", decoder=False)
-    assert run._modes([], ORT, "cuda", decoder=False) == ("plain", "graph")
+        run._modes(["tensorrt"], ORT, "cuda", "float32", decoder=False)
+    assert run._modes([], ORT, "cuda", "float32", decoder=False) == ("plain", "graph")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["TensorrtExecutionProvider"])
-    assert run._modes([], ORT, "cuda", decoder=False) == ("plain", "graph", "tensorrt")
+    assert run._modes([], ORT, "cuda", "float32", decoder=False) == ("plain", "graph", "tensorrt")
     job = Job("model.onnx", (), {}, runtime="ort", device="cuda", mode="tensorrt", threads=1)
     assert [name for name, _ in providers(job)] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
     assert [name for name, _ in providers(replace(job, mode="plain"))] == ["CUDAExecutionProvider"]

@@ -1,7 +1,8 @@
 """LiteRT, once TensorFlow Lite, on the CPU with XNNPACK: a torch module converted by litert-torch.
 
 int8 is the default recipe of Google's quantiser, `static_wi8_ai8`: weights and activations in eight bits, of everything
-that it can quantise.
+that it can quantise. The converter takes a LayerNorm apart, so its statistic is computed in eight bits too; the mode
+`float-norms` leaves all of it in float32, between a dequantisation and a quantisation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from normfold.bench.runners.base import Call, Feeds, Runner, not_installed
 
 if TYPE_CHECKING:
     from normfold.bench.job import Job
+
+FLOAT_NORMS = "float-norms"
+# The scopes that the converter gives operators have the classes of their modules; that of a product may have the norm
+# in front of it too, so that operators count as well.
+_STATISTICS = r"(Layer|RMS)Norm"
+_PARTS = ("MEAN", "SUM", "SQUARED_DIFFERENCE", "SUB", "ADD", "MUL", "DIV", "SQRT", "RSQRT", "RESHAPE")
 
 # What litert-torch calls the one function of a module, and its inputs, in their order.
 _FUNCTION, _INPUT = "serving_default", "args_{}"
@@ -49,7 +56,7 @@ def convert(job: Job) -> None:
 
 def quantise(job: Job) -> None:
     """The same in int8; what it is calibrated on has the sizes of the job."""
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
 
     from normfold.bench.runners.qdq import calibration
 
@@ -60,6 +67,10 @@ def quantise(job: Job) -> None:
     ]
     made = quantizer.Quantizer(job.scratch)
     made.load_quantization_recipe(recipe.static_wi8_ai8())
+    if job.mode == FLOAT_NORMS:
+        left = algorithm_manager.AlgorithmName.NO_QUANTIZE
+        for operator in _PARTS:
+            made.update_quantization_recipe(_STATISTICS, qtyping.TFLOperationName(operator), algorithm_key=left)
     made.quantize(made.calibrate({_FUNCTION: samples})).export_model(job.scratch, overwrite=True)
 
 
@@ -139,6 +150,8 @@ def lacks(device: str, mode: str = "", dtype: str = "") -> str:
         return missing
     if mode == "generate":
         return "ort and torch keep the cache of a decoder in place, litert does not here"
+    if mode == FLOAT_NORMS and dtype not in ("", "int8"):
+        return f"{FLOAT_NORMS} is a way to quantise: --dtype int8"
     return "litert-torch converts modules in float32; float16 is for its GPU delegates" if dtype == "float16" else ""
 
 
@@ -147,7 +160,8 @@ LITERT = Runner(
     title="LiteRT on the checkpoint",
     library="ai_edge_litert.interpreter",
     packages=("ai-edge-litert",),
-    modes={"cpu": ("plain",)},
+    modes={"cpu": ("plain", FLOAT_NORMS)},
+    glosses={FLOAT_NORMS: "int8 without the LayerNorms"},
     dtypes=("float32", "int8"),
     prepare={"float32": convert, "int8": quantise},
     fixed_sizes=True,

@@ -58,13 +58,13 @@ def lacks(device: str, mode: str = "", dtype: str = "") -> str:
     """The provider, which only some builds have."""
     ort = onnxruntime()
 
-    if dtype:
-        return "int8 is measured on the CPU" if dtype == "int8" and device != "cpu" else ""
     found = ort.get_available_providers()
-    if mode:
-        missing = mode == "tensorrt" and "TensorrtExecutionProvider" not in found
-        return "this onnxruntime has no TensorrtExecutionProvider" if missing else ""
-    if device == "cpu" or "CUDAExecutionProvider" in found:
+    if dtype == "int8" and device != "cpu":
+        return "int8 is measured on the CPU"
+    if mode == "tensorrt" and "TensorrtExecutionProvider" not in found:
+        return "this onnxruntime has no TensorrtExecutionProvider"
+    # Whether the device is there at all is a question of its own.
+    if mode or dtype or device == "cpu" or "CUDAExecutionProvider" in found:
         return ""
     return f"this onnxruntime ({ort.__version__}) has no CUDAExecutionProvider; {FOR_CUDA}"
 
