@@ -74,7 +74,7 @@ def translations() -> Data:
 def run(setting: Setting) -> Figures:
     """Train every variant from the same start on the same batches."""
     data = translations()
-    steps = setting.number(full=1500, quick=20)
+    steps = setting.number(full=500, quick=20)
     size = {"vocab": int(data.extra["vocab"]), "dim": 64, "depth": 2, "heads": 4, "hidden": 128, "positions": 64}
     found: Figures = {}
     for place in ("pre-norm", "post-norm"):
