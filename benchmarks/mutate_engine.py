@@ -57,6 +57,7 @@ NEAREST = {
     "analysis/rules/linear.py": [
         f"{_RULES}/test_linear.py", f"{_RULES}/test_groups.py", "analysis/placement/test_padding.py",
     ],
+    "analysis/rules/normalize.py": [f"{_RULES}/test_normalize.py", f"{_RULES}/test_groups.py"],
     "analysis/rules/power.py": [f"{_RULES}/test_pointwise.py", "analysis/frames/test_powers.py"],
     "analysis/rules/weights.py": [f"{_RULES}/test_linear.py", f"{_RULES}/test_contract.py"],
     "analysis/rules/windows.py": ["analysis/placement/test_padding.py", f"{_RULES}/test_groups.py"],
@@ -68,7 +69,7 @@ NEAREST = {
 REST = [
     "random/test_random_operators.py", _RULES, "random/test_random_opsets.py", "analysis/test_refusals.py",
     "analysis/test_analyse.py", "analysis/placement", "analysis/merge", "rewrite/test_graph.py",
-    "rewrite/test_centre.py",
+    "rewrite/test_centre.py", "analysis/frames", "random/test_random_powers.py",
     "analysis/recognition", "analysis/test_stays.py", "analysis/test_spellings.py", "random/test_random_graphs.py",
 ]  # fmt: skip
 REST_OF_THE_JUDGE = ["verify/test_mutations.py", "verify/test_localise.py", "verify/test_no_verdict.py"]

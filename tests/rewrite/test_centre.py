@@ -276,3 +276,18 @@ def test_the_fixture_with_layernorms(tmp_path: Path, dtype: str | None) -> None:
     assert not report.failed and len(report.graphs[0].centred) == 7
     assert report.nodes_after.get("LayerNormalization", 0) == 0
     assert sum(report.nodes_after.values()) == sum(report.nodes_before.values())
+
+
+@pytest.mark.parametrize("bias", [(), (1,), (5, 1), None])
+def test_a_bias_that_is_no_constant_of_one_entry_a_channel_keeps_the_mean(bias: tuple[int, ...] | None) -> None:
+    """Centred over its own last axis it would vanish."""
+    body = """
+    b = {made}
+    s = Gemm(x, w_in, {name})
+    n = LayerNormalization<axis = -1, epsilon = 0.01>(s, g1, h1)
+    y = MatMul(n, w_out)
+    """.format(made="Identity(x)" if bias is not None else "MatMul(x, w_in)", name="b" if bias is None else "c")
+    after, centring = centred(stream(body, x="5,4", c=draw("c", *(bias or ()))))
+    assert not centring.norms and "RMSNormalization" not in kinds(after)
+    (kept,) = centring.kept
+    assert "its bias is no constant of one entry per channel" in str(kept)

@@ -116,6 +116,14 @@ def test_a_right_fold_passes_on_twenty_seeds(tmp_path: Path) -> None:
             assert 0.0 < edge.relative <= edge.bound < 1e-5
 
 
+def test_one_sample_is_enough_for_a_verdict(tmp_path: Path) -> None:
+    w = weights(0)
+    before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w)
+    truth = truths.establish(None, before, SPECS).only([0])
+    assert [edge.passed for edge in Yardstick.lay(truth, before).compare(after)] == [True, True]
+    assert not check_fold(truth, before, folded(tmp_path / "c.onnx", w, factor=1.01)).passed
+
+
 @pytest.mark.parametrize("factor", [1.0001, 0.9999, -1.0, 0.0])
 def test_one_perturbed_weight_fails(tmp_path: Path, factor: float) -> None:
     for seed in range(5):
