@@ -312,3 +312,21 @@ def test_a_mean_that_is_subtracted_takes_a_shift() -> None:
     text = "g (double[B,5,4] x) => (double y) {\nh = Tanh(x)\nn = Mul(h, a)\ny = {}(n)\n}"
     _, plan = fold(build(text.replace("{}", cases[0][0]), a=(4,)))
     assert outcomes(plan) == [kept("statistic")]
+
+
+def test_a_batch_norm_that_stays_and_takes_a_norm_up_is_one_operator() -> None:
+    """Not a product and a sum, which would touch its tensor twice."""
+    text = (
+        HEADER.format(20)
+        + """g (double[B,4,3] x) => (double y) {
+        h = Tanh(x)
+        n0 = Mul(h, a)
+        n = Add(n0, b)
+        y = BatchNormalization(n, gamma, beta, mean, var)
+    }"""
+    )
+    model = build(text, a=(4, 1), b=(4, 1), **statistics(4))
+    after, plan = fold(model)
+    assert FOLDED in outcomes(plan)
+    assert op_types(after) == ["Tanh", "BatchNormalization"]
+    same_function(model, after)
