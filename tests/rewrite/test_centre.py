@@ -291,3 +291,29 @@ def test_a_bias_that_is_no_constant_of_one_entry_a_channel_keeps_the_mean(bias: 
     assert not centring.norms and "RMSNormalization" not in kinds(after)
     (kept,) = centring.kept
     assert "its bias is no constant of one entry per channel" in str(kept)
+
+
+@pytest.mark.parametrize("reader", ["MatMul(s, w_out)", "Gemm(s, w_out)", 'Einsum<equation = "ij,jk->ik">(s, w_out)'])
+def test_who_reads_the_stream_itself_keeps_its_mean(reader: str) -> None:
+    body = f"""
+    s = Gemm(x, w_in, b_in)
+    n = LayerNormalization<axis = -1, epsilon = 0.01>(s, g1, h1)
+    v = MatMul(n, w_out)
+    u = {reader}
+    y = Add(v, u)
+    """
+    refused(stream(body, x="5,4"), "would see that the mean is gone")
+
+
+@pytest.mark.parametrize("reader", ["Conv(s, kernel)", "ConvTranspose(s, kernel)"])
+def test_a_convolution_that_reads_the_stream_keeps_its_mean(reader: str) -> None:
+    body = f"""
+    s = Conv(x, first)
+    t = Transpose<perm = [0, 2, 1]>(s)
+    n = LayerNormalization<axis = -1, epsilon = 0.01>(t, g1, h1)
+    y = MatMul(n, w_out)
+    z = {reader}
+    """
+    text = HEAD.format(opset=23) + f"g (double[2,4,5] x) => (double[] y, double[] z) {{{body}}}"
+    used = {name: SHAPES[name] for name in ("g1", "h1", "w_out")}
+    refused(build(text, first=(6, 4, 1), kernel=(6, 6, 1), **used), "would see that the mean is gone")

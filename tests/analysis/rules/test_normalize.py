@@ -328,3 +328,17 @@ def test_a_batch_norm_that_stays_on_a_stream_that_moved_is_one_operator() -> Non
     )
     after, _ = check(text, kept("graph-output"), FOLDED, w=(4, 4), c=(4,), a=(4,), b=(4,), **statistics(4))
     assert sorted(op_types(after)) == ["BatchNormalization", "Gemm", "Tanh"]
+
+
+def test_a_batch_norm_of_one_channel_is_a_norm() -> None:
+    """A product with one number would be none."""
+    text = (
+        HEADER.format(20)
+        + """g (double[B,1,4] x) => (double y) {
+        h = Tanh(x)
+        n = BatchNormalization(h, gamma, beta, mean, var)
+        y = Conv(n, w)
+    }"""
+    )
+    after, _ = check(text, FOLDED, w=(3, 1, 2), **statistics(1))
+    assert op_types(after) == ["Tanh", "Conv"]
