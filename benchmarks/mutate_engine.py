@@ -88,6 +88,8 @@ _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.IsNot: (ast.Is,),
 }  # fmt: skip
 
+_UNSEEN = {"strict", "frozen", "slots"}
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -106,7 +108,11 @@ class Mutant:
 
 
 def candidates(path: Path) -> list[tuple[ast.Module, list[ast.AST]]]:
-    """The tree of a file, with the nodes that may be changed: not those of messages, annotations and docstrings."""
+    """The tree of a file, with the nodes that may be changed.
+
+    Not those of messages, annotations and docstrings; nor what cannot be seen from outside: checks that Python makes
+    (`strict` of a zip, `frozen` and `slots` of a record), and the -1 of a reshape, for which any negative number does.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: list[ast.AST] = []
 
@@ -121,6 +127,11 @@ def candidates(path: Path) -> list[tuple[ast.Module, list[ast.AST]]]:
             return
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             return
+        if isinstance(node, ast.keyword) and node.arg in _UNSEEN:
+            return
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape":
+            visit_all([node.func, *(one for one in node.args if not _is_negative(one)), *node.keywords])
+            return
         if _changes(node):
             found.append(node)
         visit_all(ast.iter_child_nodes(node))
@@ -131,6 +142,10 @@ def candidates(path: Path) -> list[tuple[ast.Module, list[ast.AST]]]:
 
     visit(tree)
     return [(tree, found)]
+
+
+def _is_negative(node: ast.AST) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
 
 
 def _changes(node: ast.AST) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+from pathlib import Path
 
 from benchmarks.mutate_engine import (
     NEAREST,
@@ -31,3 +33,10 @@ def test_a_mutant_is_the_file_with_one_thing_changed() -> None:
             before, after = mutant.done.split("  ->  ")
             assert before != after and mutant.line > 0
             compile(mutant.tree, str(path), "exec")
+
+
+def test_what_nobody_could_see_is_left_as_it_is(tmp_path: Path) -> None:
+    place = tmp_path / "a.py"
+    place.write_text("a = x.reshape(-1, 3)\nb = list(zip(a, c, strict=True))\nd = x.sum(-2)\n", encoding="utf-8")
+    ((_, nodes),) = candidates(place)
+    assert sorted({ast.unparse(node) for node in nodes}) == ["-2", "2", "3"]
