@@ -169,9 +169,9 @@ def same_function(
 
 def halves(text: str, constants: Mapping[str, NDArray[np.generic] | tuple[int, ...]]) -> Iterator[onnx.ModelProto]:
     """The model of `build` with norms that have no scale, and with ones that have no shift: by custom their scale is
-    called `a`, their shift `b`.
+    called `a` (in a Sandwich `n_scale`), their shift `b` (`n_shift`).
     """
-    for name, value in (("a", 1.0), ("b", 0.0)):
+    for name, value in (("a", 1.0), ("n_scale", 1.0), ("b", 0.0), ("n_shift", 0.0)):
         given = constants.get(name)
         if isinstance(given, tuple) or (given is not None and given.dtype.kind == "f"):
             shape = given if isinstance(given, tuple) else given.shape

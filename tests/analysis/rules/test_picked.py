@@ -98,6 +98,17 @@ def test_a_grid_samples_zeros_beyond_the_border_or_none(mode: str) -> None:
     )
 
 
+def test_positions_that_a_grid_samples_have_no_frames_of_their_own() -> None:
+    text = """g (double[2,3,5,4] x) => (double y) {
+        h = Tanh(x)
+        n = Mul(h, a)
+        o = GridSample<padding_mode = "border">(n, p)
+        y = MatMul(o, w)
+    }"""
+    for along in ((5, 1), (4,)):
+        check(text, kept("channels-cut"), a=along, p=(2, 5, 4, 2), w=(4, 3), tolerance=SINGLE)
+
+
 POOLED = "f = Pad(i, p, low)\no = MaxPool<kernel_shape = [2], strides = [2]>(f)"
 
 

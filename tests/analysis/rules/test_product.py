@@ -64,6 +64,8 @@ def test_a_scale_behind_a_square_goes_to_its_operand_as_a_root() -> None:
     case = Sandwich("o = Mul(i, i)", "B,4", "B,4")
     case.fold(FOLDED, "backward", "positive scale")
     case.fold(kept("wall"), "backward", "scale")
+    small = {"n_scale": np.array([0.25, 1e-3, 2.0, 0.5])}
+    Sandwich("o = Mul(i, i)", "B,4", "B,4", constants=small).fold(FOLDED, "backward", "positive scale")
 
 
 GATE = """g (double[B,3,4] x) => (double y) {{
