@@ -13,12 +13,17 @@ from onnx.reference import ReferenceEvaluator
 
 from normfold import errors
 from normfold.analysis.frames.powers import Powers, choose_powers, rooms
+from normfold.analysis.frames.regions import take
 from normfold.analysis.placement.calibrate import calibrate
 from normfold.analysis.placement.float16_range import LARGEST_HALF
+from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan
+from normfold.analysis.refusal import Refuse
 from normfold.graph.float16 import to_half
+from normfold.graph.operators import operators
 from normfold.graph.powers import rescale
 from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
 from normfold.inputs.cases import Case
 from normfold.inputs.spec import InputSpec
 from normfold.pipeline import run as pipeline
@@ -215,3 +220,12 @@ def test_the_users_inputs_decide(tmp_path: Path) -> None:
     assert powers[0]["h"] < powers[1]["h"] and not given.failed
     with pytest.raises(errors.UsageError, match="--calibrate"):
         pipeline.fold(tmp_path / "in.onnx", tmp_path / "c.onnx", calibrate=tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("scale", "passes"), [(4.0, True), (0.25, True), (-2.0, False)])
+def test_a_batch_norm_that_keeps_its_operator_takes_any_positive_power(scale: float, passes: bool) -> None:
+    graph = model(NORMS["operator"], stream=f"a = MatMul(x, w)\n{MAPS['batch norm']}")
+    prepared = prepare(ir.from_proto(graph))
+    state = State(Graph(prepared, operators(prepared)))
+    value = next(op.output for op in state.graph.ops if op.output.name == "a")
+    assert isinstance(take(state, {value: np.full((1, 1), scale)}), Refuse) is not passes

@@ -205,6 +205,7 @@ def test_a_batch_norm_in_training_is_no_map() -> None:
     for attributes, outputs, opset in (
         ("<training_mode = 1>", ", m, v", 20),
         ("", ", m, v, sm, sv", 9),
+        ("", ", m", 9),
         ("", ", m, v, sm, sv", 7),
     ):
         text = HEADER.format(opset) + BATCH.format(

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+from normfold.analysis.rules.tie import in_range
+from normfold.graph.operators import operators
+from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
 from tests.analysis.rules.sandwich import Sandwich
 from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, outcomes, partial
 
@@ -132,3 +138,21 @@ def test_clip_has_one_bound_for_all_channels(name: str) -> None:
         check(model.format(norm="Add(i0, b)"), partial("one-bound"), a=uniform, b=draw("b", 4), **constants)
     if name != "at run time":
         check(plain, kept("negative-scale"), a=-uniform, **constants)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [("float16", 65504.0), ("float", 3.4028235e38), ("bfloat16", 3.3895314e38), ("double", 1.7e308)],
+)
+def test_what_is_within_the_range_of_each_type(kind: str, largest: float) -> None:
+    """Half of it at most, once it is divided by the scale."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 22]> g ({kind}[B] x) => ({kind}[B] y) {{ y = Max(x, low) }}'
+    )
+    number = getattr(onnx.TensorProto, kind.upper())
+    model.graph.initializer.append(onnx.helper.make_tensor("low", number, [1], [-0.9 * largest]))
+    prepared = prepare(ir.from_proto(model))
+    graph = Graph(prepared, operators(prepared))
+    low = prepared.graph.initializers["low"]
+    assert in_range(graph, low, np.array([1.0])) and in_range(graph, low, np.array([2.0, -4.0]))
+    assert not in_range(graph, low, np.array([1.5])) and not in_range(graph, low, np.array([4.0, 0.25]))
