@@ -376,3 +376,15 @@ def test_attention_with_a_cache_keeps_its_values() -> None:
         text = ATTENTION.format(heads=2, more=more, outputs=outputs, attention=attention)
         _, plan = fold(build(text, a=(6,), w=(2, 6, 3)))
         assert outcomes(plan) == [outcome]
+
+
+def test_attention_to_constant_values_takes_nothing() -> None:
+    """Nothing writes them that could take a scale up."""
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    g (double[2,2,3,4] q, double[2,2,5,4] k) => (double y) {
+        o = Attention(q, k, v)
+        n = Mul(o, a)
+        y = Tanh(n)
+    }"""
+    model, _ = check(text, kept("wall"), v=(2, 2, 5, 6), a=(6,), sizes=(2,))
+    assert op_types(model) == ["Attention", "Mul", "Tanh"]

@@ -186,3 +186,11 @@ def test_a_reader_that_takes_the_shift_unevenly_is_no_reader_for_nothing() -> No
     for kernel in (1, 2, 3):
         after, _ = check(text, FOLDED, **constants, w=(4, 3, kernel))
         assert onnx.checker.check_model(after) is None and op_types(after) == ["Tanh", "Conv", "ConvTranspose"]
+
+
+def test_attributes_that_are_left_out_have_their_defaults() -> None:
+    """One step, no gaps: with two of padding each position behind it has all three taps."""
+    given = "pads = [2, 2]"
+    assert takes_a_shift(1, given, draw("w", 4, 3, 3), draw("b", 4, 1))
+    check(before(1, given, bias=True), FOLDED, a=(4, 1), b=(4, 1), w=(4, 3, 3), c=(3,))
+    check(before(1, "pads = [1, 2]", bias=True), partial("uneven-taps"), a=(4, 1), b=(4, 1), w=(4, 3, 3), c=(3,))
