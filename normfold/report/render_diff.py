@@ -38,8 +38,8 @@ def _parts(difference: Difference, names: tuple[str, str], shown: int | None) ->
     yield from _list("Changed", [f"{name}: {why}" for name, why in difference.changed.items()], shown)
     if difference.weights:
         yield from _weights(difference, shown)
-    yield from _list("Constants removed", _sized(difference.lost), shown)
-    yield from _list("Constants added", _sized(difference.new), shown)
+    yield from _list("Constants removed", sized(difference.lost), shown)
+    yield from _list("Constants added", sized(difference.new), shown)
     same = "1 constant is" if difference.equal == 1 else f"{difference.equal} constants are"
     yield line(f"{same} the same.")
 
@@ -64,5 +64,6 @@ def _list(heading: str, items: Sequence[str], shown: int | None) -> Iterator[Ren
             yield line(f"  and {len(items) - shown} more (--all)")
 
 
-def _sized(constants: Mapping[str, int]) -> list[str]:
+def sized(constants: Mapping[str, int]) -> list[str]:
+    """Constants with how large they are."""
     return [f"{name}, {count} element{'s' if count != 1 else ''}" for name, count in constants.items()]

@@ -99,7 +99,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
             "fold foldable.onnx -o folded.onnx --html folded.html", 0, ("Written: folded.onnx", "Written: folded.html")
         ),
         Step("verify folded.onnx", 0, ("PASSED", "folded.onnx against foldable.onnx")),
-        Step("diff foldable.onnx folded.onnx", 1, ("BatchNormalization",)),
+        Step("diff foldable.onnx folded.onnx --html diff.html", 1, ("BatchNormalization",)),
         Step("fold folded.onnx -o again.onnx", 0, ("No norms found: nothing to fold",)),
     ),
     "a gate in CI": (

@@ -15,7 +15,9 @@ from normfold.bench.harness import Recording
 from normfold.bench.html import bench_html
 from normfold.bench.job import Failure
 from normfold.bench.result import Bench, Row
+from normfold.graph.compare import Difference, Weight
 from normfold.report.html import fold_html
+from normfold.report.html_diff import diff_html
 from normfold.report.html_verdict import verdict_html
 from normfold.verify.judge import Edge, Judged
 from normfold.verify.metrics import FAILED, Figures
@@ -38,6 +40,16 @@ VERDICT = Verdict(
     unexercised=("the else branch of if_3",),
 )
 TIMED = Recording([[[0.01, 0.02]], [[0.01]]])
+DIFFERENCE = Difference(
+    opsets=(17, 18),
+    values={"x": ("float[B,4]", None)},
+    counts={"BatchNormalization": (2, 0)},
+    removed=(("norm_1", "BatchNormalization"),),
+    changed={"conv_1": "it has a bias"},
+    weights=(Weight("w", 0.5, 0.25), Weight("v", why="float16 and float32")),
+    equal=3,
+    new={"b.folded": 4},
+)
 BENCH = Bench(
     model="a.onnx",
     runtime="onnxruntime",
@@ -107,13 +119,35 @@ def test_a_benchmark_shows_what_was_measured_and_what_was_not() -> None:
     assert "10 ms" in page and "rejected" in page and "a &lt;b&gt;" in page
 
 
+def test_a_difference_is_told_in_full() -> None:
+    page = diff_html(DIFFERENCE, ("models/a.onnx", "models/b.onnx"))
+    checked(page)
+    assert "Operators: 1 removed, 0 added, 1 changed. Constants: 0 removed, 1 added, 2 with other contents." in page
+    for told in (
+        "a.onnx → b.onnx",
+        "17 → 18",
+        "norm_1",
+        "conv_1",
+        "2.5e-01",
+        "float16 and float32",
+        "b.folded, 4",
+        "-2",
+    ):
+        assert told in page, told
+    same = diff_html(Difference((18, 18), equal=5), ("a.onnx", "b.onnx"))
+    checked(same)
+    assert "The graphs are the same" in same and "<h2>" not in same
+
+
 def test_names_from_files_are_text() -> None:
     evil = '"><script>alert(1)<script>\x1b[31m\u202e'
     report = replace(
         FULL, graphs=(replace(FULL.graphs[0], sites=(replace(FULL.sites[0], name=evil),)),), warnings=(evil,)
     )
     verdict = replace(VERDICT, model=evil, cases=(evil, evil), unexercised=(evil,))
-    for page in (fold_html(report), verdict_html(verdict), bench_html(replace(BENCH, model=evil))):
+    difference = replace(DIFFERENCE, removed=((evil, evil),), values={evil: (None, evil)}, changed={evil: evil})
+    pages = fold_html(report), verdict_html(verdict), bench_html(replace(BENCH, model=evil))
+    for page in (*pages, diff_html(difference, (evil, evil))):
         checked(page)
         assert "alert(1)" in page and "<script" not in page and "\x1b" not in page and "\u202e" not in page
 
@@ -126,7 +160,12 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_browser_draws_them_without_a_complaint(tmp_path: Path, theme: str) -> None:
     assert BROWSER is not None
-    for name, page in {"fold": fold_html(FULL), "verify": verdict_html(VERDICT), "bench": bench_html(BENCH)}.items():
+    for name, page in {
+        "fold": fold_html(FULL),
+        "verify": verdict_html(VERDICT),
+        "bench": bench_html(BENCH),
+        "diff": diff_html(DIFFERENCE, ("a", "b")),
+    }.items():
         place, picture = tmp_path / f"{name}.html", tmp_path / f"{name}.png"
         place.write_text(page, encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1000,1400"]
