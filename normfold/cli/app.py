@@ -186,6 +186,7 @@ def fold(
         expect_large_tensors()
         early.check_sources(source)
         early.check_factory(model)
+        early.check_only(source, options.only)
         early.check_places(source, options.written(output), options.reports, force=force)
         done = with_progress(work, quiet=quiet)
         if not quiet:

@@ -1,10 +1,12 @@
-"""What can be refused at once, before torch is imported and anything is read: nothing here imports more than errors."""
+"""What can be refused at once, before torch is imported: nothing here imports more than errors."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from normfold.system.files import check_place
 from normfold.system.numbers import HALF
 from normfold.system.plain import irregular, is_utf8
 
+# Bytes that are looked through for a name.
+_MOST_NAMES = 64 << 20
 # What --dtype takes. onnxruntime's CPU provider has no bfloat16 kernels, so nothing could be verified in it.
 DTYPES = ("float32", HALF)
 
@@ -45,6 +49,40 @@ def check_factory(spec: object) -> None:
         sys.path[:] = here
     if not found:
         raise ArchitectureError(f"--model {spec}: there is no module {package} here or among the installed packages.")
+
+
+def check_only(source: Path, names: Sequence[str]) -> None:
+    """Raise UsageError for a name of `--only` that no norm of this file can have, for nothing in it is called so.
+
+    What else is mistyped is found once the norms are known. No name counts where the file does not show its own.
+    """
+    content = _names_in(source) if names else None
+    if content is None:
+        return
+    for name in names:
+        words = re.findall(r"[^\W\d_]{2,}", name)
+        if source.suffix != ".onnx":
+            # A norm has weights, and its weights have its name; but for DeepNorm's alpha, which is a number.
+            words = [part for part in name.split(".") if not part.isdigit() and part != "alpha"][-1:]
+        if words and not any(word.encode() in content for word in words):
+            raise UsageError(f"--only: {source} has no norm {name}; `normfold inspect` lists those it has")
+
+
+def _names_in(path: Path) -> bytes | None:
+    """What of a file holds the names of its tensors; None where that is not known without reading it as what it is."""
+    try:
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                return file.read(size) if size <= _MOST_NAMES else None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                found = [one for one in archive.infolist() if one.filename.rpartition("/")[2] == "data.pkl"]
+                plain = len(found) == 1 and found[0].compress_type == zipfile.ZIP_STORED
+                return archive.read(found[0]) if plain and found[0].file_size <= _MOST_NAMES else None
+        return path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_NAMES else None
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return None  # whoever reads it says what is wrong with it
 
 
 def check_places(source: Path | None, outputs: Sequence[Path], reports: Sequence[Path], *, force: bool) -> None:

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.paths import ROOT
+from normfold.errors import UsageError
+from normfold.pipeline.early import check_only
+from tests.paths import FIXTURES, ROOT
 
 # Says in its last line what it would have cost.
 SCRIPT = """
@@ -45,6 +49,8 @@ def said(folder: Path, *words: str) -> tuple[int, str]:
         (["fold", "a.pt", "-o", "out.onnx", "--report", "taken.onnx"], "taken.onnx exists already"),
         (["fold", "a.pt", "-o", "out.onnx", "--model", "nosuchmodule:build"], "there is no module nosuchmodule"),
         (["fold", "a.pt", "-o", "out.onnx", "--model", "nocolon"], "expected pkg.module:factory"),
+        (["fold", "a.pt", "-o", "out.onnx", "--only", "blocks.0.norm9"], "a.pt has no norm blocks.0.norm9"),
+        (["fold", "taken.onnx", "-o", "out.onnx", "--only", "norm"], "taken.onnx has no norm norm"),
         (["fold", "a.pt", "-o", "out.onnx", "--target", "npu"], "--target npu: choose from"),
         (["fold", "a.pt", "-o", "out.onnx", "--dtype", "bfloat16"], "--dtype bfloat16"),
         (["fold", "a.pt", "-o", "out.onnx", "--dtype", "float16", "--emit-torch", "f.pt"], "leave out --dtype"),
@@ -63,3 +69,20 @@ def test_refused_before_anything_heavy_is_imported(tmp_path: Path, words: list[s
     assert code == 2, errors
     assert complaint in errors
     assert errors.splitlines()[-1] == "heavy:", errors
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.pt")), ids=lambda path: path.stem)
+def test_no_name_that_a_norm_can_have_is_refused(path: Path, tmp_path: Path) -> None:
+    names = {key.rpartition(".")[0] for key in torch.load(path, weights_only=True)["state_dict"]} - {""}
+    assert len(names) > 5
+    safe, plain = tmp_path / "a.safetensors", tmp_path / "plain.pt"
+    save_file({f"{name}.weight": torch.zeros(1) for name in names}, safe)
+    torch.save({f"{name}.weight": 0 for name in names}, plain, _use_new_zipfile_serialization=False)
+    for source in (path, safe, plain):
+        check_only(source, [*names, *(f"{name}.alpha" for name in names), "12"])
+        with pytest.raises(UsageError, match=r"has no norm blocks\.7\.nosuchname"):
+            check_only(source, ["blocks.7.nosuchname"])
+    # Nobody knows the names of a folder, or of what is too large to look through; and a broken file says so itself.
+    check_only(tmp_path, ["nosuchname"])
+    (tmp_path / "b.safetensors").write_bytes((1 << 40).to_bytes(8, "little"))
+    check_only(tmp_path / "b.safetensors", ["nosuchname"])
