@@ -218,3 +218,12 @@ def test_how_large_what_is_joined_along_rows_of_unknown_number_is(second: str, k
         return
     assert found is not None
     np.testing.assert_allclose(found, [[5.0**0.5, 2.0, 5.0**0.5, 4.0]])
+
+
+def test_how_large_a_part_of_a_split_is_nobody_knows() -> None:
+    model = build("g (double[B,4] x) => (double y, double z) { y, z = Split<axis = 1>(x, s) }", s=ints(2, 2))
+    prepared = prepare(ir.from_proto(model))
+    graph = Graph(prepared, operators(prepared))
+    (op,) = graph.ops
+    sizes = {0: np.array([[1.0, 2.0, 3.0, 4.0]]), 1: np.array([[1.0]])}
+    assert rule_of("Split").magnitude(graph, op, sizes.get) is None
