@@ -15,6 +15,7 @@ from normfold.cli.check import check
 from normfold.cli.diff import diff
 from normfold.cli.help import Command
 from normfold.cli.recalibrate import recalibrate
+from normfold.cli.streams import STDOUT, check_json, tell
 from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
@@ -28,6 +29,7 @@ from normfold.cli.terminal import (
     FixedOption,
     HtmlOption,
     InputOption,
+    JsonOption,
     ModelArgsOption,
     ModelOption,
     OpsetOption,
@@ -116,7 +118,8 @@ def fold(
     ] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write the result without comparing it.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="R.json", help="Also write the report as JSON (docs/report.md).")
+        Path | None,
+        typer.Option("--report", "--json", metavar="R.json", help="Also write the report as JSON (docs/report.md)."),
     ] = None,
     html: HtmlOption = None,
     trust: TrustOption = False,
@@ -176,7 +179,7 @@ def fold(
             dry_run=dry_run,
             strict=strict,
             verify=not no_verify,
-            report=report,
+            report=None if report == STDOUT else report,
             html=html,
             emit_torch=emit_torch,
             external_data=external_data,
@@ -189,7 +192,9 @@ def fold(
         early.check_only(source, options.only)
         early.check_places(source, options.written(output), options.reports, force=force)
         done = with_progress(work, quiet=quiet)
-        if not quiet:
+        if report == STDOUT:
+            print(done.dumps(), end="")
+        elif not quiet:
             print_report(done)
 
 
@@ -213,7 +218,7 @@ def inspect(
     allow_unfinished: UnfinishedOption = False,
     norm_affine: AffineOption = False,
     keep_tied: TiedOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON (docs/report.md).")] = False,
+    json_file: JsonOption = None,
     verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
@@ -231,13 +236,15 @@ def inspect(
         options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
         early.check_sources(source)
         early.check_factory(model)
+        check_json(json_file)
         report = with_progress(work)
-        if as_json:
-            print(report.dumps(), end="")
-        else:
+
+        def show() -> None:
             print_report(report)
             if report.changed:
                 print("Nothing is written; `normfold fold` with the same options does it.")
+
+        tell(json_file, report.dumps, show)
 
 
 app.command(
@@ -273,7 +280,7 @@ def list_models(
         str | None,
         typer.Argument(metavar="PATTERN", help="A part of a name, or one with * in it. Default: all, a line a size."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON, one object per size.")] = False,
+    json_file: JsonOption = None,
     debug: DebugOption = False,
 ) -> None:
     """List the built-in architectures: names, norms, parameters, inputs, papers, published checkpoints.
@@ -282,6 +289,7 @@ def list_models(
     what neither tells is asked for.
     """
     with exit_codes(debug=debug):
+        check_json(json_file)
         from normfold.models import catalogue
 
         families = catalogue.FAMILIES if pattern is None else catalogue.matching(pattern)
@@ -291,12 +299,13 @@ def list_models(
             raise UsageError(
                 f"no built-in architecture is called like {pattern!r}{likely}; `normfold models` lists all"
             )
-        if as_json:
-            print(json_text(catalogue.to_json(families)), end="")
-            return
-        from normfold.report.render import render_models
 
-        print_rich(render_models(families, names=pattern is not None))
+        def show() -> None:
+            from normfold.report.render import render_models
+
+            print_rich(render_models(families, names=pattern is not None))
+
+        tell(json_file, lambda: json_text(catalogue.to_json(families)), show)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from normfold.bench.runners import DEVICES, DTYPES, RUNNERS
 from normfold.bench.runners.base import Runner
+from normfold.cli.streams import STDOUT
 from normfold.cli.terminal import (
     INTERRUPTED,
     ArchOption,
@@ -18,6 +19,7 @@ from normfold.cli.terminal import (
     EmaOption,
     HtmlOption,
     InputOption,
+    JsonOption,
     ModelArgsOption,
     ModelOption,
     QuietOption,
@@ -102,9 +104,7 @@ def bench(
             help="Real inputs to calibrate int8 and float16 on; repeatable. Default: drawn.",
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="P.json", help="Also write every raw sample (docs/bench.md).")
-    ] = None,
+    json_file: JsonOption = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="P.png", help="Also draw the medians with their intervals.")
     ] = None,
@@ -157,6 +157,8 @@ def bench(
     with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         early.check_sources(model_file, against)
         early.check_factory(model)
+        printed = json_file == STDOUT
+        json_file = None if printed else json_file
         _check_places(json_file, plot, html, force=force)
         result = with_progress(run, quiet=quiet)
         from normfold.bench.table import render_bench
@@ -164,7 +166,9 @@ def bench(
         try:
             _write(result, json_file, plot, html)
         finally:
-            if not quiet:
+            if printed:
+                print(result.dumps(), end="")
+            elif not quiet:
                 print_rich(render_bench(result))
     if result.interrupted:
         complain(f"interrupted; what was measured until then is {'in the files' if quiet else 'above'}, marked")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from typer import BadParameter
@@ -25,7 +26,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "layerwise",
     ),
     "What to write": (
-        "output", "dry_run", "report", "emit_torch", "external_data", "junit", "summary", "json_file", "as_json",
+        "output", "dry_run", "report", "emit_torch", "external_data", "junit", "summary", "json_file",
         "plot", "html", "force", "everything",
     ),
 }  # fmt: skip
@@ -59,13 +60,23 @@ def in_plain_words(message: str) -> str:
     return message if len(message) <= _SHORT else "\n" + textwrap.indent(textwrap.fill(message, _WIDTH), "  ")
 
 
+def with_stdout(args: Sequence[str]) -> list[str]:
+    """The arguments, where a --json that is followed by no place gets `-`: stdout."""
+    found: list[str] = []
+    for word, behind in pairwise([*args, "--"]):
+        found.append(word)
+        if word == "--json" and behind.startswith("-") and behind != "-":
+            found.append("-")
+    return found
+
+
 class Command(TyperCommand):
     """A command whose help has its options in groups."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does; what it does not like is said in plain words."""
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, with_stdout(args))
         except BadParameter as error:
             error.message = in_plain_words(error.message)
             raise

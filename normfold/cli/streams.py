@@ -12,8 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
+from normfold.errors import OutputError
+from normfold.system.files import check_place, write_text
 from normfold.system.text import printable
 
 # As a shell reports a process that SIGPIPE ended; and EX_IOERR of sysexits.h.
@@ -113,3 +116,26 @@ def _to_nowhere(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+# What --json takes for the place where a result for people would be.
+STDOUT = Path("-")
+
+
+def check_json(place: Path | None) -> None:
+    """Raise OutputError now for a JSON file that could not be written, or that exists."""
+    if place is None or place == STDOUT:
+        return
+    check_place(place)
+    if place.exists():
+        raise OutputError(f"{place} exists already; choose another name")
+
+
+def tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None]) -> None:
+    """A result as JSON where that is asked for, and for people on stdout, unless the JSON goes there."""
+    if place is not None and place != STDOUT:
+        write_text(place, dumps())
+    if place == STDOUT:
+        print(dumps(), end="")
+    else:
+        show()

@@ -149,6 +149,12 @@ TiedOption = Annotated[
         "--keep-tied", help="Fold nothing that would need a second copy of a weight, such as a tied embedding."
     ),
 ]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="P.json", help="Also write everything as JSON; to -, or without a name: print that instead."
+    ),
+]
 HtmlOption = Annotated[
     Path | None,
     typer.Option("--html", metavar="P.html", help="Also write a page to look at: one file, nothing to fetch or run."),

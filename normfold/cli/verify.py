@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normfold.checkpoint.options import LoadOptions
-from normfold.cli.streams import StdoutError
+from normfold.cli.streams import STDOUT, StdoutError
 from normfold.cli.terminal import (
     ArchOption,
     CodeOption,
@@ -16,6 +16,7 @@ from normfold.cli.terminal import (
     EmaOption,
     HtmlOption,
     InputOption,
+    JsonOption,
     ModelArgsOption,
     ModelOption,
     QuietOption,
@@ -69,9 +70,7 @@ def verify(
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="P.md", help="Also write a GitHub step summary (Markdown).")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="P.json", help="Also write all figures (docs/verification.md).")
-    ] = None,
+    json_file: JsonOption = None,
     html: HtmlOption = None,
     arch: ArchOption = None,
     model: ModelOption = None,
@@ -117,8 +116,10 @@ def verify(
         early.check_sources(model_file, against)
         early.check_factory(model)
         from normfold.report.verdict_files import VerdictFiles
+        from normfold.verify.verdict import error_json
 
-        files = VerdictFiles(junit, summary, json_file, html)
+        printed = json_file == STDOUT
+        files = VerdictFiles(junit, summary, None if printed else json_file, html)
         files.check()
         load = LoadOptions(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
@@ -127,15 +128,18 @@ def verify(
             verdict = with_bars(work, quiet=quiet)
         except Exception as error:
             # A judge that breaks down has not found the model wrong.
+            said = str(error) if isinstance(error, NormfoldError) else fault(error)[1]
+            if printed:
+                print(error_json(said), end="")
             try:
-                files.write_error(str(error) if isinstance(error, NormfoldError) else fault(error)[1])
+                files.write_error(said)
             except OutputError as unwritten:
                 complain(str(unwritten))
             raise
-        _tell(verdict, files, quiet=quiet)
+        _tell(verdict, files, quiet=quiet, as_json=printed)
 
 
-def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool) -> None:
+def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool, as_json: bool) -> None:
     """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
     from normfold.report.render_verdict import render_verdict
     from normfold.verify.verdict import headline
@@ -144,7 +148,9 @@ def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool) -> None:
         try:
             files.write(verdict)
         finally:
-            if not quiet:
+            if as_json:
+                print(verdict.dumps(), end="")
+            elif not quiet:
                 print_rich(render_verdict(verdict))
             elif not verdict.passed:
                 complain(f"{verdict.model}: {headline(verdict)}")

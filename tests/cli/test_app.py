@@ -57,7 +57,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """What the commands below name is there, and looked at only by what is replaced."""
     folder = tmp_path_factory.mktemp("here")
     monkeypatch.chdir(folder)
-    (folder / "a.pt").touch()
+    (folder / "a.pt").write_bytes(b"a.norm.weight b.norm.weight")
     (folder / "pkg").mkdir()
 
 
@@ -368,3 +368,20 @@ cli.main()
     assert process.returncode == code
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_json_means_one_thing_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place to write it to, with the tables printed all the same; - or no place: it is printed instead of them."""
+    returning(monkeypatch, "look", REPORT)
+    returning(monkeypatch, "run", REPORT)
+    for words in (["inspect", "a.pt"], ["models", "deit_tiny"], ["fold", "a.pt", "-o", "out.onnx"]):
+        place = tmp_path / f"{words[0]}.json"
+        shown, written = RUN.invoke(app, words).stdout, RUN.invoke(app, [*words, "--json", str(place)])
+        assert written.exit_code == 0 and written.stdout == shown
+        if words[0] != "fold":
+            text = place.read_text(encoding="utf-8")
+            for bare in (["--json"], ["--json", "-"], ["--json", "--debug"]):
+                assert RUN.invoke(app, [*words, *bare]).stdout == text
+            again = RUN.invoke(app, [*words, "--json", str(place)])
+            assert again.exit_code == 2 and "exists already" in again.stderr
+        json.loads(RUN.invoke(app, [*words, "--json"]).stdout)
