@@ -155,3 +155,16 @@ def test_a_wider_constant_keeps_its_values() -> None:
     check(text, FOLDED, a=(4,), rows=(3, 4), w=(4, 3), sizes=(1,))
     shifted = text.replace("n = Mul(h, a)", "n0 = Mul(h, a)\nn = Add(n0, b)")
     check(shifted, partial("two-tensors"), a=(4,), b=draw("b", 4), rows=(3, 4), w=(4, 3), sizes=(1,))
+
+
+@pytest.mark.parametrize("product", ["Mul(p, q)", "Mul(q, p)"])
+def test_a_scale_goes_to_the_operand_that_is_no_output_of_the_model(product: str) -> None:
+    text = f"""g (double[B,4] x) => (double y, double p) {{
+        p = MatMul(x, u)
+        q = MatMul(x, v)
+        o = {product}
+        n = Mul(o, a)
+        y = Tanh(n)
+    }}"""
+    after, _ = check(text, FOLDED, u=(4, 4), v=(4, 4), a=(4,))
+    assert op_types(after) == ["MatMul", "MatMul", "Mul", "Tanh"]
