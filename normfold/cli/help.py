@@ -60,12 +60,17 @@ def in_plain_words(message: str) -> str:
     return message if len(message) <= _SHORT else "\n" + textwrap.indent(textwrap.fill(message, _WIDTH), "  ")
 
 
-def with_stdout(args: Sequence[str]) -> list[str]:
+# Commands that are there to print: their --json is followed by what they take as often as by a place.
+_PRINTERS = ("inspect", "models")
+
+
+def with_stdout(args: Sequence[str], command: str | None) -> list[str]:
     """The arguments, where a --json that is followed by no place gets `-`: stdout."""
     found: list[str] = []
     for word, behind in pairwise([*args, "--"]):
         found.append(word)
-        if word == "--json" and behind.startswith("-") and behind != "-":
+        place = behind == "-" or (behind.endswith(".json") if command in _PRINTERS else not behind.startswith("-"))
+        if word == "--json" and not place:
             found.append("-")
     return found
 
@@ -76,7 +81,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does; what it does not like is said in plain words."""
         try:
-            return super().parse_args(ctx, with_stdout(args))
+            return super().parse_args(ctx, with_stdout(args, self.name))
         except BadParameter as error:
             error.message = in_plain_words(error.message)
             raise

@@ -385,3 +385,8 @@ def test_json_means_one_thing_everywhere(tmp_path: Path, monkeypatch: pytest.Mon
             again = RUN.invoke(app, [*words, "--json", str(place)])
             assert again.exit_code == 2 and "exists already" in again.stderr
         json.loads(RUN.invoke(app, [*words, "--json"]).stdout)
+    # In front of what they take too.
+    for command, *taken in (["inspect", "a.pt"], ["models", "deit_tiny"]):
+        assert (
+            RUN.invoke(app, [command, "--json", *taken]).stdout == RUN.invoke(app, [command, *taken, "--json"]).stdout
+        )
