@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
@@ -13,15 +12,8 @@ from onnx import helper, numpy_helper
 from normfold.errors import GraphError
 from normfold.graph import constants
 from normfold.graph.constants import LARGEST_COMPUTED
-from normfold.graph.operators import operators
-from normfold.graph.prepare import prepare
 from normfold.graph.view import Graph
-from tests.support.graphs import FOLDED, build, check, draw, fold, outcomes, parse, same_function
-
-
-def graph_of(model: onnx.ModelProto) -> Graph:
-    prepared = prepare(ir.from_proto(model))
-    return Graph(prepared, operators(prepared))
+from tests.support.graphs import FOLDED, build, check, draw, fold, graph_of, outcomes, parse, same_function
 
 
 def value(graph: Graph, name: str) -> ir.Value:

@@ -17,7 +17,9 @@ from onnx.reference.op_run import OpRun
 
 from normfold.analysis.analyse import analyse
 from normfold.analysis.plan import Plan
+from normfold.graph.operators import operators
 from normfold.graph.prepare import prepare
+from normfold.graph.view import Graph
 from normfold.rewrite.graph import rewrite
 
 
@@ -165,6 +167,12 @@ def same_function(
             assert expected.shape == found.shape and expected.dtype == found.dtype
             scale = max(float(np.abs(expected).max(initial=0.0)), 1.0)
             assert expected.size == 0 or np.abs(found - expected).max() <= tolerance * scale
+
+
+def graph_of(model: onnx.ModelProto) -> Graph:
+    """The model as the rules see it, its fixed maps not collapsed."""
+    prepared = prepare(ir.from_proto(model))
+    return Graph(prepared, operators(prepared))
 
 
 def halves(text: str, constants: Mapping[str, NDArray[np.generic] | tuple[int, ...]]) -> Iterator[onnx.ModelProto]:

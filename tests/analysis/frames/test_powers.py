@@ -20,14 +20,12 @@ from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan
 from normfold.analysis.refusal import Refuse
 from normfold.graph.float16 import to_half
-from normfold.graph.operators import operators
 from normfold.graph.powers import rescale
 from normfold.graph.prepare import prepare
-from normfold.graph.view import Graph
 from normfold.inputs.cases import Case
 from normfold.inputs.spec import InputSpec
 from normfold.pipeline import run as pipeline
-from tests.support.graphs import op_types, parse, run_float32
+from tests.support.graphs import graph_of, op_types, parse, run_float32
 
 RNG = np.random.default_rng(3)
 # The stream `h` reaches some 1e5, and the squares of a norm 1e10.
@@ -225,7 +223,6 @@ def test_the_users_inputs_decide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scale", "passes"), [(4.0, True), (0.25, True), (-2.0, False)])
 def test_a_batch_norm_that_keeps_its_operator_takes_any_positive_power(scale: float, passes: bool) -> None:
     graph = model(NORMS["operator"], stream=f"a = MatMul(x, w)\n{MAPS['batch norm']}")
-    prepared = prepare(ir.from_proto(graph))
-    state = State(Graph(prepared, operators(prepared)))
+    state = State(graph_of(graph))
     value = next(op.output for op in state.graph.ops if op.output.name == "a")
     assert isinstance(take(state, {value: np.full((1, 1), scale)}), Refuse) is not passes

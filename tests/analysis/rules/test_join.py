@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from normfold.analysis.rules import rule_of
-from normfold.graph.operators import operators
-from normfold.graph.prepare import prepare
-from normfold.graph.view import Graph
-from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes
+from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, graph_of, kept, op_types, outcomes
 
 
 def ints(*values: int) -> np.ndarray:
@@ -208,8 +204,7 @@ def test_how_large_what_is_joined_along_rows_of_unknown_number_is(second: str, k
     axis = 0 if known else 1
     text = f"g (double[B,4] x, double[{second}] z) => (double y) {{ y = Concat<axis = {axis}>(x, z) }}"
     model = build(text)
-    prepared = prepare(ir.from_proto(model))
-    graph = Graph(prepared, operators(prepared))
+    graph = graph_of(model)
     (op,) = graph.ops
     sizes = {0: np.array([[1.0, 2.0, 3.0, 4.0]]), 1: np.array([[3.0, 2.0, 1.0, 4.0]])}
     found = rule_of("Concat").magnitude(graph, op, sizes.get)
@@ -222,8 +217,7 @@ def test_how_large_what_is_joined_along_rows_of_unknown_number_is(second: str, k
 
 def test_how_large_a_part_of_a_split_is_nobody_knows() -> None:
     model = build("g (double[B,4] x) => (double y, double z) { y, z = Split<axis = 1>(x, s) }", s=ints(2, 2))
-    prepared = prepare(ir.from_proto(model))
-    graph = Graph(prepared, operators(prepared))
+    graph = graph_of(model)
     (op,) = graph.ops
     sizes = {0: np.array([[1.0, 2.0, 3.0, 4.0]]), 1: np.array([[1.0]])}
     assert rule_of("Split").magnitude(graph, op, sizes.get) is None

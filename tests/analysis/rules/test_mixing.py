@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.windows import map_elements
-from normfold.graph.operators import operators
-from normfold.graph.prepare import prepare
-from normfold.graph.view import Graph
-from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, op_types, outcomes, same_function
+from tests.support.graphs import (
+    FOLDED,
+    Outcome,
+    build,
+    check,
+    draw,
+    fold,
+    graph_of,
+    kept,
+    op_types,
+    outcomes,
+    same_function,
+)
 
 # A weight that mixes tokens: the channels lie on an axis that it does not have.
 
@@ -108,8 +116,7 @@ def test_a_product_with_a_vector(operands: str) -> None:
 
 def test_a_bias_for_every_token_costs_what_a_map_does() -> None:
     model = build("g (double[B,3,4] x) => (double y) { y = MatMul(w, x) }", w=(3, 3))
-    prepared = prepare(ir.from_proto(model))
-    graph = Graph(prepared, operators(prepared))
+    graph = graph_of(model)
     (op,) = graph.ops
     shifts = {"x": np.arange(1.0, 5.0).reshape(1, 1, 4), op.output.name: np.zeros((1, 1, 1))}
     found = rule_of("MatMul").added_elements(graph, op, lambda value: shifts[str(value.name)])

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 
 from normfold.analysis.rules.tie import in_range
-from normfold.graph.operators import operators
-from normfold.graph.prepare import prepare
-from normfold.graph.view import Graph
 from tests.analysis.rules.sandwich import Sandwich
-from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, kept, outcomes, partial
+from tests.support.graphs import FOLDED, Outcome, build, check, draw, fold, graph_of, kept, outcomes, partial
 
 # i (B, 3, 4) is normed along its last axis; p is a condition, k another tensor that a weight writes.
 HEAD = (
@@ -151,8 +147,7 @@ def test_what_is_within_the_range_of_each_type(kind: str, largest: float) -> Non
     )
     number = getattr(onnx.TensorProto, kind.upper())
     model.graph.initializer.append(onnx.helper.make_tensor("low", number, [1], [-0.9 * largest]))
-    prepared = prepare(ir.from_proto(model))
-    graph = Graph(prepared, operators(prepared))
-    low = prepared.graph.initializers["low"]
+    graph = graph_of(model)
+    low = graph.model.graph.initializers["low"]
     assert in_range(graph, low, np.array([1.0])) and in_range(graph, low, np.array([2.0, -4.0]))
     assert not in_range(graph, low, np.array([1.5])) and not in_range(graph, low, np.array([4.0, 0.25]))

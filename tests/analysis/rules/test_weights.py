@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from normfold.analysis.rules import rule_of
-from normfold.graph.operators import operators
-from normfold.graph.prepare import prepare
-from normfold.graph.view import Graph
-from tests.support.graphs import FOLDED, build, check, kept, op_types
+from tests.support.graphs import FOLDED, build, check, graph_of, kept, op_types
 
 GEMM_LEFT = """g (double[{x}] x) => (double y) {{
     {before}
@@ -62,8 +58,7 @@ def test_a_weight_that_is_written_out(name: str) -> None:
 def test_how_large_a_gemm_writes_its_channels(attributes: str, axis: int) -> None:
     weight = np.arange(1.0, 17.0).reshape(4, 4)
     model = build(f"g (double[B,4] x) => (double y) {{ y = Gemm{attributes}(x, w) }}", w=weight)
-    prepared = prepare(ir.from_proto(model))
-    graph = Graph(prepared, operators(prepared))
+    graph = graph_of(model)
     (op,) = graph.ops
     found = rule_of("Gemm").magnitude(graph, op, lambda value: None)
     assert found is not None
