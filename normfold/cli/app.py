@@ -15,7 +15,7 @@ from normfold.cli.check import check
 from normfold.cli.diff import diff
 from normfold.cli.help import Command
 from normfold.cli.recalibrate import recalibrate
-from normfold.cli.streams import STDOUT, check_json, tell
+from normfold.cli.streams import check_json, file_of, keep_and_tell, tell
 from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
@@ -179,7 +179,7 @@ def fold(
             dry_run=dry_run,
             strict=strict,
             verify=not no_verify,
-            report=None if report == STDOUT else report,
+            report=file_of(report),
             html=html,
             emit_torch=emit_torch,
             external_data=external_data,
@@ -192,10 +192,7 @@ def fold(
         early.check_only(source, options.only)
         early.check_places(source, options.written(output), options.reports, force=force)
         done = with_progress(work, quiet=quiet)
-        if report == STDOUT:
-            print(done.dumps(), end="")
-        elif not quiet:
-            print_report(done)
+        tell(report, done.dumps, lambda: print_report(done), quiet=quiet)
 
 
 @app.command(
@@ -244,7 +241,7 @@ def inspect(
             if report.changed:
                 print("Nothing is written; `normfold fold` with the same options does it.")
 
-        tell(json_file, report.dumps, show)
+        keep_and_tell(json_file, report.dumps, show)
 
 
 app.command(
@@ -305,7 +302,7 @@ def list_models(
 
             print_rich(render_models(families, names=pattern is not None))
 
-        tell(json_file, lambda: json_text(catalogue.to_json(families)), show)
+        keep_and_tell(json_file, lambda: json_text(catalogue.to_json(families)), show)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from normfold.bench.runners import DEVICES, DTYPES, RUNNERS
 from normfold.bench.runners.base import Runner
-from normfold.cli.streams import STDOUT
+from normfold.cli.streams import file_of, tell
 from normfold.cli.terminal import (
     INTERRUPTED,
     ArchOption,
@@ -157,19 +157,14 @@ def bench(
     with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         early.check_sources(model_file, against)
         early.check_factory(model)
-        printed = json_file == STDOUT
-        json_file = None if printed else json_file
-        _check_places(json_file, plot, html, force=force)
+        _check_places(file_of(json_file), plot, html, force=force)
         result = with_progress(run, quiet=quiet)
         from normfold.bench.table import render_bench
 
         try:
-            _write(result, json_file, plot, html)
+            _write(result, file_of(json_file), plot, html)
         finally:
-            if printed:
-                print(result.dumps(), end="")
-            elif not quiet:
-                print_rich(render_bench(result))
+            tell(json_file, result.dumps, lambda: print_rich(render_bench(result)), quiet=quiet)
     if result.interrupted:
         complain(f"interrupted; what was measured until then is {'in the files' if quiet else 'above'}, marked")
         raise typer.Exit(INTERRUPTED)

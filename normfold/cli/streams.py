@@ -122,20 +122,31 @@ def _to_nowhere(stream: TextIO) -> None:
 STDOUT = Path("-")
 
 
+def file_of(place: Path | None) -> Path | None:
+    """The file that --json names; None where it is stdout."""
+    return None if place == STDOUT else place
+
+
 def check_json(place: Path | None) -> None:
     """Raise OutputError now for a JSON file that could not be written, or that exists."""
-    if place is None or place == STDOUT:
-        return
-    check_place(place)
-    if place.exists():
-        raise OutputError(f"{place} exists already; choose another name")
+    file = file_of(place)
+    if file is not None:
+        check_place(file)
+        if file.exists():
+            raise OutputError(f"{file} exists already; choose another name")
 
 
-def tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None]) -> None:
-    """A result as JSON where that is asked for, and for people on stdout, unless the JSON goes there."""
-    if place is not None and place != STDOUT:
-        write_text(place, dumps())
+def tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None], *, quiet: bool = False) -> None:
+    """A result on stdout: as JSON where that is its place, otherwise for people. quiet: not for people."""
     if place == STDOUT:
         print(dumps(), end="")
-    else:
+    elif not quiet:
         show()
+
+
+def keep_and_tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None]) -> None:
+    """`tell`, and the JSON in its file where that is its place."""
+    file = file_of(place)
+    if file is not None:
+        write_text(file, dumps())
+    tell(place, dumps, show)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normfold.checkpoint.options import LoadOptions
-from normfold.cli.streams import STDOUT, StdoutError
+from normfold.cli.streams import STDOUT, StdoutError, file_of, tell
 from normfold.cli.terminal import (
     ArchOption,
     CodeOption,
@@ -118,8 +119,7 @@ def verify(
         from normfold.report.verdict_files import VerdictFiles
         from normfold.verify.verdict import error_json
 
-        printed = json_file == STDOUT
-        files = VerdictFiles(junit, summary, None if printed else json_file, html)
+        files = VerdictFiles(junit, summary, file_of(json_file), html)
         files.check()
         load = LoadOptions(
             arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
@@ -129,17 +129,18 @@ def verify(
         except Exception as error:
             # A judge that breaks down has not found the model wrong.
             said = str(error) if isinstance(error, NormfoldError) else fault(error)[1]
-            if printed:
-                print(error_json(said), end="")
+            # Where stdout takes nothing, what went wrong still decides how the run ends.
+            with suppress(StdoutError):
+                tell(json_file, lambda: error_json(said), lambda: None)
             try:
                 files.write_error(said)
             except OutputError as unwritten:
                 complain(str(unwritten))
             raise
-        _tell(verdict, files, quiet=quiet, as_json=printed)
+        _tell(verdict, files, json_file, quiet=quiet)
 
 
-def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool, as_json: bool) -> None:
+def _tell(verdict: Verdict, files: VerdictFiles, place: Path | None, *, quiet: bool) -> None:
     """Write and print a verdict; one that fails says so whatever cannot be written or printed."""
     from normfold.report.render_verdict import render_verdict
     from normfold.verify.verdict import headline
@@ -148,11 +149,8 @@ def _tell(verdict: Verdict, files: VerdictFiles, *, quiet: bool, as_json: bool) 
         try:
             files.write(verdict)
         finally:
-            if as_json:
-                print(verdict.dumps(), end="")
-            elif not quiet:
-                print_rich(render_verdict(verdict))
-            elif not verdict.passed:
+            tell(place, verdict.dumps, lambda: print_rich(render_verdict(verdict)), quiet=quiet)
+            if quiet and place != STDOUT and not verdict.passed:
                 complain(f"{verdict.model}: {headline(verdict)}")
     except (OutputError, StdoutError) as error:
         if verdict.passed:

@@ -81,8 +81,9 @@ def _names_in(path: Path) -> bytes | None:
                 plain = len(found) == 1 and found[0].compress_type == zipfile.ZIP_STORED
                 return archive.read(found[0]) if plain and found[0].file_size <= _MOST_NAMES else None
         return path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_NAMES else None
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        return None  # whoever reads it says what is wrong with it
+    # What is damaged or encrypted; whoever reads the file says what is wrong with it.
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return None
 
 
 def check_places(source: Path | None, outputs: Sequence[Path], reports: Sequence[Path], *, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from normfold._version import __version__
 from normfold.graph.compare import Difference
@@ -72,11 +72,7 @@ def _summary(difference: Difference) -> str:
 
 
 def _table(
-    title: str,
-    headings: tuple[str, ...],
-    rows: Iterable[tuple[str, ...]],
-    *,
-    right: frozenset[int] | set[int] = frozenset(),
+    title: str, headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, right: Collection[int] = ()
 ) -> Iterator[str]:
     """A heading with the number of rows, and a table of them; nothing where there are none."""
     cells = [tuple(map(escaped, row)) for row in rows]

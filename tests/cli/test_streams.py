@@ -82,6 +82,9 @@ def test_a_fold_that_cannot_print_has_folded(tmp_path: Path, redirected: str, co
         slow("inspect gone.onnx 2>&-", 2),
         slow("inspect gone.onnx > /dev/full", 2),
         slow("fold foldable.onnx -o /dev/full/x.onnx", 2),
+        slow("verify /dev/null --against foldable.onnx --json > /dev/full", 2),
+        # Found while it is verified, not before.
+        slow("verify foldable.onnx --against foldable.onnx --data foldable.onnx --json > /dev/full", 2),
     ],
 )
 def test_what_cannot_be_printed_changes_no_other_code(tmp_path: Path, command: str, code: int) -> None:
