@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ def work_beside(index: int, folder: str) -> None:
     """What `torch.multiprocessing.spawn` starts beside rank 0."""
     warnings.simplefilter("error")
     work(index + 1, folder)
+    # DistributedDataParallel keeps gloo's threads past the group's end; one that frees a tensor
+    # while the interpreter goes down aborts the process (pytorch/pytorch#179291).
+    os._exit(0)
 
 
 def work(rank: int, folder: str) -> None:
