@@ -1,7 +1,7 @@
 """A decoder with its key-value cache: how long the prompt takes, and how long the tokens after it.
 
 Such a model takes `ids` (N, L), `past_keys` and `past_values` (layers, N, heads, P, head_dim) and returns the logits
-(N, L, vocabulary) and the keys and values of all P + L positions (export/tasks.py).
+(N, L, vocabulary) and the keys and values of all P + L positions (export/parts.py).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ class Job:
     """One model under one runtime at one size of its inputs.
 
     model: an ONNX file, or a pickled module of our own writing (`Runner.runs_modules`). inputs: specifications
-    (inputs.InputSpec). sizes: of their dynamic axes. runtime: the name of its `Runner`. mode: one of the runner's; or
+    (inputs/spec.py). sizes: of their dynamic axes. runtime: the name of its `Runner`. mode: one of the runner's; or
     prompt or generate (decoders with a cache, decode.py).
     dtype: in which it computes. data: npz files of real inputs, which int8 is calibrated on.
     threads: within one operator, CPU. seed: of the inputs, the same for all variants. scratch: a file that

@@ -86,7 +86,7 @@ class Known:
 _PLACES = ("args", "cfg", "config", "hparams", "hyper_parameters", "model_args", "model_config")
 _NAME_KEYS = ("arch", "model", "_name", "architecture", "model_name", "TYPE")
 _HEADS = ("heads", "num_heads", "n_heads", "n_head", "nhead", "num_attention_heads")
-# Options by the names that configurations give them; the rows of shown.py say which of them a family has.
+# Options by the names that configurations give them; the rows of evidence.py say which of them a family has.
 _OPTIONS: Mapping[str, str] = {
     **dict.fromkeys((*_HEADS, "encoder_attention_heads", "decoder_attention_heads"), "heads"),
     **dict.fromkeys(("num_classes", "nb_classes", "NUM_CLASSES"), "classes"),

@@ -1,4 +1,4 @@
-"""What a candidate is held to, and the comparisons: see verify.py for the bounds and why they are what they are."""
+"""What a candidate is held to, and the comparisons: judge.py says what the bounds are, and why."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Yardstick:
         tick: Tick = nothing,
         ceiling: bool = True,
     ) -> Yardstick:
-        """Measure the original graph at `path`. ceiling: see the module verify; without, the caller has one of its own.
+        """Measure the original graph at `path`. ceiling: see judge.py; without it the caller has one of its own.
 
         Raises GraphError when onnxruntime does not accept it, CannotJudgeError when it is farther from the truth than
         rounding explains.

@@ -34,7 +34,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Placement:
-    """A start of the shift's flood. writer_limit: see `rules.base.Ports`."""
+    """A start of the shift's flood. writer_limit: see `rules.base.Surroundings`."""
 
     place: ShiftPlace
     start: dict[Value, Array]
