@@ -26,11 +26,10 @@ from normfold.analysis.rules.normalize import parameters
 from normfold.graph.operators import operators
 from normfold.graph.types import Model, Op, Value
 from normfold.graph.view import Graph
-from normfold.inputs.cases import Array, Case, draw_cases
+from normfold.inputs.cases import SEEN, Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.norms.base import NormModule
 
-CASES = 8
 # Half the distance from 1 to the next float32: added to 1, less is nothing.
 NOTHING = 2.0**-24
 # The kind of a norm whose statistic cannot matter, behind what it is.
@@ -81,7 +80,7 @@ def plan_fixed(
 ) -> FixedStatistics:
     """What the norms of `model`, which needs shapes (`graph.prepare`), read; those that are fixed maps by it.
 
-    cases: the inputs that are looked at, by default `CASES` drawn ones. Raises GraphError where the graph cannot run,
+    cases: the inputs that are looked at, by default `SEEN` drawn ones. Raises GraphError where the graph cannot run,
     CannotJudgeError where memory runs out or an operator is not known.
     """
     graph = Graph(model, operators(model))
@@ -90,7 +89,7 @@ def plan_fixed(
     candidates = [(op, name) for op, name in found if _no_map(graph, op) is None]
     if not candidates:
         return FixedStatistics(kept=tuple(kept))
-    cases = draw_cases(specs, count=CASES) if cases is None else cases
+    cases = draw_cases(specs, count=SEEN) if cases is None else cases
     largest = _variances(model, [op for op, _ in candidates], cases)
     fixed = []
     for op, name in candidates:

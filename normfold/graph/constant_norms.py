@@ -13,8 +13,8 @@ import onnx_ir.passes.common as passes
 
 from normfold.errors import GraphError
 from normfold.graph.constants import store_content
-from normfold.graph.operators import operators
-from normfold.graph.types import BATCH_NORM, Model, Node, Value
+from normfold.graph.operators import bodies, operators
+from normfold.graph.types import BATCH_NORM, STANDARD, Model, Node, Value
 from normfold.graph.view import Graph
 
 
@@ -38,18 +38,12 @@ def _constant_norms(model: Model) -> list[Node]:
     reached: set[Value] = set(model.graph.inputs)
     found = []
     for node in model.graph:
-        if reached.isdisjoint(value for value in node.inputs if value is not None) and not _has_body(node):
-            if node.op_type == BATCH_NORM and node.domain in ("", "ai.onnx") and _only_first(model, node):
+        if reached.isdisjoint(value for value in node.inputs if value is not None) and not bodies(node):
+            if node.op_type == BATCH_NORM and node.domain in STANDARD and _only_first(model, node):
                 found.append(node)
         else:
             reached.update(node.outputs)
     return found
-
-
-def _has_body(node: Node) -> bool:
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
-    )
 
 
 def _only_first(model: Model, node: Node) -> bool:

@@ -170,7 +170,6 @@ def _batch_norm(form: Form, x: Array, scale: Array, bias: Array, mean: Array, va
 
 def _cast_like(form: Form, x: Array, target: Array) -> Array:
     """In the type that the second operand is declared to have; widened, it no longer tells."""
-    form.integer("saturate", 1)
     declared = form.node.inputs[1]
     if declared is None or declared.dtype is None:
         raise TypeError("its type is not declared")

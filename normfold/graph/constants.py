@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from normfold.errors import GraphError
 from normfold.graph.constant_operators import OPERATORS, compute
 from normfold.graph.dims import Dim
+from normfold.graph.types import STANDARD
 from normfold.system.failures import one_line
 
 # Constants up to this size are widened to float64 once and kept; larger ones anew every time.
@@ -72,7 +73,7 @@ class Constants:
         """What operators make of constants alone: one pass, for a graph may be deeper than Python's stack."""
         made: set[ir.Value] = set()
         for node in self._model.graph:
-            if node.domain in ("", "ai.onnx") and (node.op_type in OPERATORS or node.op_type in SIZES):
+            if node.domain in STANDARD and (node.op_type in OPERATORS or node.op_type in SIZES):
                 made.update(value for value in node.outputs if self._makes(node, value, made))
         return frozenset(made)
 

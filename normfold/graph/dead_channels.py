@@ -11,14 +11,14 @@ the channel is 0 in front of the norm, (0 - 0) / std * 1 + beta behind it. Exact
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from normfold.graph.types import BATCH_NORM, Model, Node, Value
+from normfold.graph.scopes import unused
+from normfold.graph.types import BATCH_NORM, STANDARD, Model, Node, Value
 
 _WEIGHT, _BIAS = 1, 2
 _GAMMA, _MEAN = 1, 3
@@ -45,7 +45,7 @@ def silence(model: Model) -> None:
 
 def _writer(model: Model, node: Node) -> Node | None:
     """The operator in front of a BatchNormalization, where nobody else reads what it writes."""
-    if node.op_type != BATCH_NORM or node.domain not in ("", "ai.onnx") or len(node.inputs) != 5:
+    if node.op_type != BATCH_NORM or node.domain not in STANDARD or len(node.inputs) != 5:
         return None
     training, source = node.attributes.get("training_mode"), node.inputs[0]
     if source is None or len(source.uses()) != 1 or source in model.graph.outputs:
@@ -53,7 +53,7 @@ def _writer(model: Model, node: Node) -> Node | None:
     if (training is not None and training.value) or any(value.name for value in node.outputs[1:]):
         return None
     writer = source.producer()
-    return writer if writer is not None and writer.domain in ("", "ai.onnx") and writer.graph is model.graph else None
+    return writer if writer is not None and writer.domain in STANDARD and writer.graph is model.graph else None
 
 
 def _silenced(model: Model, writer: Node, alive: NDArray[np.bool_]) -> list[tuple[int, NDArray[Any]]] | None:
@@ -105,14 +105,7 @@ def _replace(model: Model, node: Node, index: int, array: NDArray[Any]) -> None:
     if len(value.uses()) == 1:
         value.const_value = ir.Tensor(array, name=value.name)
         return
-    name = next(name for name in _names(value.name) if name not in model.graph.initializers)
+    name = unused(f"{value.name}.silenced", set(model.graph.initializers))
     own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=ir.Tensor(array, name=name))
     model.graph.register_initializer(own)
     node.replace_input_with(index, own)
-
-
-def _names(stem: str) -> Iterator[str]:
-    number = 0
-    while True:
-        yield f"{stem}.silenced{number or ''}"
-        number += 1

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from normfold.errors import GraphError
 from normfold.graph.write import EXACT, in_memory
-from normfold.system.numbers import MASK
+from normfold.system.numbers import LARGEST_HALF, MASK
 
-LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = np.finfo(np.float16).smallest_subnormal
 
 
@@ -77,7 +76,7 @@ def _typed(model: ir.Model) -> ir.Model:
 def _cast(content: Content, value: ir.Value) -> ir.LazyTensor:
     def tensor() -> ir.Tensor[Any]:
         clipped = np.asarray(content())
-        clipped = np.where(np.abs(clipped) >= MASK, np.sign(clipped) * LARGEST, clipped)
+        clipped = np.where(np.abs(clipped) >= MASK, np.sign(clipped) * LARGEST_HALF, clipped)
         half = clipped.astype(np.float16)
         # A number that is added before a root or a division keeps 0 away: it must not become 0 itself.
         half = np.where((half == 0.0) & (clipped > 0.0), SMALLEST, half) if half.size == 1 else half
@@ -105,9 +104,9 @@ def _of_attributes(node: ir.Node) -> Iterable[tuple[str, ir.TensorProtocol]]:
 
 def _check(name: str, tensor: ir.TensorProtocol) -> None:
     array = np.abs(tensor.numpy())
-    beyond = array[(array < MASK) & (array.astype(np.float64) >= LARGEST + 16.0)]
+    beyond = array[(array < MASK) & (array.astype(np.float64) >= LARGEST_HALF + 16.0)]
     if beyond.size:
         raise GraphError(
-            f"{name} holds {beyond.max():.6g}, and float16 ends at {LARGEST:.0f}: this model does not fit into it. "
-            "Write it in float32 (leave --dtype out)"
+            f"{name} holds {beyond.max():.6g}, and float16 ends at {LARGEST_HALF:.0f}: this model does not fit "
+            "into it. Write it in float32 (leave --dtype out)"
         )

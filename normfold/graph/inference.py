@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from normfold.graph.constants import store_content
+from normfold.graph.types import STANDARD
 from normfold.system.subprocess_copy import AbortedError, isolated
 
 _OPERATOR, _ERRORS = "(op_type:", "Inference error(s):"
@@ -100,7 +101,7 @@ def check_shapes(model: ir.Model) -> str:
 
 def _layouts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The operators whose attributes ONNX does not compare with their operands."""
-    return [node for node in graph.node if node.domain in ("", "ai.onnx") and node.op_type in ("Transpose", "Conv")]
+    return [node for node in graph.node if node.domain in STANDARD and node.op_type in ("Transpose", "Conv")]
 
 
 def _misfit(node: onnx.NodeProto, sizes: Callable[[str], list[int] | None]) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 
 from normfold.graph.scopes import node_name
-from normfold.graph.types import Model, Node, Op, Value
+from normfold.graph.types import STANDARD, Model, Node, Op, Value
 
 
 def _attributes(node: Node) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def inner_operators(model: Model) -> list[Op]:
 
 def _operator(node: Node, index: int) -> Op:
     return Op(
-        type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        type=node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}",
         index=index,
         name=node_name(node),
         inputs=tuple(node.inputs) + _captured(node),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from normfold.errors import GraphError
 from normfold.graph.operators import operators
+from normfold.graph.scopes import unused
 from normfold.graph.types import Model, Node, Value
 from normfold.graph.view import Graph
 from normfold.system.plain import as_text
@@ -138,15 +139,6 @@ def _multiply(model: Model, value: Value, result: str, power: int, factor: str) 
     for user, index in tuple(value.uses()):
         if user is not node:
             user.replace_input_with(index, scaled)
-
-
-def unused(base: str, taken: set[Any]) -> str:
-    """A name that is not taken, made of `base`; from now on it is."""
-    name = base
-    while name in taken:
-        name = f"{name}.2"
-    taken.add(name)
-    return name
 
 
 def _missing(what: str) -> GraphError:

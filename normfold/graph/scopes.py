@@ -1,6 +1,8 @@
-"""The names that people gave the operators: the modules that an exporter found them in."""
+"""Names: of the modules that an exporter found operators in, and such as are still free."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from normfold.graph.types import Node
 from normfold.system.text import listed
@@ -25,3 +27,12 @@ def node_name(node: Node) -> str:
     return (
         (path[-1] if path and path[-1] else None) or node.name or (node.outputs[0].name if node.outputs else "") or "?"
     )
+
+
+def unused(base: str, taken: set[Any]) -> str:
+    """A name that is not in `taken`, made of `base`; it is added."""
+    name = base
+    while name in taken:
+        name = f"{name}.2"
+    taken.add(name)
+    return name

@@ -23,6 +23,8 @@ OLDEST_OPSET = 7
 IR_OF_CONSTANTS = 4
 
 BATCH_NORM = "BatchNormalization"
+# The domain of the standard operators, as files spell it.
+STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

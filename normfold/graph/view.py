@@ -15,7 +15,7 @@ from normfold.graph.affine import Array
 from normfold.graph.constants import SIZES, Constants, Rows
 from normfold.graph.dims import Dim, parse, reshaped
 from normfold.graph.operators import opset
-from normfold.graph.types import Model, Node, Op, Value
+from normfold.graph.types import STANDARD, Model, Node, Op, Value
 
 _FLOATING = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
@@ -75,7 +75,7 @@ class Graph:
         names: dict[str, Dim] = {}
         given = {dim.value for value in self.inputs for dim in value.shape or () if not isinstance(dim, int)}
         for node in self.model.graph:
-            if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or len(node.inputs) != 2:
+            if node.op_type != "Reshape" or node.domain not in STANDARD or len(node.inputs) != 2:
                 continue
             data, shape = node.inputs
             if data is None or shape is None or not shape.is_initializer() or shape in self.inputs:

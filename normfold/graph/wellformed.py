@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from normfold.errors import GraphError
+from normfold.graph.types import STANDARD
 
-STANDARD = ("", "ai.onnx")
 # A function that calls another twice, and so on, makes 2^n operators of n functions.
 MOST_OPERATORS = 2_000_000
 

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 # Statistics are trained on inputs of about unit scale; smaller and larger ones reach other parts of the activations.
 SCALES = (1.0, 0.5, 2.0)
+# Drawn inputs that show what tensors hold, where a graph is looked at and not judged.
+SEEN = 8
 # Long samples that are drawn so that every row of a table is read.
 _MOST_LONG = 8
 # How a failure is described that has nothing to do with shapes.
@@ -96,7 +98,7 @@ class Case:
 def draw_cases(
     specs: Sequence[InputSpec], *, seed: int = 0, count: int | None = None, parameters: int = 0
 ) -> tuple[Case, ...]:
-    """Inputs at every size that `inputs.axis_sizes` names, at the traced sizes at several scales, then at random ones.
+    """Inputs at every size that `spec.axis_sizes` names, at the traced sizes at several scales, then at random ones.
 
     count: how many; by default those that the sizes and scales ask for. With a count, integers are dealt from a deck of
     the vocabulary, for a row of a table that no sample reads cannot be judged; so are, without, a few samples more.
@@ -161,7 +163,7 @@ def _like(array: Array, values: Array) -> Array:
 
 
 def draw_case(specs: Sequence[InputSpec], sizes: Mapping[str, int], *, seed: int, scale: float = 1.0) -> Case:
-    """One set of random inputs; see `inputs.draw`. Raises InputSpecError for more than a verification can hold."""
+    """One set of random inputs; see `spec.draw`. Raises InputSpecError for more than a verification can hold."""
     for spec in specs:
         elements = math.prod(spec.shape(sizes))
         if elements > MOST_ELEMENTS:

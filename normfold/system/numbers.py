@@ -8,6 +8,7 @@ import math
 MASK = 1e30
 # Half precision, as numpy, torch and ONNX call it.
 HALF = "float16"
+LARGEST_HALF = 65504.0
 
 
 def finite(value: float | None) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 from normfold.analysis.edits import Edit, NewAttribute, NewConstant
 from normfold.analysis.frames.regions import take
 from normfold.analysis.merge.stored_maps import constants_of
-from normfold.analysis.placement.float16_range import LARGEST_HALF, Range, Ranges
+from normfold.analysis.placement.float16_range import Range, Ranges
 from normfold.analysis.placement.propagate import State, flood
 from normfold.analysis.plan import Plan
 from normfold.analysis.refusal import Refuse
@@ -26,9 +26,11 @@ from normfold.analysis.rules.base import name_of
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, varying_axes
 from normfold.graph.operators import live, operators
-from normfold.graph.powers import Rescaling, unused
+from normfold.graph.powers import Rescaling
+from normfold.graph.scopes import unused
 from normfold.graph.types import Model, Value
 from normfold.graph.view import Graph
+from normfold.system.numbers import LARGEST_HALF
 
 # From here on a tensor is stored smaller: other inputs than those that were seen may be four times larger.
 NEAR_END = LARGEST_HALF / 4.0

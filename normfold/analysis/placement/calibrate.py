@@ -13,11 +13,9 @@ import onnx_ir as ir
 
 from normfold.analysis.placement.float16_range import Range, Ranges
 from normfold.graph.float64 import graph_tensors
-from normfold.inputs.cases import Array, Case, draw_cases
+from normfold.inputs.cases import SEEN, Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.system.numbers import MASK
-
-CASES = 8
 
 
 def calibrate(
@@ -25,10 +23,10 @@ def calibrate(
 ) -> Ranges:
     """The ranges of every floating tensor that the main graph of `model` takes or writes.
 
-    half: its float32 tensors are going to be float16. cases: the inputs, by default `CASES` drawn ones.
+    half: its float32 tensors are going to be float16. cases: the inputs, by default `SEEN` drawn ones.
     Raises GraphError where the graph cannot run, CannotJudgeError where memory runs out or an operator is not known.
     """
-    cases = draw_cases(specs, count=CASES) if cases is None else cases
+    cases = draw_cases(specs, count=SEEN) if cases is None else cases
     names = {value.name or "" for node in model.graph for value in node.outputs}
     inputs = [value.name or "" for value in model.graph.inputs]
     seen: dict[str, list[tuple[int, Range]]] = {}

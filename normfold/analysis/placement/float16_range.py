@@ -25,6 +25,7 @@ from normfold.analysis.rules.base import FrameOf, name_of
 from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
+from normfold.system.numbers import LARGEST_HALF
 
 # A stored tensor is v / s: beyond these sizes of s it might leave the range, or the precision, of its type.
 LARGEST_SCALE = {
@@ -34,7 +35,6 @@ LARGEST_SCALE = {
     ir.DataType.DOUBLE: 2.0**500,
 }
 
-LARGEST_HALF = float(np.finfo(np.float16).max)
 # Other inputs than those that were looked at may be this many times larger.
 LARGEST_STORED = LARGEST_HALF / 16.0
 # RMS(v) / |s|: a step of 2^-24 of the stored tensor is then 2^-14 RMS(v), an eighth of the step that v has in float16.

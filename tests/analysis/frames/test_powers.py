@@ -15,7 +15,6 @@ from normfold import errors
 from normfold.analysis.frames.powers import Powers, choose_powers, rooms
 from normfold.analysis.frames.regions import take
 from normfold.analysis.placement.calibrate import calibrate
-from normfold.analysis.placement.float16_range import LARGEST_HALF
 from normfold.analysis.placement.propagate import State
 from normfold.analysis.plan import Plan
 from normfold.analysis.refusal import Refuse
@@ -25,6 +24,7 @@ from normfold.graph.prepare import prepare
 from normfold.inputs.cases import Case
 from normfold.inputs.spec import InputSpec
 from normfold.pipeline import run as pipeline
+from normfold.system.numbers import LARGEST_HALF
 from tests.support.graphs import graph_of, op_types, parse, run_float32
 
 RNG = np.random.default_rng(3)
