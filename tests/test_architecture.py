@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"norms"},
     "models": {"nn"},
     "checkpoint": {"graph", "inputs", "models", "norms", "system"},
-    "export": {"checkpoint", "inputs", "norms", "system"},
+    "export": {"checkpoint", "graph", "inputs", "norms", "system"},
     "analysis": {"graph", "inputs", "norms", "system"},
     "rewrite": {"analysis", "checkpoint", "graph", "system"},
     "verify": {"checkpoint", "export", "graph", "inputs", "system"},

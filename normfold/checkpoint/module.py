@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from normfold.checkpoint.build import Built, build, load_weights
 from normfold.checkpoint.contents import Contents
@@ -44,10 +45,8 @@ def built(source: Source, contents: Contents, options: LoadOptions) -> Source:
     if contents.averaged is not None:
         key = contents.averaged
         warnings = (*warnings, f"The file holds averaged weights too, under {key!r}, which --ema takes instead.")
-    module = made.module.cpu().eval()
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
-        module = module.float()
-        warnings = (*warnings, "The module is in half precision and was converted to float32.")
+    module, notes = in_float32(made.module.cpu().eval())
+    warnings = (*warnings, *notes)
     specs = _input_specs(source.path, options.inputs or contents.inputs or _own_inputs(made))
     return replace(
         source,
@@ -57,6 +56,13 @@ def built(source: Source, contents: Contents, options: LoadOptions) -> Source:
         arch_args=made.args,
         warnings=warnings,
     )
+
+
+def in_float32(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module, converted where any parameter is in half precision, and a warning where it was."""
+    if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
+        return module, ()
+    return module.float(), ("The module is in half precision and was converted to float32.",)
 
 
 def _own_code(

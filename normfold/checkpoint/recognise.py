@@ -20,8 +20,7 @@ from torch import nn
 from normfold.checkpoint.evidence import ROWS
 from normfold.checkpoint.readers import Row, value_of
 from normfold.checkpoint.stated import Said, Statement
-from normfold.checkpoint.unfilled import difference
-from normfold.checkpoint.unfilled import without_values as _without_values
+from normfold.checkpoint.unfilled import difference, without_values
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
 from normfold.models.families import Family
@@ -281,14 +280,14 @@ def _compared(candidates: Sequence[_Candidate], shapes: Shapes) -> list[_Candida
 
 def _built(candidate: _Candidate) -> nn.Module:
     try:
-        return _without_values(candidate.name, candidate.options)
+        return without_values(candidate.name, candidate.options)
     except ArchitectureError:
         if "heads" not in candidate.unknown:
             raise
         # The usual number need not divide another width; one that does has the same names and shapes.
         usual = candidate.resolved["heads"]
         any_heads = 1 if isinstance(usual, int) else (2,) * len(usual)  # CSwin halves them
-        return _without_values(candidate.name, {**candidate.options, "heads": any_heads})
+        return without_values(candidate.name, {**candidate.options, "heads": any_heads})
 
 
 def _closest(compared: Sequence[_Candidate]) -> str:

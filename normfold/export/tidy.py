@@ -14,9 +14,8 @@ from onnxscript.rewriter import RewritePass, pattern
 from onnxscript.rewriter.rules import common as rules
 from torch.utils import _pytree as pytree
 
-from normfold.system.text import listed
+from normfold.graph.scopes import scopes
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
 _STACK = "pkg.torch.onnx.stack_trace"
 _PROGRAM = "pkg.torch.export.ExportedProgram."
 
@@ -138,9 +137,8 @@ def name_weights(model: ir.Model, state: Mapping[str, torch.Tensor]) -> None:
 
 def _scope_weights(value: ir.Value, state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     for node in value.consumers():
-        scopes = listed(node.metadata_props.get(_SCOPES))
-        # The last scope is the operator, the one before it the module that called it.
-        prefix = f"{scopes[-2]}." if len(scopes) > 1 and scopes[-2] else ""
+        path = scopes(node)
+        prefix = f"{path[-1]}." if path and path[-1] else ""
         yield from (name for name in state if name.startswith(prefix) and state[name].ndim == 2)
 
 

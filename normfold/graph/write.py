@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from normfold.errors import OutputError
 from normfold.system.collector import uncollected
-from normfold.system.files import _said, remove, writing
+from normfold.system.files import reason_of, remove, writing
 
 # Under this key the `meta` of a constant that was computed in float64 holds the function that computes it.
 EXACT = "normfold.exact"
@@ -43,7 +43,7 @@ def save(model: ir.Model, path: Path, *, external: bool = False, name: Path | No
         return (path,) if data is None else (path, _named_by_content(path, data, (name or path).name))
     except OSError as error:
         remove(path, *([] if data is None else [data]))
-        raise OutputError(f"{name or path} cannot be written: {_said(error)}") from error
+        raise OutputError(f"{name or path} cannot be written: {reason_of(error)}") from error
     except BaseException:
         remove(path, *([] if data is None else [data]))
         raise

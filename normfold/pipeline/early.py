@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from normfold.errors import ArchitectureError, CheckpointError, OutputError, UsageError
+from normfold.errors import ArchitectureError, OutputError, UsageError
 from normfold.system.files import check_place
 from normfold.system.numbers import HALF
-from normfold.system.plain import irregular, is_utf8
+from normfold.system.plain import check_source
 
 # Bytes that are looked through for a name.
 _MOST_NAMES = 64 << 20
@@ -24,11 +24,8 @@ DTYPES = ("float32", HALF)
 def check_sources(*paths: Path | None) -> None:
     """Raise CheckpointError for what cannot be read as a file or a folder."""
     for path in paths:
-        if path is not None and (why := irregular(path)) is not None:
-            raise CheckpointError(f"{path}: {why}.")
-        if path is not None and not is_utf8(path):
-            why = "its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it"
-            raise CheckpointError(f"{path}: {why}.")
+        if path is not None:
+            check_source(path)
 
 
 def check_factory(spec: object) -> None:

@@ -48,7 +48,7 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{place} cannot be written: {_said(error)}") from error
+        raise OutputError(f"{place} cannot be written: {reason_of(error)}") from error
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def scratch() -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="normfold-")
     except OSError as error:
         raise OutputError(
-            f"no temporary directory can be made ({_said(error)}); set TMPDIR to a directory with room in it"
+            f"no temporary directory can be made ({reason_of(error)}); set TMPDIR to a directory with room in it"
         ) from error
     with folder:
         try:
@@ -131,5 +131,6 @@ def _keep(place: Path, kept: Path) -> None:
             shutil.copy2(place, kept)
 
 
-def _said(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Why the system refused, in its words."""
     return error.strerror or str(error)

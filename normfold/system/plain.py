@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from normfold.errors import CheckpointError
+
 # No configuration goes deeper or holds larger numbers; what does is made to break its reader.
 _DEEPEST = 50
 _DIGITS = 20
@@ -40,13 +42,19 @@ def irregular(path: Path) -> str | None:
     return next((f"it is {kind}, not a file" for is_kind, kind in _KINDS if is_kind(mode)), None)
 
 
-def is_utf8(path: Path) -> bool:
-    """Whether the name is UTF-8: onnxruntime opens no other, and ONNX holds no other in its metadata."""
+def check_source(path: Path) -> None:
+    """Raise CheckpointError for what cannot be read as a file or a folder, or has a name that is not UTF-8.
+
+    onnxruntime opens no other name, and ONNX holds no other in its metadata. Nothing is opened.
+    """
+    if (why := irregular(path)) is not None:
+        raise CheckpointError(f"{path}: {why}.")
     try:
         os.fsencode(path).decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it."
+        ) from error
 
 
 def parse_json(text: str) -> Any:

@@ -23,6 +23,7 @@ import onnx.numpy_helper
 
 from normfold.errors import NormfoldError
 from normfold.graph.float64 import graph_tensors, read_graph
+from normfold.graph.scopes import SCOPES
 from normfold.inputs.cases import Array, Case
 from normfold.system.failures import one_line
 from normfold.system.subprocess_copy import fresh
@@ -35,8 +36,6 @@ from normfold.verify.yardstick import Yardstick
 
 # The command that folds; tests put a faulty one in its place.
 FOLDER = (*fresh("normfold"), "fold")
-
-_SCOPES = "pkg.torch.onnx.name_scopes"
 
 # Runs on moved inputs by which a tensor of the original shows its own error.
 _MOVED = 5
@@ -163,7 +162,7 @@ def _operator(path: Path, tensor: str) -> str:
     """What writes a tensor, and in which module, where the exporter left its path."""
     nodes = onnx.load(path, load_external_data=False).graph.node
     node = next(node for node in nodes if tensor in node.output)
-    scopes = next((prop.value for prop in node.metadata_props if prop.key == _SCOPES), None)
+    scopes = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), None)
     # The last scope is the operator, the one before it the module that called it.
     module = listed(scopes)[-2:-1]
     return f"{node.op_type} in {module[0]}" if module and module[0] else node.op_type

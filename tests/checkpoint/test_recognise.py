@@ -27,7 +27,7 @@ from tests.paths import ROOT
 
 FIXTURES = sorted((ROOT / "fixtures").glob("*.pt"))
 Shapes = dict[str, tuple[int, ...]]
-BUILD = recognise._without_values
+BUILD = recognise.without_values
 
 
 @cache
@@ -38,7 +38,7 @@ def built(name: str, options: str) -> nn.Module:
 @pytest.fixture(autouse=True)
 def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the time goes into building; the same network need not be built twice."""
-    monkeypatch.setattr(recognise, "_without_values", lambda name, options: built(name, json.dumps(options)))
+    monkeypatch.setattr(recognise, "without_values", lambda name, options: built(name, json.dumps(options)))
 
 
 def shapes_of(name: str, **options: Any) -> Shapes:
@@ -218,7 +218,7 @@ def test_fixtures_without_what_they_say_of_themselves(path: Path) -> None:
 def test_a_second_is_enough() -> None:
     shapes = {entry["name"]: tuple(entry["shape"]) for entry in authors.record("slab_deit_tiny")["entries"]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recognise, "_without_values", BUILD)
+        patch.setattr(recognise, "without_values", BUILD)
         recognise.recognise(shapes)
         start = time.process_time()
         recognise.recognise(shapes)
@@ -233,7 +233,7 @@ from normfold.checkpoint import recognise
 import torch
 before = "torch._dynamo" in sys.modules
 for name in ("t2t_vit_14_un", "nmt_un", "vit", "convnet", "char_lm"):
-    recognise._without_values(name, {})
+    recognise.without_values(name, {})
 print(before, "torch._dynamo" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

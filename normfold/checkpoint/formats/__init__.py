@@ -14,7 +14,7 @@ from normfold.checkpoint.formats.pt2 import PT2
 from normfold.checkpoint.formats.safetensors import SAFETENSORS
 from normfold.checkpoint.formats.torch import TORCH
 from normfold.errors import CheckpointError
-from normfold.system.plain import irregular, is_utf8
+from normfold.system.plain import check_source
 
 # The first that fits is the one.
 FORMATS: tuple[Format, ...] = (HUB, TORCH, SAFETENSORS, PT2, ONNX)
@@ -25,10 +25,7 @@ def format_of(path: Path) -> Format:
 
     Pipes, devices and sockets are not opened.
     """
-    if (why := irregular(path)) is not None:
-        raise CheckpointError(f"{path}: {why}.")
-    if not is_utf8(path):
-        raise CheckpointError(f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it.")
+    check_source(path)
     found = next((format for format in FORMATS if format.fits(path)), None)
     if found is None:
         suffixes = [suffix for format in FORMATS for suffix in format.suffixes]
