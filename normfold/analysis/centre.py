@@ -22,9 +22,7 @@ from normfold.analysis.rules.base import keeps_mean, name_of, rank_of, value_at
 from normfold.graph.operators import operators, opset
 from normfold.graph.types import Model, Op, Value
 from normfold.graph.view import Graph
-
-# The first with RMSNormalization.
-LOWEST_OPSET = 23
+from normfold.norms.kinds import token_norm, token_norm_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,10 @@ class Centring:
 def plan_centring(model: Model) -> Centring:
     """Which streams of `model`, which needs shapes (`graph.prepare`), can do without their mean. Nothing is changed."""
     graph = Graph(model, operators(model))
-    norms = [op for op in graph.ops if op.type == "LayerNormalization"]
-    if opset(model) < LOWEST_OPSET:
-        why = Refuse("not-centred", f"RMSNormalization needs opset {LOWEST_OPSET}, and the graph has {opset(model)}")
+    norms = [op for op in graph.ops if (kind := token_norm_of(op.type)) is not None and kind.centred]
+    rms = token_norm(centred=False)
+    if opset(model) < rms.opset:
+        why = Refuse("not-centred", f"{rms.operators[0]} needs opset {rms.opset}, and the graph has {opset(model)}")
         return Centring(kept=tuple((op.name, why) for op in norms))
     done: list[tuple[str, str]] = []
     constants: list[Centred] = []

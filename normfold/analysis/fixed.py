@@ -21,21 +21,20 @@ from normfold.analysis.centre import Centred
 from normfold.analysis.recognition.naming import site_names
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules import rule_of
-from normfold.analysis.rules.base import name_of, rank_of
-from normfold.analysis.rules.normalize import parameters
+from normfold.analysis.rules.base import name_of, others_are_read, rank_of, value_at, weight_and_bias
+from normfold.analysis.rules.normalize import EPSILON
 from normfold.graph.operators import operators
 from normfold.graph.types import Model, Op, Value
 from normfold.graph.view import Graph
 from normfold.inputs.cases import SEEN, Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.norms.base import NormModule
+from normfold.norms.kinds import token_norm_of
 
 # Half the distance from 1 to the next float32: added to 1, less is nothing.
 NOTHING = 2.0**-24
 # The kind of a norm whose statistic cannot matter, behind what it is.
 FIXED = " (fixed)"
-
-_CENTRED = {"LayerNormalization": True, "RMSNormalization": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def plan_fixed(
     CannotJudgeError where memory runs out or an operator is not known.
     """
     graph = Graph(model, operators(model))
-    found = [(op, site_names(op, norms)[0]) for op in graph.ops if op.type in _CENTRED]
+    found = [(op, site_names(op, norms)[0]) for op in graph.ops if token_norm_of(op.type) is not None]
     kept = [(name, why) for op, name in found if (why := _no_map(graph, op)) is not None]
     candidates = [(op, name) for op, name in found if _no_map(graph, op) is None]
     if not candidates:
@@ -93,25 +92,30 @@ def plan_fixed(
     largest = _variances(model, [op for op, _ in candidates], cases)
     fixed = []
     for op, name in candidates:
-        epsilon = op.number("epsilon", 1e-5)
+        epsilon = op.number("epsilon", EPSILON)
         variance = largest.get(op, np.inf) / epsilon if epsilon > 0.0 else np.inf
         if variance <= NOTHING:
-            fixed.append(FixedNorm(name_of(op.output), name, _CENTRED[op.type], epsilon, variance))
+            fixed.append(FixedNorm(name_of(op.output), name, _is_centred(op), epsilon, variance))
             continue
         said = f"its variance reaches {variance:.3g} times its epsilon, and its statistic matters from {NOTHING:.2g} on"
         kept.append((name, refuse(op, "statistic", said)))
     return FixedStatistics(tuple(fixed), tuple(kept))
 
 
+def _is_centred(op: Op) -> bool:
+    kind = token_norm_of(op.type)
+    return kind is not None and kind.centred
+
+
 def _no_map(graph: Graph, op: Op) -> Refuse | None:
     """Why a norm can be no fixed map of each channel, whatever it reads."""
-    weight, bias = parameters(op)
+    weight, bias = weight_and_bias(op)
     source, rank = op.inputs[0], rank_of(graph, op.output)
     if rank is None or source is None or source in graph.inputs:
         return refuse(op, "unknown-shape", "the rank of its input is not known, or that is an input of the model")
     if op.integer("axis", -1) % rank != rank - 1:
         return refuse(op, "statistic", "its statistic runs over more than the channels")
-    if any(graph.readers(value) or value in graph.outputs for value in op.outputs[1:]):
+    if others_are_read(graph, op):
         return refuse(op, "statistic-read", "its mean or deviation is read")
     if weight is None or not all(value is None or graph.is_constant(value) for value in (weight, bias)):
         return refuse(op, "two-tensors", "its weight or its bias is not a constant")
@@ -131,7 +135,7 @@ def _variances(model: Model, norms: Sequence[Op], cases: Sequence[Case]) -> dict
 
     def keep(name: str, array: Array) -> None:
         for op in readers.get(name, ()) if array.size else ():
-            square = array.var(axis=-1) if _CENTRED[op.type] else np.square(array).mean(axis=-1)
+            square = array.var(axis=-1) if _is_centred(op) else np.square(array).mean(axis=-1)
             # What is not a number is no small variance.
             seen = float(square.max()) if np.all(np.isfinite(square)) else np.inf
             largest[op] = max(largest.get(op, 0.0), seen)
@@ -150,34 +154,15 @@ def readers_of_mean(graph: Graph, value: Value, *, keep_tied: bool) -> list[Cent
         if tensor in graph.outputs:
             return Refuse("statistic", f"{tensor.name}: it is an output of the model, and its mean is subtracted")
         for op in graph.readers(tensor):
-            weight = _weight_along(graph, op, tensor, axis)
+            rule, port = rule_of(op.type), op.inputs.index(tensor)
+            weight = rule.contracting_weight(graph, op, port, axis) if rule.reads(op) else None
             if weight is not None:
-                shared = len(graph.readers(weight.value)) > 1
-                if shared and keep_tied:
+                if keep_tied and len(graph.readers(value_at(op, weight[0]))) > 1:
                     return refuse(op, "shared-weight", "several operators read its weight, and copies are forbidden")
-                found.append(weight.edit)
+                found.append(Centred(name_of(op.output), *weight))
                 continue
-            axes = rule_of(op.type).without_mean(graph, op, op.inputs.index(tensor), axis)
+            axes = rule.without_mean(graph, op, port, axis)
             if isinstance(axes, Refuse) or any(port > 0 for port in axes) or op.inputs.count(tensor) > 1:
                 return refuse(op, "statistic", "the mean that is subtracted in front of it cannot go into a weight")
             waiting += [(op.outputs[-1 - port], there) for port, there in axes.items() if port < 0]
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    value: Value
-    edit: Centred
-
-
-def _weight_along(graph: Graph, op: Op, tensor: Value, axis: int) -> _Weight | None:
-    """The constant weight that an operator contracts the channels of `tensor` with; None where there is none."""
-    if op.type not in ("MatMul", "Gemm") or op.inputs[0] is not tensor or op.inputs[1] is None:
-        return None
-    weight, rank = op.inputs[1], rank_of(graph, op.inputs[1])
-    if rank is None or not graph.is_constant(weight) or not rule_of(op.type).reads(op):
-        return None
-    contracted = 0 if op.integer("transA", 0) else (rank_of(graph, tensor) or 0) - 1
-    if axis != contracted:
-        return None
-    return _Weight(weight, Centred(name_of(op.output), 1, -1 if rank == 1 or op.integer("transB", 0) else -2))

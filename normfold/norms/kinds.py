@@ -198,6 +198,12 @@ def token_norm(*, centred: bool) -> NormKind:
     return next(kind for kind in KINDS if kind.per_token and kind.centred == centred)
 
 
+def token_norm_of(operator: str) -> NormKind | None:
+    """The norm per token that an operator is by itself, or None."""
+    kind = kind_of_operators({operator})
+    return kind if kind is not None and kind.per_token else None
+
+
 def is_token_norm(name: str) -> bool:
     """Whether a norm of this name computes its statistics for every token, so that it stays in the graph."""
     return any(kind.per_token and kind.name == name for kind in KINDS)

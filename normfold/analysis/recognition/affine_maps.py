@@ -17,8 +17,8 @@ import numpy as np
 from normfold.analysis.refusal import Refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.axis_maps import AxisMap
-from normfold.analysis.rules.base import FixedMap, Rule
-from normfold.graph.affine import Array, Frame, to_rank, varying_axes
+from normfold.analysis.rules.base import FixedMap, Rule, to_rank_of
+from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.dims import Layout, base_layout
 from normfold.graph.operators import live
 from normfold.graph.types import Affine, Node, Op, Value
@@ -175,11 +175,7 @@ def _compose(graph: Graph, op: Op, fixed: FixedMap, forms: dict[Value, Form], cu
 def _fitted(graph: Graph, source: Value, constant: Array) -> Array | None:
     dims = graph.dims(source)
     # A constant of higher rank would widen the source even where it adds but axes of size 1.
-    shaped = None if dims is None or constant.ndim > len(dims) else to_rank(constant, len(dims))
-    if dims is None or shaped is None:
-        return None
-    fits = all(size == 1 or (dim.static and dim.size == size) for size, dim in zip(shaped.shape, dims, strict=True))
-    return shaped if fits else None
+    return None if dims is None or constant.ndim > len(dims) else to_rank_of(graph, source, constant)
 
 
 def _merge(graph: Graph, op: Op, sign: float, forms: dict[Value, Form], cuts: frozenset[Value]) -> Form | None:

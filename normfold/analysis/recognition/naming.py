@@ -16,8 +16,8 @@ from normfold.analysis.refusal import Code, Refuse
 from normfold.graph.scopes import classes, node_name, scopes
 from normfold.graph.types import Node, Op
 from normfold.graph.view import Graph
-from normfold.norms.base import NormKind, NormModule
-from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators
+from normfold.norms.base import NormModule
+from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators, token_norm_of
 
 
 def per_token(kind: str) -> Refuse:
@@ -54,8 +54,8 @@ def name_sites(graph: Graph, outcomes: Sequence[OperatorOutcome], norms: Sequenc
     for outcome in outcomes:
         sites += [(outcome.op.index, site) for site in _sites(graph, outcome, norms)]
     for op in graph.ops:
-        written = _kind_of_operator(op.type)
-        if op in attempted or written is None or not written.per_token:
+        written = token_norm_of(op.type)
+        if op in attempted or written is None:
             continue
         name, kind = _owner(_nodes(op), modules) or (op.name, written.name)
         why = per_token(kind)
@@ -85,7 +85,7 @@ def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
     bare = [
         (node_name(node), kind.name)
         for node in nodes
-        if (kind := _kind_of_operator(node.op_type)) is not None
+        if (kind := kind_of_operators({node.op_type})) is not None
         and not kind.per_token
         and _owner([node], modules) is None
     ]
@@ -96,8 +96,8 @@ def _norms_of(op: Op, modules: dict[str, NormModule]) -> dict[str, str]:
 
 def token_norm(graph: Graph, op: Op, norms: Sequence[NormModule]) -> str | None:
     """LayerNorm or RMSNorm when `op` is one or holds the weight and bias of one; else None."""
-    owner, written = _owner(_nodes(op), {norm.name: norm for norm in norms}), _kind_of_operator(op.type)
-    if written is not None and written.per_token:
+    owner, written = _owner(_nodes(op), {norm.name: norm for norm in norms}), token_norm_of(op.type)
+    if written is not None:
         return written.name
     kind = statistic_norm(graph, op) if owner is None else owner[1]
     return kind if kind is not None and is_token_norm(kind) else None
@@ -152,11 +152,6 @@ def _kind(op: Op, nodes: Sequence[Node]) -> str:
         return kind.name
     # A box decoder's strides and an averaging factor multiply; a norm centres its channels too.
     return "scale and shift" if op.affine is not None and op.affine.centres else SCALE
-
-
-def _kind_of_operator(operator: str) -> NormKind | None:
-    """The norm that is this operator alone."""
-    return kind_of_operators({operator})
 
 
 def _width(graph: Graph, op: Op) -> int:

@@ -188,6 +188,13 @@ class Rule(ABC):
         """The size of each channel of the output, for inputs of these sizes; None where it cannot be told."""
         return None
 
+    def contracting_weight(self, graph: Graph, op: Op, port: int, axis: int) -> tuple[int, int] | None:
+        """The input that holds the constant weight with which the channels at `port`, along `axis`, are contracted.
+
+        With it, the axis of the weight along which they lie, counted from the last: -1. None where there is none.
+        """
+        return None
+
     def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
         """Once the tensor at `port` has lost its mean along `axis`, which ports lose theirs, each with its axis.
 
@@ -229,6 +236,33 @@ def value_at(op: Op, port: int) -> Value:
     if value is None:
         raise InternalError(f"{op.label}: a rule asked for a port that is not connected")
     return value
+
+
+def weight_and_bias(op: Op) -> tuple[Value | None, Value | None]:
+    """The second and the third input, where an operator with a weight and a bias has them."""
+    return op.inputs[1] if len(op.inputs) > 1 else None, op.inputs[2] if len(op.inputs) > 2 else None
+
+
+def others_are_read(graph: Graph, op: Op) -> bool:
+    """Whether any output but the first is read: the mean or the deviation of a norm."""
+    return any(graph.readers(value) or value in graph.outputs for value in op.outputs[1:])
+
+
+def tied(at: Surroundings, ports: Iterable[int]) -> Demands:
+    """One frame for all of these ports: that of any port that is known."""
+    demands: dict[int, Array] = {}
+    for array in at.known.values():
+        for port in ports:
+            shaped = to_port(at, array, port)
+            if isinstance(shaped, Refuse):
+                return shaped
+            demands.setdefault(port, shaped)
+    return demands
+
+
+def unchanged(at: Surroundings) -> Demands:
+    """Input and output have the same frame."""
+    return {OUT: at.known[0]} if 0 in at.known else {0: at.known[OUT]}
 
 
 def name_of(value: Value) -> str:

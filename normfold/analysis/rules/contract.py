@@ -33,7 +33,7 @@ from normfold.analysis.rules.base import (
     value_at,
 )
 from normfold.analysis.rules.labels import DOTS, Axes, Labels, apart, axes_of, is_plain, multiple, placed, terms
-from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
+from normfold.analysis.rules.weights import contracted_with, size_by_weight, weight_without_mean
 from normfold.analysis.rules.windows import map_elements
 from normfold.graph.affine import Array, agree_each, compress, total, varying_axes
 from normfold.graph.operators import opset
@@ -293,6 +293,11 @@ class MatMulRule(_ContractionRule):
 
     def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
         return size_by_weight(graph, op, -2)
+
+    def contracting_weight(self, graph: Graph, op: Op, port: int, axis: int) -> tuple[int, int] | None:
+        channels = (rank_of(graph, value_at(op, 0)) or 0) - 1
+        rows = -1 if rank_of(graph, value_at(op, 1)) == 1 else -2
+        return contracted_with(graph, op, port, axis, channels=channels, rows=rows)
 
     def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
         if port != OUT:

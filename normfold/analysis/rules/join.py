@@ -20,10 +20,11 @@ from normfold.analysis.rules.base import (
     keeps_mean,
     rank_of,
     rescaled_constant,
+    value_at,
 )
 from normfold.analysis.rules.weights import pooled, size_of_table
 from normfold.graph.affine import Array, Frame
-from normfold.graph.types import Op, Value
+from normfold.graph.types import Op
 from normfold.graph.view import Graph
 
 # A frame is written out channel by channel when parts are joined; a file can claim any number of them.
@@ -47,14 +48,9 @@ class JoinRule(Rule):
     def _parts(self, op: Op) -> tuple[int, ...]:
         return tuple(range(len(op.inputs))) if self.joined == OUT else tuple(-1 - k for k in range(len(op.outputs)))
 
-    def _value(self, op: Op, port: int) -> Value:
-        value = op.outputs[-1 - port] if port < 0 else op.inputs[port]
-        assert value is not None
-        return value
-
     def ports(self, graph: Graph, op: Op) -> tuple[int, ...]:
         parts = self._parts(op)
-        return (self.joined, *(port for port in parts if port < 0 or not graph.is_constant(self._value(op, port))))
+        return (self.joined, *(port for port in parts if port < 0 or not graph.is_constant(value_at(op, port))))
 
     def scale(self, at: Surroundings) -> Demands:
         found = self._relate(at, constant=1.0)
@@ -99,7 +95,7 @@ class JoinRule(Rule):
         return {self.joined: _side_by_side(arrays, [cut.stop - cut.start for cut in cuts.values()], axis)}
 
     def _axis(self, graph: Graph, op: Op) -> int | Refuse:
-        dims = graph.dims(self._value(op, self.joined))
+        dims = graph.dims(value_at(op, self.joined))
         if dims is None:
             return refuse(op, "unknown-shape", "the rank of a tensor is not known")
         return op.integer("axis", 0) % len(dims)
@@ -108,7 +104,7 @@ class JoinRule(Rule):
         """Where along the axis each part lies."""
         sizes = []
         for port in self._parts(op):
-            dims = graph.dims(self._value(op, port))
+            dims = graph.dims(value_at(op, port))
             if dims is None or not dims[axis].static:
                 return refuse(op, "unknown-shape", "the size of a part is not known")
             sizes.append(dims[axis].size)
@@ -124,7 +120,7 @@ class JoinRule(Rule):
         return joined if isinstance(cuts, Refuse) or isinstance(axis, Refuse) else _cut(joined, axis, cuts[port])
 
     def _constants(self, graph: Graph, op: Op) -> list[int]:
-        return [port for port in self._parts(op) if port >= 0 and graph.is_constant(self._value(op, port))]
+        return [port for port in self._parts(op) if port >= 0 and graph.is_constant(value_at(op, port))]
 
     def magnitude(self, graph: Graph, op: Op, size: SizeOf) -> Array | None:
         """Of a Concat: the parts' sizes side by side; where a part's length is not known, all count alike."""
@@ -159,7 +155,7 @@ class JoinRule(Rule):
         return dict.fromkeys((*parts, OUT) if self.joined == OUT else (self.joined, *parts), axis)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        joined = frame(self._value(op, self.joined))
+        joined = frame(value_at(op, self.joined))
         for port in self._constants(graph, op):
             part = Frame(self._part(graph, op, joined.scale, port), self._part(graph, op, joined.shift, port))
             if not part.is_identity:

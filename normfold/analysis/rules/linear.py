@@ -26,8 +26,9 @@ from normfold.analysis.rules.base import (
     only_along,
     rank_of,
     value_at,
+    weight_and_bias,
 )
-from normfold.analysis.rules.weights import size_by_weight, weight_without_mean
+from normfold.analysis.rules.weights import contracted_with, size_by_weight, weight_without_mean
 from normfold.analysis.rules.windows import Window, convolve, kernel_of, map_elements, spatial, window
 from normfold.errors import InternalError
 from normfold.graph.affine import Array, compress, total
@@ -69,7 +70,7 @@ class GemmRule(Rule):
 
     def _fits(self, at: Surroundings) -> Refuse | None:
         weight = self._weight(at.graph, at.op)
-        if refused := at.not_constant(at.op.inputs[weight], _constants(at.op)[1]):
+        if refused := at.not_constant(at.op.inputs[weight], weight_and_bias(at.op)[1]):
             return refused
         if not all(only_along(array, (self._channels(at.op, weight, port),)) for port, array in at.known.items()):
             return at.refuse("not-contracted", "does not contract the channels of the norm")
@@ -92,8 +93,12 @@ class GemmRule(Rule):
         columns = -2 if op.integer("transB", 0) else -1
         return weight_without_mean(graph, op, axis, channels=(rank_of(graph, op.output) or 0) - 1, columns=columns)
 
+    def contracting_weight(self, graph: Graph, op: Op, port: int, axis: int) -> tuple[int, int] | None:
+        channels = 0 if op.integer("transA", 0) else 1
+        return contracted_with(graph, op, port, axis, channels=channels, rows=-1 if op.integer("transB", 0) else -2)
+
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        index, bias = self._weight(graph, op), _constants(op)[1]
+        index, bias = self._weight(graph, op), weight_and_bias(op)[1]
         weight = value_at(op, index)
         incoming, outgoing = frame(value_at(op, 1 - index)), frame(op.output)
         stored = graph.constant(weight)
@@ -140,7 +145,7 @@ class ConvRule(Rule):
         return not pads_with_zeros(op)
 
     def _weights(self, at: Surroundings) -> Refuse | None:
-        return at.not_constant(*_constants(at.op))
+        return at.not_constant(*weight_and_bias(at.op))
 
     def scale(self, at: Surroundings) -> Demands:
         if refused := self._weights(at):
@@ -222,7 +227,7 @@ class ConvRule(Rule):
         return weight_without_mean(graph, op, axis, channels=1 if op.integer("group", 1) == 1 else None, columns=0)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight, bias = _constants(op)
+        weight, bias = weight_and_bias(op)
         assert weight is not None and op.inputs[0] is not None
         incoming, outgoing = frame(op.inputs[0]), frame(op.output)
         dims = [dim.size for dim in graph.dims(weight) or ()]
@@ -246,11 +251,6 @@ class ConvRule(Rule):
 def _differs_by_position(op: Op, shift: Array) -> bool:
     """Whether a Conv makes a shift of its input into another one at every position."""
     return bool(np.any(shift)) and (pads_with_zeros(op) or not only_along(shift, (1,)))
-
-
-def _constants(op: Op) -> tuple[Value | None, Value | None]:
-    """The weight and the bias of a Gemm or Conv."""
-    return op.inputs[1], op.inputs[2] if len(op.inputs) > 2 else None
 
 
 def _name(value: Value | None) -> str | None:

@@ -20,11 +20,13 @@ from normfold.analysis.rules.base import (
     keeps_mean,
     name_of,
     only_along,
+    others_are_read,
     rank_of,
+    weight_and_bias,
 )
 from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.operators import opset
-from normfold.graph.types import Op, Value
+from normfold.graph.types import Op
 from normfold.graph.view import Graph
 
 # Defaults of the ONNX specification.
@@ -46,25 +48,18 @@ class NormalizeRule(Rule):
         self.centred = centred
 
     def _fits(self, at: Surroundings) -> Refuse | None:
-        weight, bias = parameters(at.op)
-        if weight is None or not at.graph.is_constant(weight) or (bias is not None and not at.graph.is_constant(bias)):
-            return at.refuse("two-tensors", "its weight or its bias is not a constant")
-        if any(at.graph.readers(value) or value in at.graph.outputs for value in at.op.outputs[1:]):
+        weight, bias = weight_and_bias(at.op)
+        if refused := at.not_constant(weight, bias):
+            return refused
+        if others_are_read(at.graph, at.op):
             return at.refuse("statistic-read", "its mean or deviation is used elsewhere")
         if OUT in at.known:
-            shaped = self._at_weight(at, at.known[OUT], weight)
-            if isinstance(shaped, Refuse):
-                return shaped
+            array, axes = at.known[OUT], len(at.graph.dims(at.value(1)) or ())
+            if any(size != 1 for size in array.shape[: array.ndim - axes]):
+                return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
         if 0 in at.known and at.known[0].size != 1 and not np.all(at.known[0] == at.known[0].flat[0]):
             return at.refuse("statistic", "computes its statistic over channels in different frames")
         return None
-
-    def _at_weight(self, at: Surroundings, array: Array, weight: Value) -> Array | Refuse:
-        dims = at.graph.dims(weight)
-        axes = len(dims) if dims is not None else 0
-        if any(size != 1 for size in array.shape[: array.ndim - axes]):
-            return at.refuse("not-contracted", "its weight does not lie on the channels of the norm")
-        return array
 
     def writer_cost(self, costs: Costs, op: Op) -> float:
         return 0.0 if self.centred else math.inf
@@ -86,7 +81,7 @@ class NormalizeRule(Rule):
         return {}
 
     def own_frame(self, graph: Graph, op: Op) -> Frame | None:
-        weight, bias = parameters(op)
+        weight, bias = weight_and_bias(op)
         rank = rank_of(graph, op.output)
         if rank is None or weight is None or not graph.is_constant(weight):
             return None
@@ -101,16 +96,16 @@ class NormalizeRule(Rule):
         if not self.centred or port != 0 or op.inputs[0] in op.inputs[1:]:
             return super().without_mean(graph, op, port, axis)
         rank = rank_of(graph, op.output) or 0
-        weight, bias = parameters(op)
+        weight, bias = weight_and_bias(op)
         constant = weight is not None and all(part is None or graph.is_constant(part) for part in (weight, bias))
         if op.integer("axis", -1) % rank != rank - 1 or axis != rank - 1:
             return keeps_mean(op, "its mean runs along other axes than the channels of the stream")
-        if not constant or any(graph.readers(v) or v in graph.outputs for v in op.outputs[1:]):
+        if not constant or others_are_read(graph, op):
             return keeps_mean(op, "its weight is no constant, or its mean or deviation is read")
         return {}
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight, bias = parameters(op)
+        weight, bias = weight_and_bias(op)
         assert weight is not None and op.inputs[0] is not None
         incoming, outgoing = frame(op.inputs[0]), frame(op.output)
         size = float(incoming.scale.flat[0])
@@ -147,7 +142,7 @@ class ChannelNormalizeRule(Rule):
         return not self.grouped
 
     def _fits(self, at: Surroundings) -> Refuse | None:
-        weight, bias = parameters(at.op)
+        weight, bias = weight_and_bias(at.op)
         if any(value is None or not at.graph.is_constant(value) for value in (weight, bias)):
             return at.refuse("two-tensors", "its weight or its bias is not a constant")
         if not all(only_along(array, (1,)) for array in at.known.values()):
@@ -176,7 +171,7 @@ class ChannelNormalizeRule(Rule):
         return {}
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight, bias = parameters(op)
+        weight, bias = weight_and_bias(op)
         assert weight is not None and bias is not None and op.inputs[0] is not None
         size, outgoing = float(frame(op.inputs[0]).scale.flat[0]), frame(op.output)
         if size != 1.0:
@@ -227,8 +222,3 @@ def _same_within(array: Array, groups: int) -> bool:
         return False
     parts = array.reshape(groups, -1)
     return bool(np.all(parts == parts[:, :1]))
-
-
-def parameters(op: Op) -> tuple[Value | None, Value | None]:
-    """The weight and the bias."""
-    return op.inputs[1] if len(op.inputs) > 1 else None, op.inputs[2] if len(op.inputs) > 2 else None

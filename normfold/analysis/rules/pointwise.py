@@ -25,6 +25,7 @@ from normfold.analysis.rules.base import (
     one_constant,
     rank_of,
     rescaled_constant,
+    tied,
     to_port,
     to_rank_of,
     value_at,
@@ -148,18 +149,12 @@ class _SumRule(Rule):
 
     def scale(self, at: Surroundings) -> Demands:
         constants = [at.value(port) for port in self._constants(at.graph, at.op)]
-        demands: dict[int, Array] = {}
         for array in at.known.values():
             if constants and np.any(array == 0.0):
                 return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
             if not all(in_range(at.graph, constant, array) for constant in constants):
                 return at.refuse("scale-range", "a constant of it would leave the range of its type")
-            for port in self.ports(at.graph, at.op):
-                shaped = to_port(at, array, port)
-                if isinstance(shaped, Refuse):
-                    return shaped
-                demands.setdefault(port, shaped)
-        return demands
+        return tied(at, self.ports(at.graph, at.op))
 
     def shift(self, at: Surroundings) -> Demands:
         if self._constants(at.graph, at.op):

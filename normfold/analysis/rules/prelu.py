@@ -19,6 +19,7 @@ from normfold.analysis.rules.base import (
     Surroundings,
     name_of,
     to_rank_of,
+    unchanged,
     value_at,
 )
 from normfold.graph.affine import Array
@@ -54,7 +55,7 @@ class PReluRule(Rule):
         if slope is None and any(np.any(array <= 0.0) for array in at.known.values()):
             return at.refuse("negative-scale", "a negative or zero scale does not pass through slopes that it computes")
         if slope is None or all(np.all(array > 0.0) for array in at.known.values()):
-            return {OUT: known} if known is not None else {0: at.known[OUT]}
+            return unchanged(at)
         if np.any(known == 0.0) if known is not None else np.any(at.known[OUT] == 0.0):
             return at.refuse("negative-scale", "a zero scale does not pass through it")
         if known is None:
@@ -68,7 +69,7 @@ class PReluRule(Rule):
     def shift(self, at: Surroundings) -> Demands:
         if any(np.any(array != 0.0) for array in at.known.values()):
             return at.refuse("shift-meets-activation", "a shift moves the point where it bends")
-        return {OUT: at.known[0]} if 0 in at.known else {0: at.known[OUT]}
+        return unchanged(at)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         scale, slope = frame(value_at(op, 0)).scale, value_at(op, 1)

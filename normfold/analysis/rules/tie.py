@@ -18,7 +18,8 @@ from normfold.analysis.rules.base import (
     Surroundings,
     name_of,
     rescaled_constant,
-    to_port,
+    tied,
+    unchanged,
 )
 from normfold.analysis.rules.spellings import Told, told
 from normfold.graph.affine import Array, Frame
@@ -62,20 +63,10 @@ class TieRule(Rule):
                     return at.refuse("zero-scale", "a constant cannot be stored with scale 0")
                 if not in_range(at.graph, constant, array):
                     return at.refuse("scale-range", "a constant of it would leave the range of its type")
-        return self._tie(at)
+        return tied(at, self.ports(at.graph, at.op))
 
     def shift(self, at: Surroundings) -> Demands:
-        return self._tie(at)
-
-    def _tie(self, at: Surroundings) -> Demands:
-        demands: dict[int, Array] = {}
-        for array in at.known.values():
-            for port in self.ports(at.graph, at.op):
-                shaped = to_port(at, array, port)
-                if isinstance(shaped, Refuse):
-                    return shaped
-                demands.setdefault(port, shaped)
-        return demands
+        return tied(at, self.ports(at.graph, at.op))
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         outgoing = frame(op.output)
@@ -124,7 +115,7 @@ class ClipRule(Rule):
                 return at.refuse("one-bound", ONE_BOUND)
             if not all(_within(np.asarray(bound), at.value(OUT), array) for bound in bounds):
                 return at.refuse("scale-range", "a bound of it would leave the range of its type")
-        return self._same(at)
+        return unchanged(at)
 
     def shift(self, at: Surroundings) -> Demands:
         bounds = self._values(at)
@@ -136,10 +127,7 @@ class ClipRule(Rule):
                 return at.refuse("shift-meets-activation", "a shift moves the point where it bends")
             if finite and not _uniform(array):
                 return at.refuse("one-bound", ONE_BOUND)
-        return self._same(at)
-
-    def _same(self, at: Surroundings) -> Demands:
-        return {OUT: at.known[0]} if 0 in at.known else {0: at.known[OUT]}
+        return unchanged(at)
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
         outgoing = frame(op.output)

@@ -26,8 +26,8 @@ from normfold.analysis.rules.base import (
     name_of,
     only_along,
     value_at,
+    weight_and_bias,
 )
-from normfold.analysis.rules.normalize import parameters
 from normfold.graph.affine import Array, agree
 from normfold.graph.types import Op
 from normfold.graph.view import Graph
@@ -50,7 +50,7 @@ class ConvTransposeRule(Rule):
         return sums is not None and agree(sums, sums[..., :1])
 
     def _fits(self, at: Surroundings) -> Refuse | None:
-        if refused := at.not_constant(*parameters(at.op)):
+        if refused := at.not_constant(*weight_and_bias(at.op)):
             return refused
         if not all(only_along(array, (1,)) for array in at.known.values()):
             return at.refuse("not-contracted", "does not contract the channels of the norm")
@@ -109,7 +109,7 @@ class ConvTransposeRule(Rule):
         return np.asarray((parts * shifts).sum(axis=1).reshape(groups * outputs, phases))
 
     def edits(self, graph: Graph, op: Op, frame: FrameOf) -> Iterable[Edit]:
-        weight, bias = parameters(op)
+        weight, bias = weight_and_bias(op)
         assert weight is not None
         incoming, outgoing = frame(value_at(op, 0)), frame(op.output)
         kernel = graph.constant(weight)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from normfold.analysis.refusal import Refuse
-from normfold.analysis.rules.base import keeps_mean, rank_of, to_rank_of
+from normfold.analysis.rules.base import keeps_mean, rank_of, to_rank_of, value_at, weight_and_bias
 from normfold.graph.affine import Array
 from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
@@ -46,17 +46,27 @@ def weight_without_mean(
     channels: the axis of the output on which the output channels lie, None where no axis holds all of them. columns:
     theirs in the weight.
     """
-    weight = op.inputs[1]
+    weight, bias = weight_and_bias(op)
     rank = None if weight is None else rank_of(graph, weight)
     if weight is None or not graph.is_constant(weight) or rank is None or rank < 2 or axis != channels:
         return keeps_mean(op, "it has no constant weight whose output channels are those of the stream")
-    bias = op.inputs[2] if len(op.inputs) > 2 else None
     if bias is None:
         return {1: columns % rank}
     dims = graph.dims(bias)
     if not graph.is_constant(bias) or not dims or dims[-1] != (graph.dims(op.output) or ())[axis]:
         return keeps_mean(op, "its bias is no constant of one entry per channel")
     return {1: columns % rank, 2: len(dims) - 1}
+
+
+def contracted_with(graph: Graph, op: Op, port: int, axis: int, *, channels: int, rows: int) -> tuple[int, int] | None:
+    """`Rule.contracting_weight` of an operator whose first input meets a constant second one.
+
+    channels: the axis of the first input that is contracted. rows: theirs in the weight.
+    """
+    weight = value_at(op, 1)
+    if port != 0 or axis != channels or rank_of(graph, weight) is None or not graph.is_constant(weight):
+        return None
+    return 1, rows
 
 
 def pooled(size: Array, axes: tuple[int, ...]) -> Array:
