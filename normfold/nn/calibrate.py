@@ -16,7 +16,8 @@ from normfold.nn.powernorm import MaskPowerNorm
 from normfold.nn.recall import across_ranks
 from normfold.nn.repbn import LinearNorm, RepBN
 from normfold.nn.un import UN1d
-from normfold.norms.kinds import name_of
+from normfold.norms.base import NormKind
+from normfold.norms.kinds import kind_of
 
 # What is passed to the model: one input, several, or several by name.
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -76,11 +77,15 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one norm's input is seen. module: what is called with it; tokens: that call's arguments to (P, C)."""
+    """Where one norm's input is seen. module: what is called with it; tokens: that call's arguments to (P, C).
+
+    holder: the module with the statistics, a norm of this kind.
+    """
 
     name: str
     module: nn.Module
-    statistics: nn.Module
+    holder: nn.Module
+    kind: NormKind
     tokens: Callable[[tuple[Any, ...], dict[str, Any]], Tensor]
 
     def write(self, moments: Moments) -> None:
@@ -92,13 +97,14 @@ class Site:
 
     def values(self, moments: Moments) -> Iterator[tuple[Tensor, Tensor]]:
         """Every stored statistic, and what it is by these moments."""
-        mean, var, phi = (getattr(self.statistics, f"running_{key}", None) for key in ("mean", "var", "phi"))
-        if isinstance(mean, Tensor):
-            yield mean, moments.mean
-        if isinstance(var, Tensor):
-            yield var, moments.variance if isinstance(mean, Tensor) else moments.mean_square
-        if isinstance(phi, Tensor):
-            yield phi, moments.mean_square
+        for statistic in self.kind.statistics:
+            buffer = getattr(self.holder, statistic.name, None)
+            if not isinstance(buffer, Tensor):
+                continue
+            if statistic.of is None:
+                raise UsageError(f"{self.name}: recalibrate cannot compute the {statistic.name} of {self.kind.name}")
+            value: Tensor = getattr(moments, statistic.of)
+            yield buffer, value
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool = False) -> Recalibrated:
@@ -218,34 +224,40 @@ def _sites(module: nn.Module, name: str = "", seen: set[int] | None = None) -> I
     if id(module) in seen:
         return
     seen.add(id(module))
-    kind = name_of(module)
+    kind = kind_of(module)
     if kind is None:
         for child, inner in module._modules.items():
             if inner is not None:
                 yield from _sites(inner, f"{name}.{child}" if name else child, seen)
-    elif kind not in ("LayerNorm", "RMSNorm"):
-        site = _site(name or "(the model itself)", module, kind)
-        if any(True for _ in site.values(Moments())):
+    elif not kind.per_token:
+        site = _site(name or "(the model itself)", module)
+        if site is not None and any(True for _ in site.values(Moments())):
             yield site
 
 
-def _site(name: str, module: nn.Module, kind: str) -> Site:
-    if kind in ("PRepBN", "RepBN"):
-        repbn = module.get_submodule("norm2") if kind == "PRepBN" else module
-        statistics = repbn._modules.get("bn") or repbn
-        if isinstance(module, LinearNorm | RepBN):
-            return Site(name, module, statistics, _rows(real=True))
-        return Site(name, statistics, statistics, _rows(axis=1))
-    if kind == "BatchNorm":
-        own = isinstance(module, TokenBatchNorm)
-        return Site(name, module, module, _rows(real=True) if own else _rows(axis=1))
-    if kind == "PowerNorm":
-        if isinstance(module, MaskPowerNorm):
-            return Site(name, module, module, _scaled_rows(module))
-        # Somebody's copy of the published class: its statistics are of what its group scaling makes.
-        scaling = next((child for child in module.children() if any("group" in key for key in vars(child))), None)
-        return Site(name, module, module, _rows() if scaling is None else _rows(after=scaling))
-    return Site(name, module, module, _rows(axis=1) if kind == "MABN" else _rows(padding=isinstance(module, UN1d)))
+def _site(name: str, module: nn.Module) -> Site | None:
+    """Where the norm `module` is seen; None where what it holds is no norm with statistics."""
+    holder, kind = module, kind_of(module)
+    while kind is not None and kind.inner:
+        holder = holder.get_submodule(kind.inner)
+        kind = kind_of(holder)
+    if kind is None:
+        return None
+    if isinstance(module, LinearNorm | RepBN | TokenBatchNorm):
+        return Site(name, module, holder, kind, _rows(real=True))
+    if isinstance(module, MaskPowerNorm):
+        return Site(name, module, holder, kind, _scaled_rows(module))
+    # A copy of the published PowerNorm: its statistics are those of what its group scaling makes.
+    children = holder.children() if kind.keeps_statistic(holder) else ()
+    scaling = next((child for child in children if any("group" in key for key in vars(child))), None)
+    rows = _rows(axis=channel_axis(holder), padding=isinstance(module, UN1d), after=scaling)
+    return Site(name, holder, holder, kind, rows)
+
+
+def channel_axis(module: nn.Module) -> int:
+    """The axis of the channels in what a norm takes: -1 or 1."""
+    kind = kind_of(module)
+    return -1 if kind is None or isinstance(module, TokenBatchNorm) else kind.axis
 
 
 def _rows(

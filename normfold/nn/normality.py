@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import UsageError
-from normfold.nn.calibrate import Batch, evaluating, run, watched
+from normfold.nn.calibrate import Batch, channel_axis, evaluating, run, watched
 from normfold.norms.kinds import name_of
 
 # D'Agostino and Pearson's test is for samples of this size and more.
@@ -55,7 +55,7 @@ def pnac(model: nn.Module, batches: Iterable[Batch], *, significance: float = 0.
 
         return hook
 
-    hooks = [(module, watch(name, _axis(module))) for name, module in found.items()]
+    hooks = [(module, watch(name, channel_axis(module))) for name, module in found.items()]
     with evaluating(model), watched(hooks):
         number = run(model, batches)
     if number < _FEWEST:
@@ -76,10 +76,6 @@ def _norms(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         return
     for child, inner in module.named_children():
         yield from _norms(inner, f"{name}.{child}" if name else child)
-
-
-def _axis(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.modules.batchnorm._BatchNorm) or name_of(module) == "MABN" else -1
 
 
 def normality(sample: Tensor) -> Tensor:

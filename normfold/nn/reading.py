@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from normfold.norms.kinds import name_of
+from normfold.norms.kinds import is_token_norm, name_of
 
 # A probe and a reading of it differ by the rounding of float32 and by eps, which is small beside the probe's variance.
 _TOLERANCE = 1e-3
@@ -30,7 +30,7 @@ class Reading:
 def kind_of(module: nn.Module) -> str:
     """LayerNorm or RMSNorm, by type or by name, or the class of what calls itself a norm; empty for anything else."""
     kind = name_of(module)
-    if kind in ("LayerNorm", "RMSNorm"):
+    if kind is not None and is_token_norm(kind):
         return kind
     if kind is not None or module._modules or module._buffers or not module._parameters:
         return ""

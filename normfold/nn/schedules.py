@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from normfold.norms.kinds import name_of, steps_left
+from normfold.norms.kinds import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,17 @@ def progress(model: nn.Module) -> Progress:
 
 
 def _progress_of(name: str, module: nn.Module) -> NormProgress | None:
-    kind = name_of(module) or ""
-    if kind == "PRepBN":
-        warm, steps, total = (float(getattr(module, key, 0)) for key in ("warm", "iter", "total_step"))
-        done = 0.0 if warm else 1.0 - steps / total if total else 1.0
-        return NormProgress(name, kind, done, steps_left(module) or "")
+    kind = kind_of(module)
+    if kind is None:
+        return None
+    if kind.schedule is not None:
+        return NormProgress(name, kind.name, kind.schedule.done(module), kind.schedule.left(module) or "")
     warmup, iters = getattr(module, "warmup_iters", None), getattr(module, "iters", None)
     if not isinstance(warmup, int) or not isinstance(iters, Tensor):
         return None
     count = int(iters.sum())
     left = f"{warmup - count} of {warmup} warm-up steps left" if count < warmup else ""
-    return NormProgress(name, kind, min(1.0, count / warmup) if warmup else 1.0, left)
+    return NormProgress(name, kind.name, min(1.0, count / warmup) if warmup else 1.0, left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,16 @@ def finish(model: nn.Module) -> Finish:
     left: list[tuple[str, str]] = []
     done: dict[int, nn.Module] = {}
     for name, module in list(_norms(model, "", None)):
-        if name_of(module) != "PRepBN":
+        kind = kind_of(module)
+        schedule = None if kind is None else kind.schedule
+        if schedule is None:
             continue
-        why = steps_left(module) or ("" if name else "it is the model itself; take its norm2")
+        why = schedule.left(module) or ("" if name else f"it is the model itself; take its {schedule.after}")
         if why:
             left.append((name or "(the model itself)", why))
             continue
         owner, _, child = name.rpartition(".")
-        new = done.setdefault(id(module), module.get_submodule("norm2"))
+        new = done.setdefault(id(module), module.get_submodule(schedule.after))
         setattr(model.get_submodule(owner), child, new)
         finished.append(name)
     return Finish(tuple(finished), tuple(left))
@@ -99,7 +101,7 @@ def finish(model: nn.Module) -> Finish:
 
 def _norms(module: nn.Module, name: str, seen: set[int] | None) -> Iterator[tuple[str, nn.Module]]:
     """Every outermost norm with its name; a shared one once with `seen`, at every place without."""
-    if name_of(module) is not None:
+    if kind_of(module) is not None:
         if seen is None or id(module) not in seen:
             yield name, module
         if seen is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from normfold.graph.affine import Frame
 
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+# What a statistic is of the tokens that a norm reads; the variance is the biased one.
+Moment = Literal["mean", "variance", "mean_square"]
+
+
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A buffer that evaluation reads. signed: whether it may be negative, as a mean may and a variance may not."""
+    """A buffer that evaluation reads.
+
+    of: what it holds of the tokens, as `recalibrate` computes it; None: something that it cannot compute. signed:
+    whether it may be negative, as a mean may and a variance may not.
+    """
 
     name: str
+    of: Moment | None = None
     signed: bool = False
 
 
@@ -32,12 +41,13 @@ class Schedule:
     """For a norm that another one fades into during training, of which evaluation reads the later one alone.
 
     before, after: the names of the two modules in it. left: how far an unfinished schedule is, in words; None when it
-    has ended.
+    has ended. done: the share of it that is done, 0 to 1.
     """
 
     before: str
     after: str
     left: Callable[[nn.Module], str | None]
+    done: Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class NormKind:
     classes: class names that exporters write into graphs, for graphs that come without their checkpoint.
     operators: how a graph spells it where there is neither; one operator alone, or all of these in one map.
     statistics: its own buffers. inner: the module inside it that has its statistics; empty: itself.
+    axis: on which the channels lie in what a module takes, as published: -1 or 1.
     keeps_statistic: whether this module computes a statistic for every token beside those it stores.
     schedule: see `Schedule`. options: what a state dict shows of its options; defaults: of these.
     opset: the first with the operator of a norm per token. centred: whether that subtracts the mean, and adds a bias.
@@ -68,6 +79,7 @@ class NormKind:
     operators: tuple[str, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     inner: str = ""
+    axis: int = -1
     keeps_statistic: Callable[[nn.Module], bool] = lambda module: False
     schedule: Schedule | None = None
     options: Callable[[Shapes], Mapping[str, Any]] = lambda shapes: {}

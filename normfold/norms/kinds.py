@@ -12,7 +12,9 @@ from normfold.norms.closed_form import batchnorm, repbn, unified
 if TYPE_CHECKING:
     from torch import nn
 
-MEAN, VARIANCE = Statistic("running_mean", signed=True), Statistic("running_var")
+MEAN, VARIANCE = Statistic("running_mean", "mean", signed=True), Statistic("running_var", "variance")
+# UN and MABN keep it under the name of BatchNorm's variance.
+MEAN_SQUARE = Statistic("running_var", "mean_square")
 
 
 def _is_prepbn(module: nn.Module) -> bool:
@@ -27,6 +29,11 @@ def _steps_left(module: nn.Module) -> str | None:
     done = f", {100 * (1 - steps / total):.0f} % done" if total else ""
     warmup = f", and {warm:g} warm-up steps before it" if warm else ""
     return f"{steps:g} of {total:g} steps left{done}{warmup}"
+
+
+def _share_done(module: nn.Module) -> float:
+    warm, steps, total = (float(getattr(module, name, 0)) for name in ("warm", "iter", "total_step"))
+    return 0.0 if warm else 1.0 - steps / total if total else 1.0
 
 
 def _prepbn_options(shapes: Shapes) -> Mapping[str, Any]:
@@ -90,7 +97,7 @@ KINDS: tuple[NormKind, ...] = (
         closed_form=repbn,
         classes=("PRepBN", "LinearNorm"),
         inner="norm2",
-        schedule=Schedule("norm1", "norm2", _steps_left),
+        schedule=Schedule("norm1", "norm2", _steps_left, _share_done),
         options=_prepbn_options,
         defaults={"warm": 0},
     ),
@@ -111,7 +118,7 @@ KINDS: tuple[NormKind, ...] = (
         is_state=lambda shapes: "running_phi" in endings(shapes),
         closed_form=unified,
         classes=("PowerNorm", "MaskPowerNorm"),
-        statistics=(Statistic("running_phi"),),
+        statistics=(Statistic("running_phi", "mean_square"),),
         keeps_statistic=_has_group_scaling,
     ),
     NormKind(
@@ -122,7 +129,7 @@ KINDS: tuple[NormKind, ...] = (
         closed_form=unified,
         words=("un1d", "un"),
         classes=("UN1d", "UN"),
-        statistics=(VARIANCE,),
+        statistics=(MEAN_SQUARE,),
         options=_un_options,
         defaults={"window": 4},
     ),
@@ -133,7 +140,8 @@ KINDS: tuple[NormKind, ...] = (
         is_state=lambda shapes: "buffer_x2" in endings(shapes),
         closed_form=unified,
         classes=("MABN2d",),
-        statistics=(VARIANCE,),
+        statistics=(MEAN_SQUARE,),
+        axis=1,
     ),
     NormKind(
         "BatchNorm",
@@ -144,6 +152,7 @@ KINDS: tuple[NormKind, ...] = (
         classes=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
         operators=("BatchNormalization",),
         statistics=(MEAN, VARIANCE),
+        axis=1,
     ),
     NormKind(
         "LayerNorm",
@@ -213,9 +222,3 @@ def name_of(module: nn.Module) -> str | None:
     """The name of the kind of norm that a module is, or None."""
     kind = kind_of(module)
     return None if kind is None else kind.name
-
-
-def steps_left(module: nn.Module) -> str | None:
-    """How far an unfinished schedule is, or None where it has ended or there is none."""
-    kind = kind_of(module)
-    return None if kind is None or kind.schedule is None else kind.schedule.left(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from normfold.nn.mabn import MABN2d
 from normfold.nn.normality import kurtosis_statistic, normality, pnac, skew_statistic
 from normfold.nn.powernorm import MaskPowerNorm
 from normfold.nn.un import UN1d
+from normfold.norms import kinds
+from normfold.norms.base import Moment, NormKind, Statistic, own_names
+from normfold.norms.closed_form import unified
 from tests.nn.norms import CHANNELS, NORMS, batch, network
 
 # float64 sums of a few hundred numbers.
@@ -200,3 +204,31 @@ def test_pnac_tells_outliers_from_calm_statistics() -> None:
         pnac(model, calm[:19])
     with pytest.raises(UsageError, match="no norms"):
         pnac(nn.Linear(2, 2), [])
+
+
+def test_a_statistic_that_is_no_moment_is_refused_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm of one's own: what its record does not say how to compute is not left beside statistics that are new."""
+
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(4))
+            self.register_buffer("running_l1", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - self.running_mean) / self.running_l1
+
+    def kind(of: Moment | None) -> NormKind:
+        statistics = (Statistic("running_mean", "mean", signed=True), Statistic("running_l1", of))
+        return NormKind("L1", "l1", lambda m: "running_l1" in own_names(m), lambda _: False, statistics=statistics)
+
+    model, tokens = nn.Sequential(Spread()), torch.randn(64, 4) + 3.0
+    monkeypatch.setattr(kinds, "KINDS", (replace(kind(None), closed_form=unified), *kinds.KINDS))
+    with pytest.raises(UsageError, match="0: recalibrate cannot compute the running_l1 of L1"):
+        recalibrate(model, [tokens])
+    assert not model[0].running_mean.any()
+    # The twin, whose record says so.
+    monkeypatch.setattr(kinds, "KINDS", (replace(kind("variance"), closed_form=unified), *kinds.KINDS))
+    assert recalibrate(model, [tokens]).tokens == {"0": 64}
+    torch.testing.assert_close(model[0].running_mean, tokens.mean(0))
+    torch.testing.assert_close(model[0].running_l1, tokens.var(0, unbiased=False))
