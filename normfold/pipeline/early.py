@@ -66,7 +66,10 @@ def check_only(source: Path, names: Sequence[str]) -> None:
 
 
 def _names_in(path: Path) -> bytes | None:
-    """What of a file holds the names of its tensors; None where that is not known without reading it as what it is."""
+    """What of a file holds the names of its tensors as they are; None where the file does not show that by itself.
+
+    Not asked of the records of formats, which import numpy: a mistyped name is refused before anything is imported.
+    """
     try:
         if path.suffix == ".safetensors":
             with path.open("rb") as file:
@@ -77,7 +80,11 @@ def _names_in(path: Path) -> bytes | None:
                 found = [one for one in archive.infolist() if one.filename.rpartition("/")[2] == "data.pkl"]
                 plain = len(found) == 1 and found[0].compress_type == zipfile.ZIP_STORED
                 return archive.read(found[0]) if plain and found[0].file_size <= _MOST_NAMES else None
-        return path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_NAMES else None
+        if not path.is_file() or path.stat().st_size > _MOST_NAMES:
+            return None
+        content = path.read_bytes()
+        # A graph and a pickle hold names as they are; nobody knows of other formats, which may be compressed.
+        return content if path.suffix == ".onnx" or content.startswith(b"\x80") else None
     # What is damaged or encrypted; whoever reads the file says what is wrong with it.
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         return None

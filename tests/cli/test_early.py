@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def said(folder: Path, *words: str) -> tuple[int, str]:
 )
 def test_refused_before_anything_heavy_is_imported(tmp_path: Path, words: list[str], complaint: str) -> None:
     for name in ("a.pt", "taken.onnx"):
-        (tmp_path / name).write_bytes(b"not looked at")
+        (tmp_path / name).write_bytes(b"\x80 not looked at")
     os.mkfifo(tmp_path / "pipe.pt")
     code, errors = said(tmp_path, *words)
     assert code == 2, errors
@@ -86,3 +87,6 @@ def test_no_name_that_a_norm_can_have_is_refused(path: Path, tmp_path: Path) -> 
     check_only(tmp_path, ["nosuchname"])
     (tmp_path / "b.safetensors").write_bytes((1 << 40).to_bytes(8, "little"))
     check_only(tmp_path / "b.safetensors", ["nosuchname"])
+    # Nor those of a format of one's own, which may be compressed.
+    (tmp_path / "c.weights.gz").write_bytes(gzip.compress(b"norm1.weight"))
+    check_only(tmp_path / "c.weights.gz", ["norm1"])

@@ -6,8 +6,10 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from normfold.checkpoint.formats import FORMATS
 from normfold.cli import help as help_module
 from normfold.cli.app import app
+from tests.paths import ROOT
 
 RUN = CliRunner()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -35,6 +37,16 @@ def test_help_is_grouped_and_has_an_example(name: str, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert f"Example: normfold {name} " in " ".join(text.split()) + " "
     assert "Others:" in text and "Options:" not in text
+
+
+def test_every_suffix_that_is_read_is_in_the_help_and_on_the_first_page() -> None:
+    """Written out there, for the table of formats imports more than help has time for."""
+    suffixes = " ".join(suffix for format in FORMATS for suffix in format.suffixes)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = RUN.invoke(app, ["fold", "--help"], env={"COLUMNS": "200"}, terminal_width=200).stdout
+    assert len(suffixes.split()) > 5
+    assert f"`{suffixes}`" in page
+    assert f" {suffixes}, or a Hugging Face folder" in " ".join(text.split())
 
 
 def test_the_list_of_commands_is_not_cut_off() -> None:
