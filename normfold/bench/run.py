@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +23,17 @@ from normfold.bench.job import Failure, Job
 from normfold.bench.result import Bench, Row
 from normfold.bench.runners import RUNNERS
 from normfold.bench.runners.base import Runner
-from normfold.bench.variants import Variants, collect
+from normfold.bench.variants import AS_IT_IS, Variants, collect
 from normfold.checkpoint.options import LoadOptions
 from normfold.errors import InputSpecError, UsageError
 from normfold.export.tasks import Task
 from normfold.inputs.cases import read_cases
 from normfold.inputs.spec import InputSpec, common_axes, traced_sizes
+from normfold.system.clock import Progress
 from normfold.system.files import scratch
 from normfold.system.numbers import HALF
 
-_AS_IT_IS = LoadOptions()
 SINGLE, INT8 = "float32", "int8"
-
-Progress = Callable[[str], None]
 
 
 def bench(
@@ -48,7 +46,7 @@ def bench(
     modes: Sequence[str] = (),
     against: Path | None = None,
     baseline: Path | None = None,
-    load: LoadOptions = _AS_IT_IS,
+    load: LoadOptions = AS_IT_IS,
     task: Task = "forward",
     rounds: int | None = None,
     launches: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,16 +34,14 @@ from normfold.norms.kinds import KINDS
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.report.render import counted
-from normfold.system.clock import Clock
+from normfold.system.clock import Clock, Progress
 from normfold.system.numbers import HALF
 from normfold.verify.manifest import read_manifest
 from normfold.verify.source import find_source, load_source
 
 LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 
-_AS_IT_IS = LoadOptions()
-
-Progress = Callable[[str], None]
+AS_IT_IS = LoadOptions()
 
 
 def _in_silence(sentence: str) -> None:
@@ -87,7 +85,7 @@ def collect(
     *,
     against: Path | None = None,
     baseline: Path | None = None,
-    load: LoadOptions = _AS_IT_IS,
+    load: LoadOptions = AS_IT_IS,
     task: Task = "forward",
     runtime: str = "ort",
     half: bool = False,

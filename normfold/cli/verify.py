@@ -39,7 +39,7 @@ from normfold.system.ort import check_one_build
 
 if TYPE_CHECKING:
     from normfold.report.verdict_files import VerdictFiles
-    from normfold.verify.run import Progress
+    from normfold.verify.run import StepProgress
     from normfold.verify.verdict import Verdict
 
 
@@ -91,7 +91,7 @@ def verify(
     input, no source, no provider); 4 normfold itself failed.
     """
 
-    def work(progress: Progress) -> Verdict:
+    def work(progress: StepProgress) -> Verdict:
         progress("starting", 0, 0)
         from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
@@ -122,7 +122,14 @@ def verify(
         files = VerdictFiles(junit, summary, file_of(json_file), html)
         files.check()
         load = LoadOptions(
-            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+            arch,
+            model,
+            json_object(model_args),
+            tuple(inputs or ()),
+            ema=ema,
+            trust=trust,
+            allow_unfinished=allow_unfinished,
+            trust_code=trust_code,
         )
         try:
             verdict = with_bars(work, quiet=quiet)

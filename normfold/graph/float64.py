@@ -27,8 +27,8 @@ class SizeError(GraphError):
     """The graph does not run on inputs of these sizes."""
 
 
-def read_graph(path: Path) -> ir.Model:
-    """A graph that was checked when it was loaded. External data is mapped, not read."""
+def read_again(path: Path) -> ir.Model:
+    """A graph that `graph.read` has checked already; nothing is checked here. External data is mapped, not read."""
     proto = onnx.load(path, load_external_data=False)
     densify(proto, path)
     model = ir.from_proto(proto)

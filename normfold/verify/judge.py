@@ -21,10 +21,9 @@ one run is much like another:
 
 Integers and booleans count as the share of entries that differ, pooled, without a floor.
 
-One float32 run is one throw of the dice: in a network that amplifies rounding, the largest error of one run and of the
-next, on inputs that differ in the last bit, are a factor of five apart. The original's own error is therefore the
-largest of several runs: in torch, where there is a module, and in the runtime, on the inputs and on their float32
-neighbours.
+One float32 run is one sample: in a network that amplifies rounding, the largest errors of two runs, on inputs that
+differ in the last bit, are a factor of five apart. The original's own error is therefore the largest of several runs:
+in torch, where there is a module, and in the runtime, on the inputs and on their float32 neighbours.
 
 That bound has a ceiling: where the original itself is farther from the truth than rounding can put it, the truth and
 the runtime do not compute the same, or the model amplifies rounding beyond use, and there is no verdict (yardstick.py).
@@ -70,9 +69,10 @@ PEAK_ULPS = 2.0
 # most; of every mutant that was wrong by more than its bound, one sample was at 5 or more (docs/verification.md).
 SAMPLE_FACTOR = 3.0
 SAMPLE_FLOOR_ULPS = 2.0
-# A failure this close to its bound may be an original that was measured on a lucky throw: it is thrown again, so often.
+# A failure this close to its bound may come of an original that happened to run with a small error: it is run again, so
+# many times.
 NEAR = 4.0
-THROWN_AGAIN = 16
+RERUNS = 16
 # Small channels are judged apart up to this own error, relative to their RMS: twice that is allowed, and doubling them
 # still fails. Beyond, rounding in the large ones has left nothing of them to judge.
 LOST = 0.25

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Runs of the original on neighbouring inputs: of six equal throws, one exceeds twice the other five next to never.
+# Runs of the original on neighbouring inputs: of six equal runs, one hardly ever errs more than twice as much as the
+# other five.
 NEIGHBOURS = 5
 # With many samples their number does the same: so many runs of the original are enough, those of the module included.
-THROWS = 56
+RUNS = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def moved_runs(truth: Truth) -> tuple[int, ...]:
     What does not go round is left to the smallest cases.
     """
     count, others = len(truth.cases), 1 if truth.narrow is None else 2
-    each, left = divmod(min(NEIGHBOURS * count, max(THROWS - others * count, 0)), count)
+    each, left = divmod(min(NEIGHBOURS * count, max(RUNS - others * count, 0)), count)
     smallest = sorted(range(count), key=lambda number: truth.cases[number].elements)
     return tuple(each + (number in smallest[:left]) for number in range(count))
 
@@ -185,24 +186,24 @@ def _row(
     )
 
 
-def thrown(
+def rerun(
     truth: Truth,
     path: Path,
     runtime: Runtime,
     *,
-    throws: int,
+    runs: int,
     outputs: Sequence[str] | None = None,
     eps: float = 0.0,
     tick: Tick = nothing,
 ) -> Own:
-    """The largest errors of `throws` more runs, each with other inputs and weights within rounding.
+    """The largest errors of `runs` more runs, each with other inputs and weights within rounding.
 
     Every float of the inputs moves to a neighbour, and as many of the weights as rounding them anew would move: a
     network that amplifies rounding amplifies that of its weights, and one that reads integers has no other.
     """
     weights = float_weights(path)
     rows: list[list[tuple[Figures, ...]]] = [[] for _ in truth.cases]
-    for number in range(1, throws + 1):
+    for number in range(1, runs + 1):
         initializers = ort_values(rounded_anew(weights, seed=number))
         session = open_session(path, runtime, initializers)
         feed_names = [feed.name for feed in session.get_inputs()]

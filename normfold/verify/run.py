@@ -43,7 +43,7 @@ SAMPLES = 32
 CONVERTED = "The model is float16 and its source is not: it is held to the error of the source converted to float16."
 
 # What is being done, how many steps of it are done, and how many there are (0: nobody knows).
-Progress = Callable[[str, int, int], None]
+StepProgress = Callable[[str, int, int], None]
 
 
 def judge(
@@ -56,7 +56,7 @@ def judge(
     seed: int = 0,
     providers: Sequence[str] = ("cpu",),
     tolerance: Tolerance | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     began: float | None = None,
 ) -> Verdict:
     """Judge whether the ONNX file `model` computes what its source computes.
@@ -101,7 +101,7 @@ class _Asked:
 class _Meter:
     """Tells `progress` what is being done and how far it is, and keeps how long it took."""
 
-    def __init__(self, progress: Progress, began: float | None) -> None:
+    def __init__(self, progress: StepProgress, began: float | None) -> None:
         self.progress = progress
         self.clock = Clock(lambda sentence: progress(sentence, 0, self.total), began=began)
         self.sentence, self.done, self.total = "", 0, 0

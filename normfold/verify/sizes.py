@@ -17,7 +17,7 @@ from typing import Any
 from normfold.errors import InputSpecError
 from normfold.graph.evaluator.call import NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
-from normfold.graph.float64 import SizeError, evaluator_of, read_graph, run_evaluator
+from normfold.graph.float64 import SizeError, evaluator_of, read_again, run_evaluator
 from normfold.inputs.cases import Case, draw_case
 from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
 from normfold.system.failures import check_memory, one_line
@@ -52,7 +52,7 @@ def fitting(specs: Sequence[InputSpec], path: Path, *, parameters: int = 0) -> t
     probe = _Probe(tuple(specs), open_session(path, Runtime()), path, parameters)
     found = _in_branches(probe)
     try:
-        strict = replace(probe, evaluator=evaluator_of(read_graph(path), path), known={})
+        strict = replace(probe, evaluator=evaluator_of(read_again(path), path), known={})
         smallest = {letter: axis.smallest for letter, axis in common_axes(found).items()}
         return found if strict.evaluates(draw_case(found, smallest, seed=0)) else _in_branches(strict)
     except (NotCoveredError, InputSpecError):  # the truth will say why there is none

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from normfold.errors import GraphError, NormfoldError
-from normfold.graph.float64 import graph_tensors, read_graph
+from normfold.graph.float64 import graph_tensors, read_again
 from normfold.inputs.cases import Array, Case
 from normfold.system.files import scratch
 from normfold.system.numbers import MASK
@@ -80,7 +80,7 @@ def first_parting(path: Path, case: Case, bound: float) -> str:
         with scratch() as folder:
             names = written_names(path)
             ours = runtime_tensors(path, names, case, folder)
-            model = read_graph(path)
+            model = read_again(path)
             operators = {str(v.name): node.op_type for node in model.graph for v in node.outputs}
 
             def keep(name: str, true: Array) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError
-from normfold.graph.float64 import Outputs, body_of, evaluator_of, read_graph, run_evaluator
+from normfold.graph.float64 import Outputs, body_of, evaluator_of, read_again, run_evaluator
 from normfold.inputs.cases import Array, Case, draw_cases
 from normfold.inputs.spec import InputSpec
 from normfold.system.clock import Tick, nothing
@@ -195,7 +195,7 @@ def _unexercised(path: Path, cases: Sequence[Case], *, tick: Tick) -> tuple[str,
 
 def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> Truth:
     """The graph at `path` in float64, with what its operators tell on the way. Raises GraphError, CannotJudgeError."""
-    model = read_graph(path)
+    model = read_again(path)
     evaluator = evaluator_of(model, path)
     check_fits(model, cases, path)
     exercise = Exercise(model)
@@ -207,7 +207,7 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
     if exercise.jumps or any(value.dtype.kind != "f" for value in found[0]):
         # Moved one way and the other: a tie goes to another side in one of the two.
         sides = [(evaluator_of(model, path, move=move), move < 0) for move in (SINGLE, -SINGLE)]
-        jump = body_of(read_graph(path)).rms_ceiling
+        jump = body_of(read_again(path)).rms_ceiling
         undecided = tuple(
             _undecided(outputs, [run_evaluator(e, case.moved(1, mirrored=back), path) for e, back in sides], jump)
             for outputs, case in zip(found, cases, strict=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from normfold.errors import CannotJudgeError, CheckpointError, GraphError, VerificationError
-from normfold.graph.float64 import Body, body_of, read_graph
+from normfold.graph.float64 import Body, body_of, read_again
 from normfold.system.clock import Tick, nothing
 from normfold.system.spill import Folder
 from normfold.verify.judge import (
@@ -26,19 +26,19 @@ from normfold.verify.judge import (
     OPTIMISED,
     PEAK_ULPS,
     PLAIN,
+    RERUNS,
     RUNTIME_EDGE,
     RUNTIME_EXCUSE,
     SAMPLE_FACTOR,
     SAMPLE_FLOOR_ULPS,
     SQUASHED_ULPS,
-    THROWN_AGAIN,
     Edge,
     Tolerance,
     judge,
     judged,
     with_sizes,
 )
-from normfold.verify.measure import Measured, Own, RenamedError, measure, moved_runs, thrown
+from normfold.verify.measure import Measured, Own, RenamedError, measure, moved_runs, rerun
 from normfold.verify.metrics import difference, rms_error, settled
 from normfold.verify.runtime import UNOPTIMISED, Runtime, open_session, version
 from normfold.verify.tensors import first_parting, opened, writers
@@ -86,7 +86,7 @@ class Yardstick:
         outputs = tuple(output.name for output in open_session(path, PLAIN).get_outputs())
         if not outputs:
             raise GraphError(f"{path}: the graph has no outputs: there is nothing to verify")
-        body = body_of(read_graph(path))
+        body = body_of(read_again(path))
         original = measure(truth, path, PLAIN, moved=moved_runs(truth), eps=body.eps, tick=tick)
         module = _own_of_module(truth)
         yardstick = cls(truth, path, outputs, body, original, truth.magnitudes(), tolerance, tick, module)._told_apart()
@@ -195,7 +195,7 @@ class Yardstick:
         own = self.own()
         edge = self._judge(FOLD_EDGE, plain, own, FOLD_FACTOR, each=True)
         if self._near(edge):
-            edge = self._judge(FOLD_EDGE, plain, self._thrown_again(edge, own, PLAIN), FOLD_FACTOR, each=True)
+            edge = self._judge(FOLD_EDGE, plain, self._measured_again(edge, own, PLAIN), FOLD_FACTOR, each=True)
         return with_sizes(edge, self.truth)
 
     def runtime_edge(self, candidate: Path, plain: Measured, runtime: Runtime) -> Edge:
@@ -214,19 +214,19 @@ class Yardstick:
         excused = own.or_larger(original.own.at_most(own, RUNTIME_EXCUSE))
         edge = self._judge(name, fast, excused, FOLD_FACTOR, each=True)
         if self._near(edge):
-            edge = self._judge(name, fast, self._thrown_again(edge, excused, runtime), FOLD_FACTOR, each=True)
+            edge = self._judge(name, fast, self._measured_again(edge, excused, runtime), FOLD_FACTOR, each=True)
         return edge if edge.passed else replace(edge, detail=f"{self._blame(runtime, original)}; {edge.detail}")
 
     def _near(self, edge: Edge) -> bool:
         return not edge.passed and max(output.excess for output in edge.outputs) <= NEAR
 
-    def _thrown_again(self, edge: Edge, own: Own, runtime: Runtime) -> Own:
+    def _measured_again(self, edge: Edge, own: Own, runtime: Runtime) -> Own:
         """The original's own error once more, of many runs at the samples where the candidate is past its bound."""
         suspects = sorted({n for output in edge.outputs for n, need in enumerate(output.needs) if need > 1.0})
         if not suspects:
             return own
         truth, eps = self.truth.only(suspects), self.body.eps
-        again = thrown(truth, self.path, runtime, throws=THROWN_AGAIN, outputs=self.outputs, eps=eps, tick=self.tick)
+        again = rerun(truth, self.path, runtime, runs=RERUNS, outputs=self.outputs, eps=eps, tick=self.tick)
         return own.at(suspects, again)
 
     def measure(self, candidate: Path) -> Measured:

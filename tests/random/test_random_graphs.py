@@ -27,9 +27,9 @@ FLOAT64_TOLERANCE = 1e-10
 FLOAT32_FACTOR, FLOAT32_FLOOR_ULP = 2.0, 16.0
 
 SEEDS = 300
-# One run of a network that amplifies rounding is a throw of the dice (docs/decisions/0006-own-error.md): where the
+# One run of a network that amplifies rounding is one sample of its error (docs/decisions/0006-own-error.md): where the
 # bound that a single run of the original sets is broken, the original runs again, on float32 neighbours of its inputs.
-THROWN_AGAIN = 16
+RERUNS = 16
 # Seed 6624: the original's error is 3.3e-5 on its inputs, 6.7e-5 in the median over 30 neighbours, 2.9e-4 at most.
 LUCKY = [6624]
 
@@ -71,7 +71,7 @@ def check(seed: int) -> Counter[str]:
     candidate = float32_error(folded(narrow)[0], narrow_inputs(drawn))
     own, floor = float32_error(narrow, narrow_inputs(drawn)), FLOAT32_FLOOR_ULP * np.finfo(np.float32).eps * size
     if candidate > FLOAT32_FACTOR * own + floor:
-        own = max(float32_error(narrow, narrow_inputs(drawn, moved=number)) for number in range(THROWN_AGAIN))
+        own = max(float32_error(narrow, narrow_inputs(drawn, moved=number)) for number in range(RERUNS))
     assert candidate <= FLOAT32_FACTOR * own + floor
 
     _, second = folded(after)
@@ -98,7 +98,7 @@ def test_no_tensor_carries_a_shift_that_drowns_it(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", LUCKY)
-def test_a_lucky_throw_of_the_original_is_no_yardstick(seed: int) -> None:
+def test_one_run_of_the_original_is_no_yardstick(seed: int) -> None:
     assert check(seed)
 
 

@@ -11,7 +11,7 @@ from normfold.errors import InputSpecError
 from normfold.inputs.cases import SCALES, Case, draw_cases, read_cases
 from normfold.inputs.spec import axis_sizes, common_axes, parse_specs
 from normfold.system.spill import Rows
-from normfold.verify.measure import NEIGHBOURS, THROWS, moved_runs
+from normfold.verify.measure import NEIGHBOURS, RUNS, moved_runs
 from normfold.verify.truth import Truth
 
 PICTURES = parse_specs(["x:float32[B,3,8,8]"])
@@ -83,7 +83,7 @@ def test_moved_runs_go_round_and_the_rest_to_the_smallest() -> None:
     assert planned(4)[0] == (NEIGHBOURS,) * 4
     assert not any(planned(100)[0]) and not any(planned(32, module=True)[0])
     runs, cases = planned(32)
-    assert 32 + sum(runs) == THROWS
+    assert 32 + sum(runs) == RUNS
     assert set(runs) == {0, 1}
     moved = [case.elements for case, run in zip(cases, runs, strict=True) if run]
     assert max(moved) <= min(case.elements for case, run in zip(cases, runs, strict=True) if not run)

@@ -58,7 +58,7 @@ def test_neighbours_are_one_step_away_and_nothing_else() -> None:
     assert not np.array_equal(near, case.moved(2).feeds["x"])
 
 
-def test_a_lucky_throw_of_the_original_is_thrown_again(tmp_path: Path) -> None:
+def test_an_original_with_a_small_error_by_chance_is_run_again(tmp_path: Path) -> None:
     """An original that seems three times as exact as it is: a right fold passes all the same, a wrong one does not."""
     w = weights(0)
     before, after = original(tmp_path / "a.onnx", w), folded(tmp_path / "b.onnx", w)
@@ -85,7 +85,7 @@ def test_weights_rounded_anew_are_where_rounding_puts_them() -> None:
     assert not np.array_equal(moved["w"], rounded_anew(weights, seed=2)["w"])
 
 
-def test_a_network_that_reads_tokens_is_thrown_again_by_its_weights(tmp_path: Path) -> None:
+def test_a_network_that_reads_tokens_is_run_again_with_other_weights(tmp_path: Path) -> None:
     table = draw("table", 11, 6)
     model = build(
         "agraph (int64[B] ids) => (float[] y) { e = Gather(table, ids)  y = MatMul(e, w) }", table=table, w=(6, 5)
@@ -94,7 +94,7 @@ def test_a_network_that_reads_tokens_is_thrown_again_by_its_weights(tmp_path: Pa
     specs = parse_specs(["ids:int64[B]<11"])
     truth = truths.establish(None, tmp_path / "a.onnx", specs)
     single = measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN, moved=[8] * len(truth.cases))
-    several = measure.thrown(truth, tmp_path / "a.onnx", verify.PLAIN, throws=8)
+    several = measure.rerun(truth, tmp_path / "a.onnx", verify.PLAIN, runs=8)
     assert single.own == measure.measure(truth, tmp_path / "a.onnx", verify.PLAIN).own
     # Weights that onnxruntime reads after they were freed would be anything.
     assert all(one < more < 10 * one for (more,), (one,) in zip(several.samples, single.own.samples, strict=True))
