@@ -38,6 +38,7 @@ from normfold.graph.types import BATCH_NORM, OLDEST_OPSET, Model, Op
 from normfold.graph.view import Graph
 from normfold.norms.base import NormModule
 from normfold.system.collector import uncollected
+from normfold.system.text import first_few
 
 _log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _fold_with(state: State, op: Op, frame: Frame, *, power: int) -> _Attempt:
 def _names(norm: Op, reached: Sequence[Op]) -> str:
     """A few of the operators that were reached from a norm, for people."""
     names = list(dict.fromkeys(op.name for op in reached if op is not norm and op.name != norm.name))
-    return ", ".join(names[:4] + ([f"{len(names) - 4} more"] if len(names) > 4 else [])) or "nothing else"
+    return first_few(names, most=4) or "nothing else"
 
 
 def _with_followers(state: State, attempts: Mapping[Op, _Attempt]) -> dict[Op, _Attempt]:

@@ -22,10 +22,9 @@ from normfold.checkpoint.stated import Said, Statement, known
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
 from normfold.system.failures import raised
+from normfold.system.text import first_few
 
 _LISTED = 10
-# Shapes that differ take more words.
-_SHAPES = 3
 _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 _HOW = (
     "Give one with --model pkg.module:factory (your own code, imported from the current directory too; --model-args "
@@ -287,9 +286,8 @@ def _misfit(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
     ]
     if not bad:
         return ""
-    more = f"; and {len(bad) - _SHAPES} more" if len(bad) > _SHAPES else ""
     return (
-        f"{source} does not fit the architecture: {len(bad)} shapes differ ({'; '.join(bad[:_SHAPES])}{more}). "
+        f"{source} does not fit the architecture: {len(bad)} shapes differ ({first_few(bad, between='; ')}). "
         "Check the architecture and its arguments."
     )
 

@@ -41,7 +41,17 @@ def load_checkpoint(
     Raises CheckpointError, ArchitectureError, NormStateError, InputSpecError or GraphError; nothing is ever written.
     """
     return load(
-        Path(path), LoadOptions(arch, model, model_args, tuple(inputs), ema, trust, allow_unfinished, trust_code)
+        Path(path),
+        LoadOptions(
+            arch,
+            model,
+            model_args,
+            tuple(inputs),
+            ema=ema,
+            trust=trust,
+            allow_unfinished=allow_unfinished,
+            trust_code=trust_code,
+        ),
     )
 
 

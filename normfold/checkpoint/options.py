@@ -24,7 +24,7 @@ class LoadOptions:
     model: str | Callable[..., Any] | None = None
     model_args: Mapping[str, Any] | None = field(default=None, hash=False)
     inputs: tuple[str, ...] = ()
-    ema: bool = False
-    trust: bool = False
-    allow_unfinished: bool = False
-    trust_code: bool = False
+    ema: bool = field(default=False, kw_only=True)
+    trust: bool = field(default=False, kw_only=True)
+    allow_unfinished: bool = field(default=False, kw_only=True)
+    trust_code: bool = field(default=False, kw_only=True)

@@ -162,7 +162,14 @@ def fold(
 
     with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         load = LoadOptions(
-            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+            arch,
+            model,
+            json_object(model_args),
+            tuple(inputs or ()),
+            ema=ema,
+            trust=trust,
+            allow_unfinished=allow_unfinished,
+            trust_code=trust_code,
         )
         options = FoldOptions(
             task=task,
@@ -228,7 +235,14 @@ def inspect(
 
     with exit_codes(debug=debug, verbosity=verbose):
         load = LoadOptions(
-            arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+            arch,
+            model,
+            json_object(model_args),
+            tuple(inputs or ()),
+            ema=ema,
+            trust=trust,
+            allow_unfinished=allow_unfinished,
+            trust_code=trust_code,
         )
         options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
         early.check_sources(source)

@@ -143,7 +143,14 @@ def bench(
             against=against,
             baseline=baseline,
             load=LoadOptions(
-                arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, allow_unfinished, trust_code
+                arch,
+                model,
+                json_object(model_args),
+                tuple(inputs or ()),
+                ema=ema,
+                trust=trust,
+                allow_unfinished=allow_unfinished,
+                trust_code=trust_code,
             ),
             task=task,
             rounds=rounds,

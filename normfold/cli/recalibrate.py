@@ -66,7 +66,16 @@ def recalibrate(
         from normfold.checkpoint.options import LoadOptions
         from normfold.pipeline.recalibrate import recalibrate_file
 
-        options = LoadOptions(arch, model, json_object(model_args), tuple(inputs or ()), ema, trust, True, trust_code)
+        options = LoadOptions(
+            arch,
+            model,
+            json_object(model_args),
+            tuple(inputs or ()),
+            ema=ema,
+            trust=trust,
+            allow_unfinished=True,
+            trust_code=trust_code,
+        )
         return recalibrate_file(
             source, data, output, options=options, batch=batch, layerwise=layerwise, force=force, progress=progress
         )

@@ -29,6 +29,7 @@ from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, Report, SourceInfo
 from normfold.system.clock import Clock, Progress
 from normfold.system.numbers import HALF
+from normfold.system.text import first_few
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -88,7 +89,16 @@ def inspect(
     progress: Progress | None = None,
 ) -> Report:
     """What `fold` would do with `source`, without writing anything: the same options, plan and counts."""
-    load_options = LoadOptions(arch, model, model_args, several(inputs), ema, trust, allow_unfinished, trust_code)
+    load_options = LoadOptions(
+        arch,
+        model,
+        model_args,
+        several(inputs),
+        ema=ema,
+        trust=trust,
+        allow_unfinished=allow_unfinished,
+        trust_code=trust_code,
+    )
     options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
     return look(source_given(source, load_options, example_inputs, dynamic), load_options, options, progress)
 
@@ -208,10 +218,9 @@ def _widened(plan: Plan) -> tuple[str, ...]:
     found = sorted((one for one in plan.spreads if one.growth >= WIDENED), key=lambda one: -one.growth)
     if not found:
         return ()
-    most = ", ".join(f"{one.name} ({one.growth:.1f} times)" for one in found[:3])
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    most = first_few([f"{one.name} ({one.growth:.1f} times)" for one in found])
     advice = "quantise with a scale for each channel" + ("" if found[0].equalized else ", or fold with --equalize")
-    return (f"Folding widened the spread between the output channels of {most}{more}. For int8, {advice}.",)
+    return (f"Folding widened the spread between the output channels of {most}. For int8, {advice}.",)
 
 
 def _source_info(source: Source, path: Path) -> SourceInfo:

@@ -21,6 +21,7 @@ from normfold.pipeline.outputs import texts, write
 from normfold.report.report import Report
 from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
+from normfold.system.text import first_few
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
 
 
@@ -88,7 +89,16 @@ def fold(
     Raises NotFoldedError where `strict` is not met, DifferenceError where the verification fails, and a NormfoldError
     for every kind of bad input; then nothing has been written.
     """
-    load_options = LoadOptions(arch, model, model_args, several(inputs), ema, trust, allow_unfinished, trust_code)
+    load_options = LoadOptions(
+        arch,
+        model,
+        model_args,
+        several(inputs),
+        ema=ema,
+        trust=trust,
+        allow_unfinished=allow_unfinished,
+        trust_code=trust_code,
+    )
     options = FoldOptions(
         task=task,
         opset=opset,
@@ -165,10 +175,8 @@ def _write_reports(report: Report, options: FoldOptions) -> str:
 
 def _not_folded(report: Report) -> str:
     kept = [f"{site.name} ({site.kind}): {site.reason or site.code or site.status}" for site in report.unfolded]
-    more = f"; and {len(kept) - 3} more" if len(kept) > 3 else ""
-    return (
-        f"--strict: {len(kept)} of {len(report.norms)} norms not folded, nothing written. {'; '.join(kept[:3])}{more}"
-    )
+    listed = first_few(kept, between="; ")
+    return f"--strict: {len(kept)} of {len(report.norms)} norms not folded, nothing written. {listed}"
 
 
 def _difference(report: Report) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Beyond this a message is a flood.
@@ -51,6 +51,12 @@ def json_text(content: Any, *, indent: int | None = 2, default: Callable[[Any], 
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=default)
     # The newlines are those between the entries: inside strings JSON has escaped them.
     return _UNSAFE_IN_JSON.sub(lambda found: found[0] if found[0] == "\n" else _json_escaped(found[0]), text) + "\n"
+
+
+def first_few(items: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
+    """The first items, and how many more there are: `a, b, c and 2 more`."""
+    last = " and " if between == ", " else f"{between}and "
+    return between.join(items[:most]) + (f"{last}{len(items) - most} more" if len(items) > most else "")
 
 
 def listed(text: str | None) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from normfold.system.text import first_few
+
 # Operators whose result jumps where a float passes a threshold or another float.
 JUMPS = frozenset(
     {"ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique"}
 )
 _LAYERS = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
 _ON_AXIS_1 = frozenset({"Conv", "ConvTranspose", "FusedConv"})
-# So many names are given; the rest is counted.
-_SHOWN = 3
 
 
 class Exercise:
@@ -84,10 +84,10 @@ class Exercise:
             f"{'else' if True in seen else 'then'} of {name}" for name, seen in self._branches.items() if len(seen) < 2
         ]
         if branches:
-            found.append(f"branches never taken: {_listed(branches)}")
+            found.append(f"branches never taken: {first_few(branches)}")
         sides = [f"{name} was always {seen == {True}}" for name, seen in self._conditions.items() if len(seen) == 1]
         if sides:
-            found.append(f"conditions with one outcome only: {_listed(sides)}")
+            found.append(f"conditions with one outcome only: {first_few(sides)}")
         found += _counted("rows of a table never read", self._rows)
         found += _counted("channels that were 0 in every sample", self._channels)
         return tuple(found)
@@ -98,13 +98,8 @@ def _counted(what: str, seen: dict[ir.Value, torch.Tensor]) -> list[str]:
     if not short:
         return []
     missing, of = (sum(numbers) for numbers in zip(*short.values(), strict=True))
-    listed = _listed([f"{name} ({count:,} of {total:,})" for name, (count, total) in short.items()])
+    listed = first_few([f"{name} ({count:,} of {total:,})" for name, (count, total) in short.items()])
     return [f"{what}: {missing:,} of {of:,}, in {listed}"]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _label(node: Any) -> str:

@@ -22,12 +22,12 @@ import onnx
 import onnx.numpy_helper
 
 from normfold.errors import NormfoldError
-from normfold.graph.float64 import graph_tensors, read_graph
+from normfold.graph.float64 import graph_tensors, read_again
 from normfold.graph.scopes import SCOPES
 from normfold.inputs.cases import Array, Case
 from normfold.system.failures import one_line
 from normfold.system.subprocess_copy import fresh
-from normfold.system.text import listed
+from normfold.system.text import first_few, listed
 from normfold.verify.judge import FLOOR_ULPS, FOLD_FACTOR, Edge
 from normfold.verify.metrics import difference
 from normfold.verify.tensors import rms, runtime_tensors, written_names
@@ -84,7 +84,7 @@ def first_tensor(yardstick: Yardstick, model: Path, case: Case, tolerance: float
             if name in candidate and candidate[name].dtype.kind == "f":
                 found[name] = _error([run[name] for run in runs], candidate[name], true, yardstick.body.eps)
 
-        graph_tensors(read_graph(yardstick.path), case, keep)
+        graph_tensors(read_again(yardstick.path), case, keep)
     except (NormfoldError, RuntimeError, MemoryError, ValueError):
         # The verdict stands; only where the fault lies stays unknown.
         return Fault(tolerance)
@@ -194,8 +194,7 @@ def _changed(refolded: Path, model: Path) -> str:
     """In which constants a model differs from what folding gives today."""
     ours, theirs = ({t.name: t for t in onnx.load(path).graph.initializer} for path in (model, refolded))
     names = [name for name in ours if name not in theirs or not _same(ours[name], theirs[name])]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    shown = f" It differs in {', '.join(names[:3])}{more}." if names else ""
+    shown = f" It differs in {first_few(names)}." if names else ""
     return f"Folded again, the same norms pass: {model.name} was changed since, or folded by another version.{shown}"
 
 
