@@ -142,7 +142,7 @@ def analyse(
 
 
 def _check(model: Model) -> None:
-    """Raise GraphError for a graph that nobody can read."""
+    """Raise GraphError for a graph that cannot be analysed."""
     names = [value.name for node in model.graph for value in node.outputs if value.name]
     if len(set(names)) != len(names):
         raise GraphError("Two operators of the graph write tensors of one name; the file is malformed.")

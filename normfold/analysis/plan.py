@@ -64,7 +64,7 @@ class Spread:
     scale for the whole weight costs in eight bits, beside one for each channel.
 
     name: the weight. before: in the source. folded: with the norms folded. equalized: with the free scales chosen too;
-    None where nobody asked for that.
+    None where that was not asked for.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The LayerNorm baseline of a graph whose architecture nobody knows: one norm per token where each norm stood.
+"""The LayerNorm baseline of a graph of unknown architecture: one norm per token where each norm stood.
 
 Everything between the norm's input and its output goes, layout operators that only served it included. Where the
 channels are not the last axis, the new norm is put between two Transposes, as an exporter would write it; onnxruntime

@@ -1,7 +1,7 @@
 """Variants side by side: each in fresh processes of its own, taking turns A B C A B C.
 
 One process a variant is alive at a time and only the one whose turn it is runs. All of them are started anew several
-times (a *launch*), since a process keeps the luck of its memory layout for life. See statistics.py for what follows.
+times (a *launch*), since a process keeps one memory layout, good or bad, as long as it runs; see statistics.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of repeated timings, and whether two variants differ at all. numpy only.
 
-The unit of evidence is the launch: a fresh process has its own memory layout and its own luck, which no number of
+The unit of evidence is the launch: a fresh process has a memory layout of its own, whose effect no number of
 repetitions inside it averages out. So a ratio is formed within every launch, from rounds that ran side by side, and the
 interval is taken over the launches.
 """

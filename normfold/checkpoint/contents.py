@@ -25,8 +25,8 @@ class Contents:
     One of: state, a state dict; module (trusted files only); program and the module that it is; graph, its external
     data mapped but not read. takes: the inputs of a program or a graph.
     arch, arch_args, inputs, factory: as `save_checkpoint` writes them; arch may be a name of the authors' own, factory
-    is code of whoever saved it (`pkg.module:function`). said: what it
-    states of its architecture in whatever words its authors have. averaged: where it holds averaged weights that were
+    names code of its author (`pkg.module:function`). said: what it
+    states of its architecture, in the words of its author. averaged: where it holds averaged weights that were
     not taken.
     """
 

@@ -165,7 +165,7 @@ _CSWIN: Mapping[str, Reader] = {
     "depths": readers.stages("stage{}.", 1, readers.count),
     "attention": _CSWIN_LETTERS,
     "linear_stripes": _linear_stripes,
-    # Nobody reads them where every stage has linear attention.
+    # Not read where every stage has linear attention.
     "stripes": lambda shapes: _SOFTMAX_STRIPES if _CSWIN_LETTERS(shapes) == "L" else None,
     "image_size": lambda shapes: None if (side := _cswin_side(shapes)) is None else side * 4,
 }

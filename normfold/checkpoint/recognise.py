@@ -2,7 +2,7 @@
 
 Families are told by a few names, norms by the endings of theirs, sizes by building the candidates without values and
 comparing all names and shapes. What shapes cannot show and changes the function (head counts) is taken from the file's
-own words (stated.py), or from a name that somebody gives, or asked for: it is never a default. Words that contradict
+own words (stated.py), or from a name that the user gives, or asked for: it is never a default. Words that contradict
 the weights are an error that shows both.
 """
 
@@ -59,7 +59,7 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """unknown: options that change the function and that nobody tells. own_size: whether the weights are of the size
+    """unknown: options that change the function and are not known. own_size: whether the weights are of the size
     that the name speaks of, as far as that tells hidden options. assumed: what is the name's own, for want of words.
     told: what was taken from the file's words. against: those that are not so of it, each with what is.
     """
@@ -117,9 +117,9 @@ def recognise(shapes: Shapes, *, said: Said | None = None, given: Mapping[str, A
 def options_of(
     name: str, shapes: Shapes, *, said: Said | None = None, given: Mapping[str, Any] | None = None
 ) -> Recognised:
-    """The options of the architecture `name`, which somebody gave, for these weights; see `recognise`.
+    """The options of the architecture `name`, which was given, for these weights; see `recognise`.
 
-    Where it fits them with no options, those that are given, for whoever loads the weights to say what differs.
+    Where it fits them with no options, those that are given: loading the weights then says what differs.
     Raises UndecidedError where what the name tells of its usual size alone is not known of this one, and
     ContradictionError.
     """
@@ -174,7 +174,7 @@ def _candidate(
 ) -> _Candidate:
     """The architecture with every option that the weights show, the file states or the user gives.
 
-    chosen: somebody said that it is this one.
+    chosen: the user said that it is this one.
     """
     row, usual = ROWS[family.key], defaults(name)
     chosen = chosen or any(word == name for word, _ in said.names)
@@ -264,7 +264,7 @@ def _compared(candidates: Sequence[_Candidate], shapes: Shapes) -> list[_Candida
     found: dict[str, tuple[int, str]] = {}
     compared = []
     for candidate in candidates:
-        # What nobody tells changes no name and no shape.
+        # Unknown options change no name and no shape.
         sure = {option: value for option, value in candidate.resolved.items() if option not in candidate.unknown}
         family = catalogue.family_of(candidate.name)
         key = f"{family.key if family else ''} {sure}"

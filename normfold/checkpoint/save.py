@@ -36,7 +36,7 @@ def save_checkpoint(
 
     arch, arch_args: name in the built-in registry and its (JSON-like) arguments. factory: for a network of your own,
     the function that builds it, "mynet:build"; arch_args are its arguments. It is written down, and imported again only
-    where whoever loads the file says so (--trust-code, or --model); without it such a file needs --model.
+    where the loading side says so (--trust-code, or --model); without it such a file needs --model.
     example_input: one tensor, or one for each input by name; its first axis is taken for a dynamic batch. inputs:
     specifications, where that is not so.
     The file appears whole or not at all. Raises UsageError, InputSpecError and OutputError.

@@ -1,4 +1,4 @@
-"""What a checkpoint file states of its own architecture: names, and options in the words of whoever wrote it.
+"""What a checkpoint file states of its own architecture: names, and options in the words of its author.
 
 timm and DeiT keep `arch` and `args`, fairseq `cfg.model`, Swin and SLAB a yacs `config`, mmdet a configuration as text
 in `meta.config`, the Hugging Face hub a config.json. One table reads them all; what it has no line for says nothing.

@@ -21,7 +21,7 @@ _FILLING = frozenset(("normal_", "uniform_", "kaiming_uniform_"))
 def misfit(name: str, options: Mapping[str, Any], shapes: Shapes) -> nn.Module | None:
     """The architecture without values where it does not fit these weights; None where it does.
 
-    Options may come from a stranger's file: what they ask for is held against the file before memory is taken for it.
+    Options may come from an untrusted file: what they ask for is compared with the file before memory is taken for it.
     Raises ArchitectureError when it cannot be built.
     """
     with _Few(len(shapes)):

@@ -19,7 +19,7 @@ class Lines(logging.Handler):
     """Log records as lines on stderr: when it was, since the process began, and what."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line; where stderr takes nothing, nobody hears it."""
+        """One line; dropped where stderr cannot be written."""
         with suppress(OSError):
             print(f"[{time.perf_counter() - BEGAN:7.3f} s] {printable(record.getMessage())}", file=sys.stderr)
 

@@ -25,7 +25,7 @@ STDOUT_FULL = 74
 
 
 class StdoutError(Exception):
-    """stdout takes no more. Not an OSError: nobody on the way is to take it for one of a file."""
+    """stdout cannot be written. Not an OSError, so that no handler takes it for the error of a file."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.strerror or "it is closed")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent.parent
 
-# Columns below which nobody can read a sentence.
+# Columns below which a sentence cannot be read.
 _NARROWEST = 30
 
 INTERNAL = 4
@@ -215,7 +215,7 @@ def with_progress(run: Callable[[Callable[[str], None]], T], *, quiet: bool = Fa
 def with_bars(run: Callable[[Callable[[str, int, int], None]], T], *, quiet: bool = False) -> T:
     """Run with a line for each stage: what is done, how long it took, and a bar where its steps are counted.
 
-    run: takes what to call with a sentence, the steps that are done and those there are (0: nobody knows). Nothing is
+    run: takes what to call with a sentence, the steps that are done and those there are (0: not known). Nothing is
     shown where stderr is no terminal or is told all of it (-v), and nothing is left of it at the end. quiet: nothing.
     """
     if quiet or not sys.stderr.isatty() or logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
@@ -252,7 +252,7 @@ def with_bars(run: Callable[[Callable[[str, int, int], None]], T], *, quiet: boo
 
 
 def complain(text: str) -> None:
-    """Say on stderr what went wrong; where stderr takes nothing, nobody hears it.
+    """Say on stderr what went wrong; dropped where stderr cannot be written.
 
     In lines of its width where it has one (a terminal, COLUMNS), in one line for a log, whose reader looks for it.
     """
@@ -347,7 +347,7 @@ def run(app: Callable[[], Any]) -> NoReturn:
             code = _code(app)
             sys.stdout.flush()
         except StdoutError as error:
-            # Nobody who closes a pipe wants to hear of it.
+            # A closed pipe is no error to report.
             if error.exit_code == STDOUT_FULL and not code:
                 complain(f"stdout cannot be written ({error}); files that were asked for are in their places")
             code = code or error.exit_code

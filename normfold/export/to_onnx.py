@@ -140,7 +140,7 @@ def _traced_without_caches(
             module.eval()
             with without_caches(module, args, kwargs) as able:
                 return _traced(module, args, kwargs, shapes) if able else None
-    except Exception:  # the first failure says what there is to say
+    except Exception:  # the first failure is the one to report
         return None
 
 

@@ -31,7 +31,7 @@ _MOST = 100_000
 def untouched(module: nn.Module) -> Iterator[None]:
     """Put back afterwards what `module` holds in Python: attributes, containers, buffers, flags, caches of functions.
 
-    Tensors are not copied: whoever writes into one in place changes it.
+    Tensors are not copied: what is written into one in place stays.
     """
     restores = list(_snapshot(module))
     before = {id(cache): cache.cache_info().misses for cache in _function_caches()}

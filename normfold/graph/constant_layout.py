@@ -52,7 +52,7 @@ def stated(form: Form) -> Array:
     if name == "value":
         return np.asarray(value.numpy())
     kinds = {"value_float": np.float32, "value_int": np.int64, "value_string": object}
-    # A string may be a bytes object here, and nobody computes with it.
+    # A string may be a bytes object here; nothing is computed with it.
     return np.asarray(value, kinds[name.removesuffix("s")])
 
 

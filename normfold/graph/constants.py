@@ -202,7 +202,7 @@ class Constants:
 
 
 def store_content(model: ir.Model, value: ir.Value, content: ir.TensorProtocol, name: str) -> None:
-    """Let whoever reads `value` read a new initializer with its content, in place."""
+    """Let the readers of `value` read a new initializer with its content instead, in place."""
     kind = ir.TensorType(content.dtype)
     stored = ir.Value(name=name, const_value=content, shape=ir.Shape(content.shape.numpy()), type=kind)
     model.graph.register_initializer(stored)

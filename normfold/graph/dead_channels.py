@@ -2,7 +2,7 @@
 
 A BatchNormalization whose gamma is exactly 0 (every network with zero-initialised residual branches) writes beta
 whatever it reads. Folded into the operator in front of it, such a channel asks for a scale of 1 / 0. Where that
-operator is a Conv, a ConvTranspose or a Gemm whose output nobody else reads, the same is computed by
+operator is a Conv, a ConvTranspose or a Gemm whose output has no other reader, the same is computed by
 
     W' = m W,  b' = m b,  mean' = m mean,  gamma' = gamma + (1 - m),  with m = 1 where gamma is not 0, and 0 elsewhere:
 
@@ -44,7 +44,7 @@ def silence(model: Model) -> None:
 
 
 def _writer(model: Model, node: Node) -> Node | None:
-    """The operator in front of a BatchNormalization, where nobody else reads what it writes."""
+    """The operator in front of a BatchNormalization, where its output has no other reader."""
     if node.op_type != BATCH_NORM or node.domain not in STANDARD or len(node.inputs) != 5:
         return None
     training, source = node.attributes.get("training_mode"), node.inputs[0]
@@ -99,7 +99,7 @@ def _content(model: Model, value: Value | None) -> NDArray[Any] | None:
 
 
 def _replace(model: Model, node: Node, index: int, array: NDArray[Any]) -> None:
-    """Let an input of `node` be `array`: under its own name where nobody else reads it, else under another."""
+    """Let an input of `node` be `array`: under its own name where it has no other reader, else under another."""
     value = node.inputs[index]
     assert value is not None and value.name is not None
     if len(value.uses()) == 1:

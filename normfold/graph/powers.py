@@ -1,7 +1,7 @@
 """A graph stored in powers of two: it computes the same in float32, bit by bit, and fits where it did not.
 
 Which powers is decided in analysis/frames/powers.py. Here they are data, small enough for a manifest, and carried out:
-`fold` and `verify` make the same graph of the same source, and neither has to believe the other.
+`fold` and `verify` each make the same graph of the same source.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Rescaling:
     """What to change in a graph.
 
     constants: `(output, input, e)`: what the operator that writes tensor `output` reads at `input` is stored times
-    2^e. attributes: `(output, name, value)` of that operator. products: `(tensor, result, e)`: whoever read `tensor`
-    reads `result = tensor * 2^e`, one Mul more.
+    2^e. attributes: `(output, name, value)` of that operator. products: `(tensor, result, e)`: the readers of
+    `tensor` read `result = tensor * 2^e` instead, one Mul more.
     """
 
     constants: tuple[tuple[str, int, int], ...] = ()

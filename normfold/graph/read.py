@@ -1,7 +1,7 @@
 """Reading an ONNX file: a graph that is well formed, with its external data mapped, or an error that says what is not.
 
-The file may come from a stranger: it reads no other file than those beside it, and what native code might abort on is
-checked before, or in another process.
+The file is not trusted: only files beside it are read, and what native code might abort on is checked before, or in
+another process.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    """A model may only read files of its own folder, else opening one from a stranger would read any file of yours."""
+    """A model may only read files of its own folder, else an untrusted one could read any file of the user's."""
     location = str(tensor.location)
     folder = path.parent.resolve()
     file = folder / location

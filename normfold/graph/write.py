@@ -106,7 +106,7 @@ def save_unchanged(source: Path, model: ir.Model, path: Path, *, name: Path | No
     """Write `model`, which is the file `source` but for its metadata, to `path`: its graph byte for byte as it was.
 
     A graph that was read and written again has the same meaning in other bytes: attributes in another order, types of
-    initializers said twice. Whoever compares files should see that nothing happened.
+    initializers said twice. A comparison of the files is to show no difference.
     """
     if stored_beside(model):
         return save(model, path, name=name)

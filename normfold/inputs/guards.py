@@ -9,7 +9,7 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-# Longer ones, and sizes beyond, are left to whoever runs the program.
+# Longer conditions, and more sizes, are not checked here.
 _LONGEST = 2000
 _MOST_SIZES = 4096
 

@@ -88,7 +88,7 @@ class Axis:
         """What both allow."""
         highs = [high for high in (self.high, other.high) if high is not None]
         step = math.lcm(self.step, other.step)
-        # 1 is what nobody asked for; 0 is asked for.
+        # 1 is the default; 0 was asked for.
         low = min(self.low, other.low) if 0 in (self.low, other.low) else max(self.low, other.low)
         return Axis(low, min(highs, default=None), step, self.size if other.size is None else other.size)
 

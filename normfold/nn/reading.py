@@ -1,4 +1,4 @@
-"""What a norm of somebody else's computes, found by a probe."""
+"""What a norm of unknown code computes, found by running it on a probe."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read(module: nn.Module) -> Reading | str:
         try:
             with torch.no_grad():
                 y = twin(x)
-        # Somebody else's code.
+        # Unknown code may raise anything.
         except Exception as error:
             problem = problem or f"it could not be run on a probe of shape {tuple(x.shape)} ({type(error).__name__})"
             continue
@@ -91,7 +91,7 @@ def _twin(module: nn.Module) -> nn.Module | str:
         return "its weights are not loaded (meta device)"
     try:
         return copy.deepcopy(module).cpu().float().eval()
-    # Somebody else's code.
+    # Unknown code may raise anything.
     except Exception as error:
         return f"it could not be copied for a probe ({type(error).__name__})"
 

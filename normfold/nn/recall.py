@@ -1,4 +1,4 @@
-"""What a training step of a norm has to get right whoever drives it: checkpointing, several ranks, damaged batches.
+"""What every norm needs in training: checkpointing, statistics over several ranks, refusal of damaged batches.
 
 Every norm here changes its statistics inside an operator of its own (`torch.library.custom_op`) that names what it
 mutates. Compilers leave such an operator whole: they can neither split it nor compute it twice from a counter that has

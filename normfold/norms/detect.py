@@ -98,7 +98,7 @@ def _unfinished(kind: NormKind, found: list[str], *, source: str, allowed: bool)
 
 
 def _check_statistics(kind: NormKind, module: nn.Module, *, source: str, name: str) -> None:
-    """The statistics that evaluation reads. PRepBN's norm1 is not read, so its state is nobody's business."""
+    """The statistics that evaluation reads. PRepBN's norm1 is not read, so its state does not matter."""
     for path, part in module.get_submodule(kind.inner).named_modules(prefix=kind.inner):
         where = f"{name}.{path}" if path else name
         part_kind = kind_of(part)

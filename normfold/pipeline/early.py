@@ -83,9 +83,9 @@ def _names_in(path: Path) -> bytes | None:
         if not path.is_file() or path.stat().st_size > _MOST_NAMES:
             return None
         content = path.read_bytes()
-        # A graph and a pickle hold names as they are; nobody knows of other formats, which may be compressed.
+        # Graphs and pickles hold names as they are; other formats may be compressed.
         return content if path.suffix == ".onnx" or content.startswith(b"\x80") else None
-    # What is damaged or encrypted; whoever reads the file says what is wrong with it.
+    # Damaged or encrypted: loading it says what is wrong.
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         return None
 

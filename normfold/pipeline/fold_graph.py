@@ -151,7 +151,7 @@ def _fold(
 
 
 def _multiplied(powers: Powers) -> tuple[str, ...]:
-    """What there is to say of the products that powers of two need."""
+    """A warning for every Mul that powers of two need."""
     return tuple(
         f"One Mul by 2^{power} was added behind {tensor}: what writes it ({powers.starts[tensor]}) takes no power of "
         "two, and float16 would not hold what it is added to otherwise."
@@ -193,7 +193,7 @@ def _given(source: Source, options: FoldOptions) -> tuple[Case, ...] | None:
 
 
 def _looked_at(graph: ir.Model, source: Source, options: FoldOptions) -> tuple[Ranges | None, tuple[str, ...]]:
-    """What the tensors hold where float16 is to store some of them; nothing of any, and why, where nobody could look.
+    """What the tensors hold, where float16 is to store some of them; a warning instead where the graph cannot run.
 
     Raises InputSpecError for inputs to calibrate on that do not fit.
     """

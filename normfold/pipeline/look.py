@@ -214,7 +214,7 @@ def _fold(name: str, source: Source, options: FoldOptions, clock: Clock) -> Fold
 
 
 def _widened(plan: Plan) -> tuple[str, ...]:
-    """What there is to say where one step of eight bits for a whole weight has become too wide for its channels."""
+    """A warning where one 8-bit step for a whole weight has become too wide for its channels."""
     found = sorted((one for one in plan.spreads if one.growth >= WIDENED), key=lambda one: -one.growth)
     if not found:
         return ()

@@ -1,7 +1,7 @@
 """What a run leaves on disk: every graph of its task, verified, with what was asked for beside it, or nothing.
 
 Each file is written under its own name into a temporary directory beside the place where it belongs; a graph is
-verified there. When all are written and have passed they are moved: whoever finds one finds it whole.
+verified there. When all are written and have passed they are moved, so that no file is ever seen half written.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _move(
 
 
 def _own_data(place: Path) -> tuple[Path, ...]:
-    """The files named after the graph at `place` that hold its weights, as it is now: nobody else's, by their names."""
+    """The files that hold the weights of the graph that is at `place` now, and are named after it: no other graph's."""
     names = re.compile(rf"{re.escape(place.name)}(\.[0-9a-f]+)?\.data")
     if not any(names.fullmatch(path.name) for path in place.parent.iterdir()):
         return ()

@@ -164,7 +164,7 @@ def run(
 
 
 def _write_reports(report: Report, options: FoldOptions) -> str:
-    """Write reports that come alone; what there is to say where that fails, which changes nothing of the rest."""
+    """Write the reports of a run without output; a clause for the error message where that fails, else nothing."""
     try:
         for place, text in texts(report, options):
             write_text(place, text)

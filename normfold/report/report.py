@@ -64,7 +64,7 @@ class GraphReport:
     untied: weights that several operators read and that were copied. merged: parallel branches that became one Conv.
     spreads: weights whose channels have moved apart, or together. room: what float16 had to hold of each tensor.
     centred: the LayerNorms that became RMSNorms. fixed: the norms whose statistics cannot matter. unexercised: what no
-    sample of the verification reached; None where nobody looked.
+    sample of the verification reached; None where it was not looked at.
     module: makes the folded torch module (rewrite/module.py).
     """
 
@@ -144,7 +144,7 @@ class Report:
 
     @property
     def unexercised(self) -> tuple[str, ...] | None:
-        """What no sample reached, of a task that writes one graph; None where nobody looked."""
+        """What no sample reached, of a task that writes one graph; None where it was not looked at."""
         return self.graphs[0].unexercised if len(self.graphs) == 1 else None
 
     @property

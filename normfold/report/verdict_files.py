@@ -14,7 +14,7 @@ from normfold.system.text import printable
 from normfold.verify.judge import Edge, Judged
 from normfold.verify.verdict import Verdict, blamed, error_json, fault_lines, headline
 
-# GitHub refuses summaries beyond 1 MiB; whoever wants every figure of every output reads the JSON.
+# GitHub refuses summaries beyond 1 MiB; the JSON has every figure of every output.
 SUMMARY_BYTES = 1_000_000
 _ROWS = 500
 _TEXT = 2_000

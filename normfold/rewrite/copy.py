@@ -102,7 +102,7 @@ class Copy:
         new.name = name
 
     def finish(self) -> Model:
-        """The copy, without what nobody reads."""
+        """The copy, without operators and constants that have no reader."""
         # The pass does not see that what only a body of a removed operator reads is read no more.
         graph = self.model.graph
         alive = {value for op in live(operators(self.model), graph.outputs) for value in op.outputs}

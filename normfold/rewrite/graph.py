@@ -1,4 +1,4 @@
-"""From a plan to a new graph: constants replaced, maps that became no-ops bypassed, what nobody reads removed.
+"""From a plan to a new graph: constants replaced, maps that became no-ops bypassed, what has no reader removed.
 
 The model that comes in is left as it is; the one that goes out shares its unchanged tensors.
 """
@@ -100,7 +100,7 @@ class _Folded(Copy):
         self._follow(value, node, "Add", [value, bias])
 
     def _follow(self, value: Value, after: Node, op_type: str, inputs: list[Value]) -> None:
-        """Put an operator behind `value`; whoever read `value` reads its result."""
+        """Put an operator behind `value`; the readers of `value` read its result instead."""
         result = self.like(value, self.unused(f"{value.name}.shifted"))
         node = self._operator(op_type, inputs, result, after)
         self.model.graph.insert_after(after, node)
@@ -196,7 +196,7 @@ class _Folded(Copy):
         return node
 
     def _replace(self, old: Value, new: Value, last: Node) -> None:
-        """Whoever read `old` reads `new`."""
+        """Let the readers of `old` read `new`."""
         for user, index in tuple(old.uses()):
             user.replace_input_with(index, new)
         self.stands_for[old] = new

@@ -51,7 +51,7 @@ class ChannelMap(nn.Module):
 
 
 def folded_module(source: Source, graph: Model, plan: Plan) -> nn.Module:
-    """A copy of `source.module`, in eval mode, folded as `plan` says. Nobody has judged it yet.
+    """A copy of `source.module`, in eval mode, folded as `plan` says. It has not been verified yet.
 
     graph: what `plan` was made from. Norms become `nn.Identity`, or a `ChannelMap` where only their scale folded; a
     Linear or Conv without a bias gets one where the fold needs it, and one whose bias would differ between positions

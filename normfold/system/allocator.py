@@ -11,10 +11,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def expect_large_tensors() -> None:
-    """Call before numpy and torch are imported. Their threads are to sleep while they wait: others work here too, and
-    those that numpy's products leave spinning (a fortieth of a second each time) take a processor from onnxruntime.
-    And glibc is to keep up to 256 MB of freed memory: given back and asked for anew with every tensor, its pages cost
-    a tenth of a run.
+    """Configure threads and malloc for large tensors. Call before numpy and torch are imported.
+
+    Threads sleep while they wait: those that numpy's products leave spinning (1/40 s each time) take a processor from
+    onnxruntime. glibc keeps up to 256 MB of freed memory: giving pages back and asking for them again with every tensor
+    costs a tenth of a run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The logarithm of how many clock cycles a thread waits before it sleeps: the least that OpenBLAS takes.

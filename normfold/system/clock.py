@@ -1,6 +1,6 @@
 """The stages of a run: said when they start, timed when they end, and logged both times.
 
-What is decided in a stage is logged by whoever decides: the loggers are called as the modules, under "normfold".
+What is decided in a stage is logged by the module that decides it; the loggers have the names of the modules.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ BEGAN = time.perf_counter()
 
 
 def nothing() -> None:
-    """A tick when nobody watches."""
+    """The tick that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
     """Names each stage to `progress` when it starts, and keeps how long it took; a stage may come several times.
 
-    began: since when the process has been starting, imports included, which is a stage of its own; None: it is
-    somebody else's process, and what it did before is its own business.
+    began: when the process started; the time from then to the first stage, imports included, is a stage of its own.
+    None: not counted, because the process is not the command line's.
     """
 
     progress: Progress

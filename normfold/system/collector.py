@@ -1,4 +1,4 @@
-"""Python without its garbage collector, where there is nothing for it to collect."""
+"""Python without its garbage collector, for code that makes many objects and no cycles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other code says when it fails, in one line, and whether it failed for want of memory."""
+"""Exceptions of other code in one line, and whether memory ran out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def one_line(error: BaseException) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """What code of the user's raised, so that it is found there: the class and the first line of what it says."""
+    """The class and the first line of an exception of the user's code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:_LONGEST].rstrip('.')}" if lines else type(error).__name__
 

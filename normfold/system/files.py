@@ -1,4 +1,4 @@
-"""What normfold writes: files that appear whole or not at all, together with those that they need.
+"""Atomic writes: a file appears whole or not at all, together with the files that it needs.
 
 A file is written beside its place, under its own name, in a folder that only this run knows, and renamed. Of several
 files the ONNX graph is renamed last: its data lies under a name made of its content, which no other graph uses, so that
@@ -44,7 +44,7 @@ def check_place(place: Path) -> None:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """What the system says against writing `place`, as an OutputError that names it."""
+    """Turn an OSError inside into an OutputError that names `place`."""
     try:
         yield
     except OSError as error:
@@ -62,9 +62,9 @@ def beside(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that is gone afterwards. Raises OutputError where there is no room for one, or no more in it."""
+    """A temporary folder, removed afterwards. Raises OutputError where there is no room for one, or no more in it."""
     try:
-        # The folder is looked for once; a full disk has none.
+        # A full disk has no usable temporary directory.
         folder = tempfile.TemporaryDirectory(prefix="normfold-")
     except OSError as error:
         raise OutputError(

@@ -1,4 +1,4 @@
-"""Numbers that stand for something else, and what they are stored as."""
+"""Masks, half precision, and numbers that JSON cannot hold."""
 
 from __future__ import annotations
 

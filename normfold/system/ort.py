@@ -1,4 +1,4 @@
-"""The onnxruntime that is installed: one of them, and one that tells nobody.
+"""The onnxruntime that is installed: one build, without telemetry.
 
 Its builds for a CPU, for CUDA and for others are packages of different names that lie in one folder: with two of them
 installed, what runs is a mixture that no verdict is to rest on.
@@ -45,7 +45,7 @@ def onnxruntime() -> Any:
 
 
 def _is_installed(name: str) -> bool:
-    # Here, for it imports a parser of mail, and nobody waits for that who only reads help.
+    # Here, because it imports the mail parser, which takes longer than printing help.
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

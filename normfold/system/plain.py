@@ -1,4 +1,4 @@
-"""Plain data out of strangers' files: JSON and configurations within bounds, and whether a path is a file at all."""
+"""Plain data out of untrusted files: JSON and configurations within bounds, and whether a path is a file at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays that are kept for later, on disk where they are large: many samples are not to weigh more than one."""
+"""Arrays that are kept for later, on disk where they are large, so that many samples take no more memory than one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Native code on files from strangers, run in a copy of this process: what aborts there ends only the copy.
+"""Native code on untrusted files, run in a copy of this process: what aborts there ends only the copy.
 
 Where a process cannot be copied (Windows, or no memory for it), a fresh one does the work: it reads a pickled call from
 this one and writes its answer.
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 _RETURNED, _RAISED, _NO_MEMORY = b"+", b"-", b"m"
 
-# How a process ends by what it does itself. Other signals come from outside: from a system without memory, or somebody.
+# Signals of faults of the process itself. Others come from outside: the system (no memory), or the user.
 _FAULTS = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 
 
@@ -74,7 +74,7 @@ def _fresh(function: Callable[..., bytes], args: tuple[Any, ...]) -> bytes:
 def fresh(module: str) -> list[str]:
     """The command that runs a module of normfold in a fresh process, found as this process finds it.
 
-    `python -m` would look into the current directory first, where a stranger's files may lie.
+    `python -m` would look into the current directory first, where untrusted files may lie.
     """
     code = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_module({module!r}, run_name='__main__')"
     return [sys.executable, "-P", "-c", code]
@@ -112,7 +112,7 @@ def _answer_and_end(function: Callable[..., bytes], args: tuple[Any, ...], targe
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        # Its last words, where it aborts: the error message of the process that goes on says what there is to say.
+        # No traceback of an abort: the parent process reports it.
         faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         with os.fdopen(target, "wb") as pipe:
@@ -123,7 +123,7 @@ def _answer_and_end(function: Callable[..., bytes], args: tuple[Any, ...], targe
 
 
 def main() -> None:
-    """Answer one call. It comes from the process that started this one, and from nobody else."""
+    """Answer one call. It comes from the parent process, so it may be unpickled."""
     function, args = pickle.load(sys.stdin.buffer)
     # Libraries print: what they say is no part of the answer.
     with os.fdopen(os.dup(1), "wb") as pipe:

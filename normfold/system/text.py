@@ -1,4 +1,4 @@
-"""Strings from strangers: what a file calls its parts, and what libraries say of it.
+"""Untrusted strings: what a file calls its parts, and what libraries say of it.
 
 A name may hold anything: escape sequences that move the cursor or set the clipboard, characters that reverse the text
 behind them, lines that a CI system takes for commands (`::error::`, `##vso[...]`). Everything that leaves for a

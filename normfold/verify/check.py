@@ -29,7 +29,7 @@ from normfold.system.files import scratch
 from normfold.system.subprocess_copy import fresh
 
 _KNOWN = {"model", "against", "inputs", "samples", "seed", "providers", "options"}
-# The worst decides: an internal error, a model that is wrong, and one that nobody could judge.
+# The worst decides: an internal error, then a wrong model, then one without a verdict.
 _SEVERITY = (0, 2, 1, 4)
 
 
@@ -128,7 +128,7 @@ def _verified(model: Model, place: Path) -> Checked:
 
 
 def _why(run: subprocess.CompletedProcess[str], verdict: Mapping[str, Any]) -> str:
-    """What is wrong, or why nobody knows, in a line."""
+    """What is wrong, or why there is no verdict, in a line."""
     if run.returncode == 1 and verdict.get("edges"):
         edge = next((edge for edge in verdict["edges"] if not edge["passed"]), verdict["edges"][-1])
         return f"FAILED: {edge['name']}: {edge['detail']}"

@@ -1,7 +1,7 @@
 """What the samples of a verification reached of a graph, and what they did not: nothing is proved of the rest.
 
 Watched are the branches of If, the conditions of Where, the rows of constant tables that Gather reads, and the channels
-that enter a layer with weights (one that is 0 in every sample meets weights that nobody tested).
+that enter a layer with weights (where one is 0 in every sample, the weights that it meets are not tested).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Own:
         )
 
     def only(self, pieces: Sequence[int]) -> Own:
-        """The errors of these pieces alone."""
+        """The errors of these pieces only."""
         return Own(_chosen(self.worst, pieces), tuple(_chosen(row, pieces) for row in self.samples))
 
     def at(self, numbers: Sequence[int], found: Own) -> Own:
@@ -87,7 +87,7 @@ class Measured:
     failures: dict[int, str]
 
     def only(self, pieces: Sequence[int]) -> Measured:
-        """The errors of these pieces alone."""
+        """The errors of these pieces only."""
         samples = tuple(_chosen(row, pieces) for row in self.samples)
         names, ulps = _chosen(self.names, pieces), _chosen(self.ulps, pieces)
         return Measured(names, ulps, samples, self.own.only(pieces), self.failures)

@@ -42,7 +42,7 @@ SAMPLES = 32
 
 CONVERTED = "The model is float16 and its source is not: it is held to the error of the source converted to float16."
 
-# What is being done, how many steps of it are done, and how many there are (0: nobody knows).
+# What is being done, how many steps of it are done, and how many there are (0: not known).
 StepProgress = Callable[[str, int, int], None]
 
 
@@ -108,7 +108,7 @@ class _Meter:
 
     @contextmanager
     def stage(self, name: str, sentence: str, total: int = 0) -> Iterator[None]:
-        """Time what runs inside; total: how many ticks to expect of it, 0 if nobody knows."""
+        """Time what runs inside; total: how many ticks to expect of it, 0 if that is not known."""
         self.sentence, self.done, self.total = sentence, 0, total
         with self.clock.stage(name, sentence):
             yield

@@ -23,7 +23,7 @@ from normfold.verify.manifest import Manifest
 def find_source(model: Path, manifest: Manifest) -> Path | None:
     """The source that the manifest names, in the model's own folder or below it; None if it is not there.
 
-    A manifest from a stranger reads no other file of this disk: a path that climbs out of the folder, by itself or
+    The manifest is not trusted: a path that climbs out of the folder, by itself or
     through a link, is not followed. Raises CheckpointError when the file that is there is another one by its SHA-256,
     which is not said: it may be any file.
     """
@@ -82,7 +82,7 @@ def _as_folded(place: Path, options: LoadOptions, manifest: Manifest) -> LoadOpt
     if manifest.arch is None or options.arch is not None or options.model is not None or options.trust:
         return options
     if ":" in manifest.arch:
-        # A model from a stranger must not choose the code that runs here.
+        # An untrusted model must not choose the code that runs here.
         raise CannotJudgeError(
             f"{place} was built by {manifest.arch}, as the manifest says. That is code of yours, which a "
             f"manifest does not start: say so with --model {manifest.arch}"

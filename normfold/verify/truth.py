@@ -4,8 +4,8 @@ A torch module is copied, made double and run; code inside it that asks for floa
 that does) gets float64 instead. What cannot be run so (sizes or dtypes baked into an exported program), and every ONNX
 source, is run by normfold's own evaluator, which computes every float in float64 (docs/truth.md).
 
-What nobody can know is left out of the comparison: an entry (the place of a largest one, the side of a threshold) that
-changes when inputs and weights move within the rounding of float32 is undecided.
+An entry (the place of a largest one, the side of a threshold) that changes when inputs and weights move within the
+rounding of float32 is undecided, and is left out of the comparison.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class Fault:
 
     tensor: the first tensor that both graphs have and that is past its bound; after: the last one before it that both
     agree on. relative, bound: the error there and what would have passed. site: the first norm whose folding, with all
-    before it, is past the bound. tolerance: the relative error of the outputs that would have passed. note: what else
-    was learnt on the way.
+    before it, is past the bound. tolerance: the relative error of the outputs that would have passed. note: anything
+    else that was found.
     """
 
     tolerance: float

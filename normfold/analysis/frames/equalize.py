@@ -139,7 +139,7 @@ class _Shared:
 
 
 class _Balance:
-    """One region on its way. weights: the sizes of all weights as they are to be stored, for all regions together."""
+    """One region while it is balanced. weights: the sizes of all weights as they are to be stored, for all regions together."""
 
     def __init__(self, state: State, found: Region, weights: Weights) -> None:
         self.state, self.region, self.weights = state, found, weights

@@ -1,4 +1,4 @@
-"""Frames that nobody asks for: where a scale is free, and what it does to the weights around it.
+"""Frames that are free: where any scale may stand, and what it does to the weights around it.
 
 A norm brings its frame with it. Between two linear operators any other may be chosen as well, and real arithmetic does
 not see which: `equalize` takes the one that leaves weights to eight bits, `powers` the one that keeps tensors within

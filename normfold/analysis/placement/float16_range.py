@@ -2,7 +2,7 @@
 
 A stored tensor is `(v - t) / s`. float32 and bfloat16 have exponents to spare: any scale that a network gathers leaves
 their digits as they are. float16 ends at 65504, and below 2^-14 its numbers are 2^-24 apart whatever their size. How
-far a scale may go there depends on what the tensor holds, which inputs show (calibrate.py); where nobody looked,
+far a scale may go there depends on what the tensor holds, which inputs show (calibrate.py); without them
 2^6 is as far as it goes.
 
 Two rounding errors are bounded. Of a stored tensor: a step of 2^-24 is `|s| 2^-24` of `v`, which is to stay well below

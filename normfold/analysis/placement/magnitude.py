@@ -3,7 +3,7 @@
 A shift is exact in any size; in floating point it costs the digits by which it exceeds the tensor that carries it.
 What a residual stream may carry for a norm behind it is therefore bounded by what the stream itself holds: of a
 weight that reads values of order 1, an output channel has the size of the weight's norm over that channel. A batch norm
-that reads the tensor knows better what trained on: its mean and variance are those of its input.
+that reads the tensor has measured it in training: its mean and variance are those of its input.
 """
 
 from __future__ import annotations

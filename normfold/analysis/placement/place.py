@@ -191,7 +191,7 @@ def _name(state: State, frame: Frame, placed: Placed) -> ShiftPlace:
 def _carried_well(state: State, op: Op, placement: _Placement, found: Outcome) -> bool:
     """Whether no tensor that others read too loses more than a few digits to a shift for the norm behind it.
 
-    Where the norm alone reads a tensor, nobody else's digits are at stake; nor where its input has that shift already.
+    Where the norm alone reads a tensor, no other reader loses digits; nor where its input has that shift already.
     """
     source = source_of(op)
     if agree(placement.start[source], state.get("shift", source)):

@@ -16,7 +16,7 @@ from normfold.graph.types import Op, Value
 from normfold.graph.view import Graph
 
 # Untying is free at run time: every copy is read as often as its original was. It costs bytes, on disk and in memory;
-# as many as these nobody misses (docs/decisions/0007-tied-weights.md).
+# this many are not worth a refusal (docs/decisions/0007-tied-weights.md).
 ALLOWED_BYTES = 1 << 20
 ALLOWED_SHARE = 0.25
 

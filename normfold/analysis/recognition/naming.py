@@ -21,7 +21,7 @@ from normfold.norms.kinds import is_token_norm, kind_of_class, kind_of_operators
 
 
 def per_token(kind: str) -> Refuse:
-    """Why a norm of this kind is left alone unless somebody asks."""
+    """Why a norm of this kind is left alone by default."""
     return Refuse(
         "statistic",
         f"{kind} computes a statistic for every token, which stays; its weight and bias move on request only "

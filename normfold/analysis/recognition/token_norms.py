@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm written out in operators: which fixed maps are their weight and bias.
 
 `x * reciprocal(sqrt(mean(x^2) + eps)) * weight`: the statistic is computed for every token and stays, and so do its
-weight and bias unless somebody asks, as those of a LayerNormalization do, however the exporter writes the norm.
+weight and bias by default, as those of a LayerNormalization do, however the exporter writes the norm.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ rule answers: `scale` and `shift`: given the scales, or the shifts, that a flood
 other ports need, or why can it not be done; and `edits`: which constants change once all frames are decided. All others
 are optional: their defaults are right for an operator that has no part in what is asked.
 
-A class of rules is either abstract or final: nobody asks which class a rule is of.
+A class of rules is either abstract or final, and no code asks which class a rule is of.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Rule(ABC):
     def without_mean(self, graph: Graph, op: Op, port: int, axis: int) -> Mapping[int, int] | Refuse:
         """Once the tensor at `port` has lost its mean along `axis`, which ports lose theirs, each with its axis.
 
-        A constant at one of them is rewritten. None of them: nobody behind the operator sees the difference.
+        A constant at one of them is rewritten. No ports: the output of the operator does not change.
         """
         value = value_at(op, port)
         if port < 0:

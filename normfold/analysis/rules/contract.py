@@ -183,7 +183,7 @@ class _ContractionRule(Rule):
     def _spreads(self, at: Surroundings, labels: Labels, weight: int, port: int) -> bool:
         """Whether an array on a port is of one size with the weight along the axes that both have."""
         dims = dict(zip(labels.operands[weight], at.graph.dims(value_at(at.op, weight)) or (), strict=False))
-        if at.get(port).ndim != len(labels.at(port)):  # nobody knows the rank of its tensor
+        if at.get(port).ndim != len(labels.at(port)):  # the rank of its tensor is not known
             return False
         sizes = zip(labels.at(port), at.get(port).shape, strict=True)
         return all(size == 1 or axis not in dims or dims[axis].size == size for axis, size in sizes)

@@ -73,7 +73,7 @@ def shards(folder: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{index} has no weight_map that names the file of every tensor.")
     for name, place in places.items():
-        # A folder may only read its own files, else opening one from a stranger would read any file of yours.
+        # A folder may only read its own files, else an untrusted one could read any file of the user's.
         if not isinstance(place, str) or Path(place).name != place or "\\" in place:
             raise CheckpointError(f"{index} places {name} in {place!r}, which is not a file of its folder.")
         if irregular(folder / place) is not None or not (folder / place).is_file():

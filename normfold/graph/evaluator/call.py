@@ -66,7 +66,7 @@ class Call:
 
     version: of its schema (the opset that introduced it). constant: whether all its inputs are the same for every
     input of the model. bodies: its subgraphs by attribute. meter: counts work and memory. read: attributes that were
-    asked for, so that one that nobody understands is found out.
+    asked for, so that one that no function reads is an error.
     """
 
     node: Node

@@ -55,7 +55,7 @@ class Evaluator:
                 scope[value] = _taken(feeds[name])
             elif value in self.inputs:
                 raise GraphError(f"the graph has an input {name!r}, and nothing is given for it")
-        # NaN and infinities are values like others, and nobody is to be warned of them.
+        # NaN and infinities are values like others: no warnings.
         with torch.no_grad(), np.errstate(all="ignore"), free_processors():
             found = self._program.run(scope, Meter(), watch)
         return tuple(to_numpy(value) for value in found)

@@ -72,7 +72,7 @@ class Meter:
 
 @contextmanager
 def free_processors() -> Iterator[None]:
-    """Let torch use as many threads as the machine has processors that nobody else is using; one at least.
+    """Let torch use as many threads as the machine has idle processors; one at least.
 
     The threads of its matrix products wait for each other without sleeping: where one of them has no processor of its
     own, all of them take several times as long as one alone.

@@ -1,7 +1,7 @@
 """The operator table: what computes an operator in float64, by domain, name and the opset that introduced its schema.
 
 A row names the schemas that a function is right for, one by one: a schema that a later opset brings is not covered
-until somebody has looked at it. Every row is held against onnxruntime (docs/truth.md).
+until it has been checked. Every row is held against onnxruntime (docs/truth.md).
 """
 
 from __future__ import annotations
