@@ -20,10 +20,10 @@ class Row:
 
     present, absent: names that all of its weights have, and that none has; `*` stands for any part. read: options by
     what shows them. hidden: options that change the function and that nothing shows, unless `read` has them too. sized:
-    options that the hidden ones depend on: a name settles the hidden ones only where these are its own. free: options that
-    nothing shows and that change no output, only which inputs are taken. facts: what is so of this family whatever its
-    options, or follows from them, in the words of stated.py, for a file may say otherwise (`Said.against`). part: it
-    is a part of larger networks, whose files hold other weights beside it.
+    options that the hidden ones depend on: a name settles the hidden ones only where these are its own. free: options
+    that nothing shows and that change no output, only which inputs are taken. facts: what is so of this family whatever
+    its options, or follows from them, in the words of stated.py, for a file may say otherwise (`Said.against`). part:
+    it is a part of larger networks, whose files hold other weights beside it.
     """
 
     present: tuple[str, ...]

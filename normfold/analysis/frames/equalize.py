@@ -139,7 +139,7 @@ class _Shared:
 
 
 class _Balance:
-    """One region while it is balanced. weights: the sizes of all weights as they are to be stored, for all regions together."""
+    """One region while it is balanced. weights: the sizes of all weights as they are to be stored, for all regions."""
 
     def __init__(self, state: State, found: Region, weights: Weights) -> None:
         self.state, self.region, self.weights = state, found, weights

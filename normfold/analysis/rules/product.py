@@ -30,8 +30,9 @@ from normfold.graph.view import Graph
 class ProductRule(Rule):
     """`z = x * y^p` for p = 1 (Mul) or -1 (Div): s_z = s_x * s_y^p, and none of the three has a shift.
 
-    A constant that is no wider than the tensor takes up what differs between x and z, as a weight does (it is part of a
-    fixed map where these are looked for, and this rule is not asked then). One that is wider, or a numerator, keeps its values.
+    A constant that is no wider than the tensor takes up what differs between x and z, as a weight does. (Where
+    fixed maps are looked for it is part of one, and this rule is not asked.) One that is wider, or a numerator, keeps
+    its values.
     A scale that arrives on z alone goes to the operand whose writer can take it; of a square, `x * x`, its root to x.
     """
 
