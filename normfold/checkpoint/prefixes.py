@@ -60,7 +60,7 @@ def under(state: Mapping[str, torch.Tensor], prefix: str) -> tuple[Mapping[str, 
     return taken, (f"The weights stand under `{prefix}`, which was taken off their names{left}.",)
 
 
-def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Any) -> Mapping[str, torch.Tensor]:
+def strip_prefixes(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> Mapping[str, torch.Tensor]:
     """Remove what DataParallel (`module.`, in front) and torch.compile (`_orig_mod.`, anywhere) add to names.
 
     expected: the names that the module wants; a module that has a child of such a name keeps it.

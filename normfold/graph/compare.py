@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from normfold.graph.operators import op_counts, opset
 from normfold.graph.types import Model, Node, Value
@@ -133,7 +134,7 @@ def _weight(name: str, first: ir.TensorProtocol, second: ir.TensorProtocol) -> W
     return Weight(name, largest, largest / scale if scale else float("inf") if largest else 0.0)
 
 
-def _is_number(array: Any) -> bool:
+def _is_number(array: NDArray[Any]) -> bool:
     return array.dtype.kind in "biuf" or array.dtype.itemsize <= 2
 
 

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from normfold.errors import GraphError
-from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
+from normfold.graph.evaluator.call import EvaluationError, Node, NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.program import Watch
 from normfold.graph.inference import infer_shapes
@@ -71,7 +71,7 @@ def graph_tensors(model: ir.Model, case: Case, keep: Callable[[str, Array], None
     """Every floating tensor of the main graph in float64, told to `keep` with its name as soon as it is there."""
     names = {value: str(value.name) for node in model.graph for value in node.outputs if value.name}
 
-    def watch(node: Any, read: Sequence[Any], written: Sequence[Any]) -> None:
+    def watch(node: Node, read: Sequence[Any], written: Sequence[Any]) -> None:
         for value, content in zip(node.outputs, written, strict=False):
             if value in names and hasattr(content, "is_floating_point") and content.is_floating_point():
                 keep(names[value], content.numpy())

@@ -342,17 +342,12 @@ def call_arguments(forward: Callable[..., Any], feed: Mapping[str, T]) -> tuple[
     Every stage that calls a model must call it this way, or the inputs change places. Keywords only appear when an
     optional parameter is skipped.
     """
-    parameters = [
-        parameter.name
-        for parameter in inspect.signature(forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    if not set(feed) <= set(parameters):
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(forward).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items() if parameter.kind in by_name}
+    if not set(feed) <= set(kinds):
         return tuple(feed.values()), {}
-    ordered = [name for name in parameters if name in feed]
-    first_skip = next((i for i, name in enumerate(parameters) if i >= len(ordered) or ordered[i] != name), len(ordered))
-    keyword_only = {
-        p.name for p in inspect.signature(forward).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    positional = [name for name in ordered[:first_skip] if name not in keyword_only]
+    ordered = [name for name in kinds if name in feed]
+    first_skip = next((i for i, name in enumerate(kinds) if i >= len(ordered) or ordered[i] != name), len(ordered))
+    positional = [name for name in ordered[:first_skip] if kinds[name] is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     return tuple(feed[name] for name in positional), {name: feed[name] for name in ordered if name not in positional}

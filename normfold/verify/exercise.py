@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from normfold.graph.evaluator.call import Node
 from normfold.system.text import first_few
 
 # Operators whose result jumps where a float passes a threshold or another float.
@@ -41,7 +42,7 @@ class Exercise:
         self._rows: dict[ir.Value, torch.Tensor] = {}
         self._channels: dict[ir.Value, torch.Tensor] = {}
 
-    def saw(self, node: Any, read: Sequence[Any], written: Sequence[Any]) -> None:
+    def saw(self, node: Node, read: Sequence[Any], written: Sequence[Any]) -> None:
         """One operator has run."""
         kind = node.op_type
         if kind == "If":
@@ -54,28 +55,29 @@ class Exercise:
         elif kind in _LAYERS and node.inputs[1] in self._constants and node.inputs[0] not in self._constants:
             self._read_channels(node, read[0])
 
-    def _read_rows(self, node: Any, read: Sequence[Any]) -> None:
-        table, indices = read[0], read[1]
+    def _read_rows(self, node: Node, read: Sequence[Any]) -> None:
+        value, table, indices = node.inputs[0], read[0], read[1]
         axis = node.attributes.get("axis")
-        if not isinstance(table, torch.Tensor) or table.dim() < 2 or (axis is not None and axis.as_int() != 0):
+        by_rows = axis is None or axis.as_int() == 0
+        if value is None or not isinstance(table, torch.Tensor) or table.dim() < 2 or not by_rows:
             return
-        seen = self._rows.setdefault(node.inputs[0], torch.zeros(table.shape[0], dtype=torch.bool))
+        seen = self._rows.setdefault(value, torch.zeros(table.shape[0], dtype=torch.bool))
         seen[indices.reshape(-1).long() % table.shape[0]] = True
 
-    def _read_channels(self, node: Any, x: torch.Tensor) -> None:
-        axis = 1 if node.op_type in _ON_AXIS_1 else x.dim() - 1
-        if x.dim() < 2 or not x.numel():
+    def _read_channels(self, node: Node, x: torch.Tensor) -> None:
+        value, axis = node.inputs[0], 1 if node.op_type in _ON_AXIS_1 else x.dim() - 1
+        if value is None or x.dim() < 2 or not x.numel():
             return
         turned = node.attributes.get("transA")
         axis = 0 if turned is not None and turned.as_int() else axis
-        before = self._channels.get(node.inputs[0])
+        before = self._channels.get(value)
         if before is not None and (before.numel() != x.shape[axis] or bool(before.all())):
             return
         silent = torch.arange(x.shape[axis]) if before is None else torch.nonzero(~before)[:, 0]
         chosen = x if before is None else x.index_select(axis, silent)
         alive = torch.zeros(x.shape[axis], dtype=torch.bool) if before is None else before
         alive[silent] = (chosen != 0).any(dim=[other for other in range(x.dim()) if other != axis])
-        self._channels[node.inputs[0]] = alive
+        self._channels[value] = alive
 
     def missed(self) -> tuple[str, ...]:
         """What no run has reached: a line for every kind."""
@@ -102,5 +104,5 @@ def _counted(what: str, seen: dict[ir.Value, torch.Tensor]) -> list[str]:
     return [f"{what}: {missing:,} of {of:,}, in {listed}"]
 
 
-def _label(node: Any) -> str:
+def _label(node: Node) -> str:
     return str(node.name or next((value.name for value in node.outputs if value.name), node.op_type))

@@ -188,16 +188,7 @@ def _against_source(
         if candidate.graph is not None:
             check_bounded(candidate.graph, model, cases)
     with scratch() as folder:
-        original = place
-        if source.module is not None:
-            original = folder / "original.onnx"
-            with meter.stage("export", "exporting the source"):
-                # Here, for two graphs are compared without an exporter.
-                from normfold.export.to_onnx import export
-
-                # Powers of two name tensors, and another opset has others.
-                named = candidate.graph if manifest is not None and manifest.powers is not None else None
-                save(export(source, opset=None if named is None else opset(named), exactly=False), original)
+        original = place if source.module is None else _exported(source, candidate, manifest, folder, meter)
         with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
             truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
         runs = 2 * len(cases) + sum(moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
@@ -214,9 +205,10 @@ def _against_source(
         # A bound of the user's own says nothing of where a fault lies: without one there may be none.
         wrong = next((edge for edge in edges if edge.name == FOLD_EDGE and edge.outputs and _is_wrong(edge)), None)
         if wrong is not None:
+            options = ["--dtype", HALF] if half else []
+            options += ["--center"] if manifest is not None and manifest.center else []
             with meter.stage("localise", "looking for the fault"):
-                sites, center = ((), False) if manifest is None else (manifest.folded, manifest.center)
-                options = [*(["--dtype", HALF] if half else []), *(["--center"] if center else [])]
+                sites = () if manifest is None else manifest.folded
                 fault = localise(yardstick, model, wrong, sites, folder, original, options)
     return Verdict(
         normfold=__version__,
@@ -232,6 +224,18 @@ def _against_source(
         notes=(*source.warnings, *([CONVERTED] if half else [])),
         seconds=dict(meter.clock.seconds),
     )
+
+
+def _exported(source: Source, candidate: Source, manifest: Manifest | None, folder: Path, meter: _Meter) -> Path:
+    """The graph of a source that is a module, in `folder`."""
+    with meter.stage("export", "exporting the source"):
+        # Here, because two graphs are compared without an exporter.
+        from normfold.export.to_onnx import export
+
+        # Powers of two name tensors, and another opset has others.
+        named = candidate.graph if manifest is not None and manifest.powers is not None else None
+        graph = export(source, opset=None if named is None else opset(named), exactly=False)
+        return save(graph, folder / "original.onnx")[0]
 
 
 def _is_converted(source: Source, outputs: Mapping[str, str], manifest: Manifest | None) -> bool:
