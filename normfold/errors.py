@@ -12,7 +12,9 @@
     ├── NotExpressibleError    a fold that the parameters of the torch module cannot hold
     ├── OutputError            the output cannot be written where it was asked for
     ├── CannotJudgeError       there is nothing to judge with: no source, no provider, no memory
+    ├── NotFoldedError         with `strict`: a norm was not folded; exit code 3; `report` says which and why
     └── VerificationError      the result differs from the source; exit code 1
+        └── DifferenceError    a fold that differs, of which nothing was written; `report` has the figures
 
     InternalError              a broken invariant of normfold itself; deliberately unrelated, exit code 4
 
@@ -20,6 +22,11 @@ A fold that cannot be done is neither: it is a `Refuse` value in the plan.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from normfold.report.report import Report
 
 
 class NormfoldError(Exception):
@@ -72,10 +79,28 @@ class CannotJudgeError(NormfoldError):
     """A verdict cannot be reached: no source to compare with, no such provider, not enough memory."""
 
 
+class NotFoldedError(NormfoldError):
+    """`strict` was asked for and a norm with stored statistics is still there. report: which, and why."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class VerificationError(NormfoldError):
     """The result differs from the source."""
 
     exit_code = 1
+
+
+class DifferenceError(VerificationError):
+    """The folded graph does not compute what the source computes; nothing was written. report: with the figures."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class InternalError(Exception):

@@ -239,7 +239,7 @@ def test_two_graphs_are_compared_without_an_exporter(tmp_path: Path) -> None:
 
 
 def test_the_evaluator_stands_on_its_own() -> None:
-    """The truth must not share a fault with the folder or the runtime."""
+    """The truth must not share a fault with what folds, or with the runtime."""
     inside = [module for module in MODULES if module.name.startswith("normfold.graph.evaluator")]
     assert len(inside) > 5
     for module in inside:

@@ -11,7 +11,7 @@ from typing import Any
 from normfold.checkpoint.in_memory import Dynamic, Examples, Model
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
-from normfold.errors import NormfoldError, OutputError, VerificationError
+from normfold.errors import DifferenceError, NotFoldedError, OutputError
 from normfold.export.tasks import Task, places
 from normfold.inputs.cases import BY_VALUES
 from normfold.pipeline.early import check_places
@@ -23,24 +23,6 @@ from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.system.text import first_few
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
-
-
-class NotFoldedError(NormfoldError):
-    """`strict` was asked for and a norm with stored statistics is still there. `report` says which and why."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
-
-
-class DifferenceError(VerificationError):
-    """The result does not compute what the source computes; nothing was written. `report` has the figures."""
-
-    def __init__(self, message: str, report: Report) -> None:
-        super().__init__(message)
-        self.report = report
 
 
 def fold(

@@ -34,8 +34,8 @@ from normfold.verify.tensors import rms, runtime_tensors, written_names
 from normfold.verify.verdict import Fault
 from normfold.verify.yardstick import Yardstick
 
-# The command that folds; tests put a faulty one in its place.
-FOLDER = (*fresh("normfold"), "fold")
+# The command that folds, in another process.
+FOLD_COMMAND = (*fresh("normfold"), "fold")
 
 # Runs on moved inputs by which a tensor of the original shows its own error.
 _MOVED = 5
@@ -151,7 +151,7 @@ def refold(original: Path, sites: Sequence[str], folder: Path, options: Sequence
     place = folder / f"first-{len(sites)}.onnx"
     if not place.exists():
         only = [word for site in sites for word in ("--only", site)]
-        command = [*FOLDER, str(original), "--output", str(place), "--no-verify", "--force", *options, *only]
+        command = [*FOLD_COMMAND, str(original), "--output", str(place), "--no-verify", "--force", *options, *only]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
             raise subprocess.SubprocessError(done.stderr.strip() or f"exit code {done.returncode}")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from normfold.errors import GraphError
+from normfold.errors import GraphError, NotFoldedError
 from normfold.graph.read import read_graph
 from normfold.pipeline import look
 from normfold.pipeline import run as pipeline
@@ -70,7 +70,7 @@ def test_every_norm_that_runs_is_said_and_counts(name: str, tmp_path: Path) -> N
     )
     extra = {"none": np.zeros(4), "first": np.array([0])}
     save(tmp_path / "m.onnx", text.replace("double", "float"), **STATISTICS, **GEMM, **extra)
-    with pytest.raises(pipeline.NotFoldedError, match="1 of 1 norms not folded") as caught:
+    with pytest.raises(NotFoldedError, match="1 of 1 norms not folded") as caught:
         pipeline.fold(tmp_path / "m.onnx", tmp_path / "out.onnx", strict=True, verify=False)
     (site,) = caught.value.report.sites
     assert (site.kind, site.status, site.code, site.channels) == ("BatchNorm", "kept", code, 4)

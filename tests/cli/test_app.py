@@ -20,7 +20,7 @@ import normfold
 from normfold.analysis.plan import Site
 from normfold.checkpoint.options import LoadOptions
 from normfold.cli.app import app
-from normfold.errors import CheckpointError
+from normfold.errors import CheckpointError, DifferenceError, NotFoldedError
 from normfold.pipeline import look
 from normfold.pipeline import run as pipeline
 from normfold.pipeline.options import FoldOptions
@@ -296,8 +296,8 @@ def test_listing_models_imports_nothing_heavy() -> None:
     ("error", "code"),
     [
         (CheckpointError("a.pt: there is no such file"), 2),
-        (pipeline.DifferenceError("verification failed", REPORT), 1),
-        (pipeline.NotFoldedError("--strict: 1 of 2 norms not folded", REPORT), 3),
+        (DifferenceError("verification failed", REPORT), 1),
+        (NotFoldedError("--strict: 1 of 2 norms not folded", REPORT), 3),
         (KeyboardInterrupt(), 130),
     ],
 )

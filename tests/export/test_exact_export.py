@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.checkpoint.source import Source
+from normfold.errors import DifferenceError
 from normfold.export.tidy import simplify
 from normfold.export.to_onnx import export
 from normfold.graph.operators import op_counts
@@ -339,7 +340,7 @@ def test_a_failure_at_large_inputs_does_not_blame_the_shape(
     cases = draw_cases(parse_specs([spec]))
     usual = max(float(np.abs(case.feeds["x"]).max()) for case in cases if case.scale <= 1.0)
     monkeypatch.setattr("normfold.export.tidy.simplify", lambda model: cut_off(model, usual))
-    with pytest.raises(pipeline.DifferenceError) as caught:
+    with pytest.raises(DifferenceError) as caught:
         pipeline.fold(tmp_path / "c.pt", tmp_path / "o.onnx", model=f"{__name__}:Half", inputs=[spec])
     text = str(caught.value)
     assert "depends on the size of the inputs and not on their shape: inputs x2 disagree" in text

@@ -10,9 +10,8 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 import pytest
 
-from normfold.errors import GraphError, NormfoldError, UsageError
+from normfold.errors import GraphError, NormfoldError, NotFoldedError, UsageError
 from normfold.graphsurgeon import fold_norms, register
-from normfold.pipeline.run import NotFoldedError
 from tests.pipeline.test_run import CHANNELS, foldable, stuck
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normfold import errors
 from normfold.checkpoint.load import load_checkpoint
+from normfold.errors import DifferenceError, NotFoldedError
 from normfold.export.to_onnx import export
 from normfold.pipeline import fold_graph, look, outputs
 from normfold.pipeline import run as pipeline
@@ -174,7 +175,7 @@ def test_without_verification_the_report_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_strict_leaves_no_output(tmp_path: Path, dry_run: bool) -> None:
     place = tmp_path / "r.json"
-    with pytest.raises(pipeline.NotFoldedError, match="1 of 1 norms not folded, nothing written") as caught:
+    with pytest.raises(NotFoldedError, match="1 of 1 norms not folded, nothing written") as caught:
         pipeline.fold(stuck(tmp_path), tmp_path / "out.onnx", strict=True, dry_run=dry_run, report=place)
     assert caught.value.exit_code == 3
     assert names(tmp_path) == ["r.json", "stuck.onnx"]
@@ -196,7 +197,7 @@ def test_a_wrong_fold_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fold_graph, "rewrite", wrong)
     place = tmp_path / "r.json"
-    with pytest.raises(pipeline.DifferenceError, match="original -> folded") as caught:
+    with pytest.raises(DifferenceError, match="original -> folded") as caught:
         pipeline.fold(foldable(tmp_path), tmp_path / "out.onnx", report=place)
     assert caught.value.exit_code == 1
     assert names(tmp_path) == ["foldable.onnx", "r.json"]

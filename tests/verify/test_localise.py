@@ -135,7 +135,7 @@ def test_the_first_norm_whose_folding_fails(
     yardstick, model, sites = folded
     script = tmp_path / "faulty.py"
     script.write_text(FAULTY.format(bad=sites[number]))
-    monkeypatch.setattr(localise, "FOLDER", (sys.executable, str(script)))
+    monkeypatch.setattr(localise, "FOLD_COMMAND", (sys.executable, str(script)))
     assert localise.first_site(yardstick, model, sites, tmp_path) == (sites[number], "")
 
 
@@ -155,13 +155,13 @@ def test_a_folder_that_fails_costs_no_verdict(
 ) -> None:
     yardstick, model, sites = folded
     for folder in ((sys.executable, "-c", "raise SystemExit('no folder here')"), ("/no/such/program",)):
-        monkeypatch.setattr(localise, "FOLDER", folder)
+        monkeypatch.setattr(localise, "FOLD_COMMAND", folder)
         site, note = localise.first_site(yardstick, model, sites, tmp_path)
         assert site is None
         assert note.startswith("Which norm it is cannot be said")
 
 
 def test_the_judge_starts_the_folder_as_a_program_of_its_own() -> None:
-    help_text = subprocess.run([*localise.FOLDER, "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = subprocess.run([*localise.FOLD_COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
     for option in ("--only", "--output", "--no-verify", "--force"):
         assert option in help_text

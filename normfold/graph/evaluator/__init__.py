@@ -1,7 +1,7 @@
 """An ONNX graph in float64: what every verdict of normfold is measured against.
 
 Every floating tensor, whatever its type in the file, is held and computed in float64, on torch's double kernels.
-Integers, booleans and strings are what they are. Nothing of the folder is used here, and nothing here of onnxruntime:
+Integers, booleans and strings are what they are. Nothing of `analysis` or `rewrite` is used here, nor of onnxruntime:
 the operators are held against it, one by one, in docs/truth.md.
 
     values.py      what a tensor of a graph is here; from numpy and back
