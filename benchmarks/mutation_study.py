@@ -20,7 +20,7 @@ import argparse
 import itertools
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +35,15 @@ from normfold.analysis.analyse import analyse
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.export.to_onnx import export
-from normfold.graph.float64 import Outputs
+from normfold.graph.float64 import Outputs, evaluator_of, read_again, run_evaluator
 from normfold.graph.prepare import prepare
 from normfold.graph.types import Model
 from normfold.graph.write import save
-from normfold.inputs.cases import draw_cases
+from normfold.inputs.cases import Case, draw_cases
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.rewrite.graph import rewrite
 from normfold.verify.metrics import difference
-from normfold.verify.truth import establish, run_graph
+from normfold.verify.truth import establish
 from normfold.verify.yardstick import Yardstick
 from tests.random.random_graphs import network
 from tests.support.graphs import as_float32
@@ -117,6 +117,12 @@ def _subject(name: str, source: Source, folder: Path, *, norm_affine: bool = Fal
     # Of the outputs: which parts of them are judged apart depends on the inputs.
     allowed = [max(pair) for pair in zip(_allowed(probing), _allowed(yardstick), strict=False)]
     return Subject(name, folder, source, original, onnx.load(folded), yardstick, probes, allowed)
+
+
+def run_graph(path: Path, cases: Sequence[Case]) -> list[Outputs]:
+    """What a graph computes in float64."""
+    evaluator = evaluator_of(read_again(path), path)
+    return [run_evaluator(evaluator, case, path) for case in cases]
 
 
 def _allowed(yardstick: Yardstick) -> list[float]:

@@ -26,13 +26,8 @@ class DeepNorm(NamedTuple):
 
 
 def encoder_only(layers: int) -> DeepNorm:
-    """The constants of an encoder without decoder: (2N)^(1/4) and (8N)^(-1/4). Source: arXiv:2203.00555, figure 2."""
+    """The constants of an encoder or decoder alone: (2N)^(1/4), (8N)^(-1/4). Source: arXiv:2203.00555, figure 2."""
     return DeepNorm((2 * layers) ** 0.25, (8 * layers) ** -0.25)
-
-
-def decoder_only(layers: int) -> DeepNorm:
-    """The constants of a decoder without encoder: (2M)^(1/4) and (8M)^(-1/4). Source: arXiv:2203.00555, figure 2."""
-    return encoder_only(layers)
 
 
 def encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple[DeepNorm, DeepNorm]:

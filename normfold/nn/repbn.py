@@ -150,12 +150,6 @@ class LinearNorm(Stateful):
         """Whether the schedule has ended, so that evaluation computes what training last computed."""
         return int(self.warm) == 0 and int(self.iter) == 0
 
-    def norm1_weight(self) -> float:
-        """What norm1 counts for in the next training forward, between 0 and max(1, r0)."""
-        if int(self.warm) > 0:
-            return 1.0
-        return self.r0 * int(self.iter) / int(self.total_step)
-
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """(..., C) to the same shape; moves the schedule when training. pad_mask: RepBN's, in training alone."""
         y: Tensor

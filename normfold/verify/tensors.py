@@ -32,8 +32,7 @@ def runtime_tensors(path: Path, names: Sequence[str], case: Case, folder: Path) 
         model = onnx.load(path)
         known = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-        large = model.ByteSize() > _LARGEST
-        onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
+        _save(model, place)
     session = open_session(place, Runtime())
     feeds = case.fed_to([feed.name for feed in session.get_inputs()])
     return dict(zip(names, run_session(session, list(names), feeds), strict=True))
@@ -58,9 +57,13 @@ def opened(path: Path, outputs: Sequence[str], folder: Path) -> tuple[Path, tupl
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
     place = folder / f"before-{path.stem}.onnx"
+    _save(model, place)
+    return place, tuple(dict.fromkeys(names))
+
+
+def _save(model: onnx.ModelProto, place: Path) -> None:
     large = model.ByteSize() > _LARGEST
     onnx.save(model, place, save_as_external_data=large, location=f"{place.name}.data")
-    return place, tuple(dict.fromkeys(names))
 
 
 def rms(true: Array) -> float:

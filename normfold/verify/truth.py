@@ -215,11 +215,6 @@ def _of_graph(path: Path, cases: Sequence[Case], method: str, *, tick: Tick) -> 
     return Truth(tuple(cases), found, method, from_module=False, undecided=undecided, unexercised=exercise.missed())
 
 
-def run_graph(path: Path, cases: Sequence[Case], *, tick: Tick = nothing) -> Rows:
-    """Outputs of the graph at `path` in float64. Raises what `establish` does."""
-    return _of_graph(path, cases, "", tick=tick).outputs
-
-
 def _undecided(outputs: Outputs, moved: Sequence[Outputs], jump: float) -> tuple[Array | None, ...]:
     """Per output the entries that are something else in one of the moved runs; None where there are none.
 

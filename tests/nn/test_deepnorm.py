@@ -14,7 +14,7 @@ from normfold.errors import UsageError
 from normfold.models.deepnet import DeepNetTranslator
 from normfold.models.encoder import PostNormEncoder
 from normfold.nn.attention import LinearAttention
-from normfold.nn.deepnorm import decoder_only, deepnorm_, encoder_decoder, encoder_only
+from normfold.nn.deepnorm import deepnorm_, encoder_decoder, encoder_only
 from normfold.nn.ffn import FFNBN
 
 
@@ -25,7 +25,7 @@ def gain(weight: Tensor) -> float:
 
 def test_the_papers_table() -> None:
     assert encoder_only(8) == pytest.approx((2.0, 64**-0.25))
-    assert decoder_only(100) == pytest.approx((200**0.25, 800**-0.25))
+    assert encoder_only(100) == pytest.approx((200**0.25, 800**-0.25))
     encoder, decoder = encoder_decoder(6, 3)
     assert encoder == pytest.approx((0.81 * (6**4 * 3) ** (1 / 16), 0.87 * (6**4 * 3) ** (-1 / 16)))
     assert decoder == pytest.approx((9**0.25, 36**-0.25))

@@ -31,7 +31,10 @@ class BatchNormRule(Rule):
     attributes = _ATTRIBUTES
 
     def fixed_map(self, graph: Graph, op: Op) -> FixedMap | None:
-        return batch_norm(graph, op)
+        channels, source = fixed_batch_norm(graph, op), op.inputs[0]
+        if isinstance(channels, Refuse) or source is None:
+            return None
+        return FixedMap(source, channels.scale, channels.shift, batch_norm=True)
 
     def scale(self, at: Surroundings) -> Demands:
         if isinstance(found := fixed_batch_norm(at.graph, at.op), Refuse):
@@ -51,14 +54,6 @@ class BatchNormRule(Rule):
                 yield NewConstant(output, port, name_of(value_at(op, port)), over=size)
         if before[0] != 1.0:
             yield NewAttribute(output, "epsilon", op.number("epsilon", EPSILON) / float(before[0]) ** 2)
-
-
-def batch_norm(graph: Graph, op: Op) -> FixedMap | None:
-    """A BatchNormalization whose statistics are stored. Raises NormStateError."""
-    channels, source = fixed_batch_norm(graph, op), op.inputs[0]
-    if isinstance(channels, Refuse) or source is None:
-        return None
-    return FixedMap(source, channels.scale, channels.shift, batch_norm=True)
 
 
 def fixed_batch_norm(graph: Graph, op: Op) -> Frame | Refuse:

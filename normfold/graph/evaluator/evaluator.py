@@ -35,11 +35,6 @@ class Evaluator:
         """The inputs that have to be fed."""
         return tuple(str(value.name) for value in self.inputs)
 
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The outputs, in order."""
-        return tuple(str(value.name) for value in self.outputs)
-
     def run(self, feeds: Mapping[str, Any], *, watch: Watch | None = None) -> tuple[Any, ...]:
         """The outputs for these numpy arrays (lists for sequences, None for an empty optional): float64, or integers,
         booleans and str as they are.
