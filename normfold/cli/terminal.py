@@ -24,6 +24,7 @@ from normfold._version import __version__
 from normfold.cli.logs import LOGGER, logged
 from normfold.cli.streams import STDOUT_FULL, StdoutError, for_rich, guarded
 from normfold.errors import NormfoldError, UsageError
+from normfold.export.targets import TARGETS
 from normfold.export.tasks import Task
 from normfold.system.plain import parse_json
 from normfold.system.text import printable, wrapped
@@ -91,8 +92,8 @@ TargetOption = Annotated[
     str | None,
     typer.Option(
         metavar="RUNTIME",
-        help="What the model is to run on, which decides the opset: onnxruntime (default: as it is installed here), "
-        "tensorrt, openvino, mobile.",
+        help=f"What the model is to run on, which decides the opset: {', '.join(TARGETS)}. Default: the installed "
+        "onnxruntime.",
     ),
 ]
 TrustOption = Annotated[
