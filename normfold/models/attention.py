@@ -1,4 +1,4 @@
-"""Self-attention: softmax over dot products, and SLAB's simplified linear form of it."""
+"""Self-attention as softmax over dot products; the linear form is nn/attention.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normfold.nn.attention import LinearAttention as LinearAttention
-from normfold.nn.attention import check_heads as check_heads
-from normfold.nn.attention import depthwise as depthwise
-from normfold.nn.attention import linear_attention as linear_attention
+from normfold.nn.attention import check_heads
 
 
 class Attention(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from normfold.models.attention import letters, softmax_attention
 from normfold.models.blocks import Mlp, NormArgs, NormLayer, classifier, init_weights, norm_layer
-from normfold.models.layout import ToTokens, from_windows, merge_heads, split_qkv, to_windows
+from normfold.models.layout import ToTokens, from_windows, split_qkv, to_windows
 from normfold.nn.attention import check_heads, depthwise, linear_attention
-from normfold.nn.layout import split_axis, to_picture, to_tokens
+from normfold.nn.layout import merge_heads, split_axis, to_picture, to_tokens
 
 
 class StripeAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""Where the numbers of a picture lie: tokens, pictures, heads, windows and stripes.
+"""Where the numbers of a picture lie in windows and stripes; tokens, pictures and heads are in nn/layout.py.
 
 Everything here only moves numbers, and no batch size becomes a Python number, so that exports hold at every batch.
 """
@@ -8,11 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normfold.nn.layout import merge_heads as merge_heads
-from normfold.nn.layout import split_axis as split_axis
-from normfold.nn.layout import split_heads as split_heads
-from normfold.nn.layout import to_picture as to_picture
-from normfold.nn.layout import to_tokens as to_tokens
+from normfold.nn.layout import split_axis, to_tokens
 
 
 class ToTokens(nn.Module):
@@ -57,7 +53,7 @@ def relative_positions(window: int) -> Tensor:
 
 
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    """What keeps tokens apart that a cyclic shift brought into one window: 0 for neighbours, -100 for strangers.
+    """The mask after a cyclic shift: 0 between tokens of a window that were neighbours before it, -100 between others.
 
     (windows, window^2, window^2) for a picture of rows * columns tokens rolled by -shift both ways.
     Source: arXiv:2103.14030.

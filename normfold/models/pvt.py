@@ -22,9 +22,8 @@ from normfold.models.blocks import (
     init_weights,
     norm_layer,
 )
-from normfold.models.layout import merge_heads, split_heads
 from normfold.nn.attention import check_heads, depthwise, linear_attention
-from normfold.nn.layout import to_picture, to_tokens
+from normfold.nn.layout import merge_heads, split_heads, to_picture, to_tokens
 
 
 class ReducedAttention(nn.Module):

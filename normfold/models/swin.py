@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from normfold.models.attention import letters, softmax_attention
 from normfold.models.blocks import NormArgs, NormLayer, PatchEmbed, PreNormBlock, classifier, init_weights, norm_layer
-from normfold.models.layout import from_windows, merge_heads, relative_positions, shift_mask, split_qkv, to_windows
+from normfold.models.layout import from_windows, relative_positions, shift_mask, split_qkv, to_windows
 from normfold.nn.attention import LinearAttention, check_heads
-from normfold.nn.layout import split_axis
+from normfold.nn.layout import merge_heads, split_axis
 
 
 class WindowAttention(nn.Module):
@@ -44,7 +44,7 @@ class SwinBlock(PreNormBlock):
     """A pre-norm block over (N, side^2, dim) that attends inside windows, which are shifted by half in every other one.
 
     A window never exceeds the picture, and one as large is not shifted.
-    linear: `LinearAttention` inside the windows, which no mask keeps from strangers, as published.
+    linear: `LinearAttention` inside the windows, without the mask between regions, as published.
     """
 
     attn_mask: Tensor | None

@@ -30,7 +30,7 @@ class BackboneBlock(Block):
     """A pre-norm block over the tokens of a picture that attends inside windows, shifted by half in every other one.
 
     Zeros fill a picture up to whole windows after the norm, and take part in the attention. Windows are shifted even
-    where there is only one, and no mask keeps linear attention from strangers: all as published.
+    where there is only one, and no mask keeps linear attention within a region: all as published.
     """
 
     def __init__(

@@ -15,19 +15,11 @@ from torch.export import Dim
 from normfold.errors import ArchitectureError
 from normfold.models import create
 from normfold.models.attention import softmax_attention
-from normfold.models.layout import (
-    from_windows,
-    merge_heads,
-    relative_positions,
-    shift_mask,
-    split_heads,
-    split_qkv,
-    to_windows,
-)
+from normfold.models.layout import from_windows, relative_positions, shift_mask, split_qkv, to_windows
 from normfold.models.swin import PatchMerging
 from normfold.models.t2t import sinusoids
 from normfold.nn.attention import depthwise, linear_attention
-from normfold.nn.layout import to_picture, to_tokens
+from normfold.nn.layout import merge_heads, split_heads, to_picture, to_tokens
 
 # One small network for each shape of graph, on pictures of IMAGE pixels.
 IMAGE = 64
