@@ -72,6 +72,8 @@ def _row(bench: Bench, row: Row) -> Iterator[RenderableType]:
 def _times(bench: Bench, row: Row) -> Table:
     headings = ("Variant", "Median", "p90", "p99", "Spread", "Weights", "Load", "Arena", "Peak")
     table = table_of(*headings, right=range(1, len(headings)))
+    # Nine columns, within 80 characters.
+    table.padding = (0, 1, 0, 0)
     for name in bench.origins:
         failure, summary = row.failure(name), row.summary(name)
         cells = _figures(summary) if summary is not None else (_MISSING, "", "", "")

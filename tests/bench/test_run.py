@@ -166,6 +166,15 @@ def canned() -> Bench:
     return Bench("x.pt", "ort", "cpu", "float32", 8, 8, known, origins, {}, [first, second], interrupted=True)
 
 
+def test_no_name_is_broken_at_80_columns() -> None:
+    bench = canned()
+    bench.rows[0].probes["layernorm"] = Probe(Memory(222_200_000, 426_000_000, 113_500_000, load=113_100_000))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_bench(bench))
+    row = next(line for line in console.export_text().splitlines() if line.startswith("layernorm  ") and "MB" in line)
+    assert row.split()[-8:] == ["222.2", "MB", "113.1", "MB", "426.0", "MB", "113.5", "MB"]
+
+
 def test_the_table_says_what_was_and_was_not_measured() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(render_bench(canned()))
