@@ -22,7 +22,7 @@ from normfold.analysis.recognition.naming import site_names
 from normfold.analysis.refusal import Refuse, refuse
 from normfold.analysis.rules import rule_of
 from normfold.analysis.rules.base import name_of, others_are_read, rank_of, value_at, weight_and_bias
-from normfold.analysis.rules.normalize import EPSILON
+from normfold.analysis.rules.batch_norm import EPSILON
 from normfold.graph.operators import operators
 from normfold.graph.types import Model, Op, Value
 from normfold.graph.view import Graph

@@ -44,10 +44,6 @@ LAYERNORM, UNFOLDED, FOLDED = "layernorm", "unfolded", "folded"
 AS_IT_IS = LoadOptions()
 
 
-def _in_silence(sentence: str) -> None:
-    """The progress of a part that is one step of this."""
-
-
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One model to measure. file: ONNX, or a pickled module. origin: where it came from, in words."""
@@ -208,7 +204,7 @@ def _folded(found: _Found, folder: Path, progress: Progress, *, half: bool, data
     assert found.graph is not None and found.source is not None, "what was not folded is a source"
     progress("folding")
     options = FoldOptions(dtype=HALF if half else None, calibrate=tuple(data) if half else ())
-    done = fold_graph(found.graph, found.source, options, Clock(_in_silence))
+    done = fold_graph(found.graph, found.source, options, Clock(lambda _: None))
     norms = [site for site in done.plan.sites if site.counts]
     if done.plan.is_empty:
         stored = [site for site in norms if not site.per_token]
@@ -222,7 +218,7 @@ def _modules(source: Source, folder: Path, *, half: bool) -> Variants:
     """The variants as torch modules, pickled for the workers to read back."""
     assert source.module is not None
     twin, missing = twin_module(source), {}
-    folded = fold_graph(export(source), source, FoldOptions(), Clock(_in_silence)).module()
+    folded = fold_graph(export(source), source, FoldOptions(), Clock(lambda _: None)).module()
     made = [(UNFOLDED, source.module, f"the module of {source.path.name}"), (FOLDED, folded, "the same, folded here")]
     if twin is not None:
         made.insert(0, (LAYERNORM, twin[1], f"the architecture {twin[0]}, random weights"))

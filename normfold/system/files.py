@@ -115,9 +115,7 @@ def move(files: Sequence[tuple[Path, Path]], *, replaced: Sequence[Path] = ()) -
             else:
                 remove(place)
         raise
-    for path in replaced:
-        with suppress(OSError):
-            path.unlink()
+    remove(*replaced)
 
 
 def _keep(place: Path, kept: Path) -> None:

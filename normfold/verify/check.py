@@ -34,8 +34,8 @@ _SEVERITY = (0, 2, 1, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One entry. arguments: of `normfold verify`."""
+class Entry:
+    """One model of the configuration. arguments: of `normfold verify`."""
 
     path: Path
     arguments: tuple[str, ...]
@@ -45,14 +45,14 @@ class Model:
 class Checked:
     """What became of one model. code: the exit code of `normfold verify`. said: a line. verdict: its JSON, or None."""
 
-    model: Model
+    model: Entry
     code: int
     said: str
     verdict: Mapping[str, Any] | None
     seconds: float
 
 
-def read_config(path: Path) -> tuple[Model, ...]:
+def read_config(path: Path) -> tuple[Entry, ...]:
     """The models of a pyproject.toml. Raises UsageError, naming the entry."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -75,10 +75,10 @@ def read_config(path: Path) -> tuple[Model, ...]:
             f"{path}: [tool.normfold] has no {', '.join(unknown)}; it has models, samples, seed, providers"
         )
     common = {key: value for key, value in tool.items() if key != "models"}
-    return tuple(_model(path, number, common, entry) for number, entry in enumerate(tool["models"], 1))
+    return tuple(_entry(path, number, common, entry) for number, entry in enumerate(tool["models"], 1))
 
 
-def _model(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> Model:
+def _entry(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> Entry:
     where = f"{path}: model {number} of [[tool.normfold.models]]"
     if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
         raise UsageError(f'{where} does not name its file: model = "models/vit.onnx"')
@@ -98,10 +98,10 @@ def _model(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> Mo
             words += ["--against", str(path.parent / str(value))]
         elif key != "model":
             words += [f"--{key}", str(value)]
-    return Model(path.parent / entry["model"], tuple(words))
+    return Entry(path.parent / entry["model"], tuple(words))
 
 
-def check(models: Sequence[Model], *, jobs: int, tell: Callable[[str], None] = lambda _: None) -> Iterator[Checked]:
+def check(models: Sequence[Entry], *, jobs: int, tell: Callable[[str], None] = lambda _: None) -> Iterator[Checked]:
     """Verify `models`, `jobs` at a time; each result when it is there. tell: called with what starts and ends."""
     with scratch() as folder, ThreadPoolExecutor(max(1, jobs)) as pool:
         started = {
@@ -114,7 +114,7 @@ def check(models: Sequence[Model], *, jobs: int, tell: Callable[[str], None] = l
             yield result
 
 
-def _verified(model: Model, place: Path) -> Checked:
+def _verified(model: Entry, place: Path) -> Checked:
     run = subprocess.run(
         [*fresh("normfold"), "verify", str(model.path), *model.arguments, "--json", str(place)],
         capture_output=True,

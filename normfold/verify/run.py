@@ -71,8 +71,8 @@ def judge(
         raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
     if not format_of(model).is_graph:
         raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
-    meter = _Meter(progress or (lambda *_: None), began)
-    with meter.stage("load", f"reading {model.name}"):
+    stages = _Stages(progress or (lambda *_: None), began)
+    with stages.stage("load", f"reading {model.name}"):
         candidate = load_checkpoint(model)
         # Said now, and not after minutes of work on the source.
         outputs = {output.name: str(output.type) for output in open_session(model, PLAIN).get_outputs()}
@@ -83,8 +83,8 @@ def judge(
     asked = _Asked(tuple(inputs), samples, seed, tolerance, tuple(ways))
     if place is None:
         assert manifest is not None, "without a manifest there is no verdict"
-        return _against_record(model, candidate, manifest, asked, meter)
-    return _against_source(model, candidate, outputs, manifest, place, load or LoadOptions(), asked, meter)
+        return _against_record(model, candidate, manifest, asked, stages)
+    return _against_source(model, candidate, outputs, manifest, place, load or LoadOptions(), asked, stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Asked:
     runtimes: tuple[Runtime, ...]
 
 
-class _Meter:
+class _Stages:
     """Tells `progress` what is being done and how far it is, and keeps how long it took."""
 
     def __init__(self, progress: StepProgress, began: float | None) -> None:
@@ -136,7 +136,7 @@ def _named_source(model: Path, manifest: Manifest | None) -> Path | None:
     return place
 
 
-def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, meter: _Meter) -> Verdict:
+def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _Asked, stages: _Stages) -> Verdict:
     if asked.inputs or asked.tolerance is not None:
         raise UsageError(
             f"--data, --rtol and --atol need the source of {model} ({manifest.path or manifest.name}), which is not "
@@ -144,10 +144,10 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
         )
     sketch = manifest.sketch
     assert sketch is not None
-    with meter.stage("verify", "comparing with the recorded outputs", (1 + len(asked.runtimes)) * len(sketch.cases)):
-        edges = [sketch.compare(model, manifest.specs, PLAIN, meter.tick)]
+    with stages.stage("verify", "comparing with the recorded outputs", (1 + len(asked.runtimes)) * len(sketch.cases)):
+        edges = [sketch.compare(model, manifest.specs, PLAIN, stages.tick)]
         if edges[0].passed:
-            edges += [sketch.compare(model, manifest.specs, way, meter.tick) for way in asked.runtimes]
+            edges += [sketch.compare(model, manifest.specs, way, stages.tick) for way in asked.runtimes]
     note = (
         f"The source, {manifest.path or manifest.name}, is not in the model's folder: the model was held against the "
         "outputs recorded in it alone. Name the source to judge more: --against SOURCE."
@@ -162,7 +162,7 @@ def _against_record(model: Path, candidate: Source, manifest: Manifest, asked: _
         cases=tuple(str(case) for case in sketch.draw(manifest.specs)),
         edges=tuple(edges),
         notes=(note,),
-        seconds=dict(meter.clock.seconds),
+        seconds=dict(stages.clock.seconds),
     )
 
 
@@ -174,9 +174,9 @@ def _against_source(
     place: Path,
     load: LoadOptions,
     asked: _Asked,
-    meter: _Meter,
+    stages: _Stages,
 ) -> Verdict:
-    with meter.stage("load", f"reading {place.name}"):
+    with stages.stage("load", f"reading {place.name}"):
         # A source that does not say what it takes is a checkpoint, and runs in float32.
         source = load_source(place, load, manifest, single_specs(candidate.inputs))
         half = _is_converted(source, outputs, manifest)
@@ -188,15 +188,15 @@ def _against_source(
         if candidate.graph is not None:
             check_bounded(candidate.graph, model, cases)
     with scratch() as folder:
-        original = place if source.module is None else _exported(source, candidate, manifest, folder, meter)
-        with meter.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
-            truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=meter.tick)
+        original = place if source.module is None else _exported(source, candidate, manifest, folder, stages)
+        with stages.stage("truth", "running the source in float64", len(cases) * (1 if source.module is None else 3)):
+            truth = establish(source.module, original, specs, cases=cases, thorough=True, tick=stages.tick)
         runs = 2 * len(cases) + sum(moved_runs(truth)) + sum(_runs(cases, way) for way in asked.runtimes)
-        with meter.stage("verify", "comparing", runs):
+        with stages.stage("verify", "comparing", runs):
             converted = folder / "original.float16.onnx" if half else None
             powers = None if manifest is None else manifest.powers
             yardstick, edges = lay(
-                truth, original, specs, half=converted, powers=powers, tolerance=asked.tolerance, tick=meter.tick
+                truth, original, specs, half=converted, powers=powers, tolerance=asked.tolerance, tick=stages.tick
             )
             yardstick = _renamed(list(outputs), yardstick, manifest, from_module=source.module is not None)
             if all(edge.passed for edge in edges):
@@ -207,7 +207,7 @@ def _against_source(
         if wrong is not None:
             options = ["--dtype", HALF] if half else []
             options += ["--center"] if manifest is not None and manifest.center else []
-            with meter.stage("localise", "looking for the fault"):
+            with stages.stage("localise", "looking for the fault"):
                 sites = () if manifest is None else manifest.folded
                 fault = localise(yardstick, model, wrong, sites, folder, original, options)
     return Verdict(
@@ -222,13 +222,13 @@ def _against_source(
         fault=fault,
         unexercised=truth.unexercised,
         notes=(*source.warnings, *([CONVERTED] if half else [])),
-        seconds=dict(meter.clock.seconds),
+        seconds=dict(stages.clock.seconds),
     )
 
 
-def _exported(source: Source, candidate: Source, manifest: Manifest | None, folder: Path, meter: _Meter) -> Path:
+def _exported(source: Source, candidate: Source, manifest: Manifest | None, folder: Path, stages: _Stages) -> Path:
     """The graph of a source that is a module, in `folder`."""
-    with meter.stage("export", "exporting the source"):
+    with stages.stage("export", "exporting the source"):
         # Here, because two graphs are compared without an exporter.
         from normfold.export.to_onnx import export
 

@@ -17,7 +17,7 @@ from normfold.graph.view import Graph
 from normfold.norms.closed_form import batchnorm
 
 _ATTRIBUTES = frozenset({"epsilon", "momentum", "spatial", "training_mode"})
-# Default of the ONNX specification.
+# Default of the ONNX specification, for this and the other normalizations.
 EPSILON = 1e-5
 
 

@@ -24,13 +24,11 @@ from normfold.analysis.rules.base import (
     rank_of,
     weight_and_bias,
 )
+from normfold.analysis.rules.batch_norm import EPSILON
 from normfold.graph.affine import Array, Frame, varying_axes
 from normfold.graph.operators import opset
 from normfold.graph.types import Op
 from normfold.graph.view import Graph
-
-# Defaults of the ONNX specification.
-EPSILON = 1e-5
 
 
 @final
