@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from normfold.cli.app import app
 from normfold.errors import UsageError
 from normfold.pipeline import run as pipeline
-from normfold.verify.check import Checked, Model, exit_code, read_config
+from normfold.verify.check import Checked, Entry, exit_code, read_config
 from tests.pipeline.test_run import foldable
 from tests.verify.command import change, spoil
 
@@ -41,7 +41,7 @@ def test_every_entry_becomes_a_command(tmp_path: Path) -> None:
         """,
     )
     first, second = read_config(path)
-    assert first == Model(tmp_path / "a.onnx", ("--samples", "8"))
+    assert first == Entry(tmp_path / "a.onnx", ("--samples", "8"))
     assert second.path == tmp_path / "sub" / "b.onnx"
     assert second.arguments == (
         "--samples", "4", "--against", str(tmp_path / "b.pt"), "--data", str(tmp_path / "x.npz"),
@@ -72,7 +72,7 @@ def test_a_bad_configuration_is_one_sentence(tmp_path: Path, text: str, complain
 
 def test_the_worst_code_is_the_code() -> None:
     def code(*codes: int) -> int:
-        return exit_code([Checked(Model(Path("a"), ()), each, "", None, 0.0) for each in codes])
+        return exit_code([Checked(Entry(Path("a"), ()), each, "", None, 0.0) for each in codes])
 
     assert (code(), code(0, 0), code(0, 2), code(2, 1), code(1, 4), code(0, -9)) == (0, 0, 2, 1, 4, 4)
 
