@@ -89,12 +89,14 @@ class Body:
     """How finely a graph computes inside, whatever its inputs and outputs are.
 
     eps: the distance from 1 to the next number of the coarsest floating type that an operator writes. ceiling,
-    rms_ceiling: the largest error and RMS error, relative to the RMS of an output, that rounding in it explains.
+    rms_ceiling: the largest error and RMS error, relative to the RMS of an output, that rounding in it explains. steps:
+    whether it rounds to whole numbers: where it does, the last bit of an input can move a sample by a whole step.
     """
 
     eps: float
     ceiling: float
     rms_ceiling: float
+    steps: bool = False
 
 
 # Deep networks lose two or three of float32's seven digits; beyond this it is not rounding that parts two runs. Of
@@ -107,7 +109,8 @@ _EPS = {
     ir.DataType.DOUBLE: 2.0**-52,
 }
 _COARSE = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
-_QUANTISERS = ("DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul")
+_QUANTISERS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul"})
+_STEPS = _QUANTISERS | {"Ceil", "Floor", "Round"}
 
 
 def body_of(model: ir.Model) -> Body:
@@ -120,8 +123,9 @@ def body_of(model: ir.Model) -> Body:
         infer_shapes(model)
     written = [value.dtype for node in nodes if not _is_constant(node) for value in node.outputs]
     eps = max((_EPS[kind] for kind in (*inputs, *written) if kind in _EPS), default=_EPS[ir.DataType.FLOAT])
-    coarse = eps > _EPS[ir.DataType.FLOAT] or any(node.op_type in _QUANTISERS for node in nodes)
-    return Body(eps, *(COARSE_CEILINGS if coarse else _CEILINGS))
+    kinds = {node.op_type for node in nodes}
+    coarse = eps > _EPS[ir.DataType.FLOAT] or not kinds.isdisjoint(_QUANTISERS)
+    return Body(eps, *(COARSE_CEILINGS if coarse else _CEILINGS), steps=not kinds.isdisjoint(_STEPS))
 
 
 def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
