@@ -16,6 +16,7 @@ from normfold.graph.evaluator.call import EvaluationError, NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.program import Watch
 from normfold.graph.inference import infer_shapes
+from normfold.graph.order import sort
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case
 from normfold.system.failures import check_memory
@@ -30,6 +31,7 @@ class SizeError(GraphError):
 def read_graph(path: Path) -> ir.Model:
     """A graph that was checked when it was loaded. External data is mapped, not read."""
     proto = onnx.load(path, load_external_data=False)
+    sort(proto)
     densify(proto, path)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
