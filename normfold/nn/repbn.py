@@ -172,6 +172,12 @@ class LinearNorm(Stateful):
         y = share * first + (1.0 - share) * second
         return y
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # The published detection class has the schedule without a warm-up.
+        if f"{prefix}iter" in state_dict and f"{prefix}warm" not in state_dict:
+            state_dict[f"{prefix}warm"] = torch.zeros_like(self.warm)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         return f"r0={self.r0}, accumulation={self.accumulation}"
 

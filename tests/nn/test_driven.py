@@ -225,6 +225,18 @@ def test_the_authors_state_resumes(trace_name: str) -> None:
             assert difference(found, trace.arrays[key][step]) <= 1e-6, f"step {step}: {key}"
 
 
+def test_the_state_of_the_published_detection_class_loads() -> None:
+    """It has a schedule and no warm-up."""
+    trained, resumed = network("prepbn"), network("prepbn")
+    fit(trained, steps=range(4))
+    state = trained.state_dict()
+    assert int(state.pop("1.0.warm")) == 0
+    resumed.load_state_dict(state)
+    assert_same(resumed, trained)
+    with pytest.raises(RuntimeError, match="warm"):
+        resumed.load_state_dict({key: value for key, value in state.items() if not key.endswith(".iter")})
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_shapes_and_strides_do_not_matter(name: str) -> None:
     """The same tokens as (N, C), (N, L, C), (N, H, W, C) and transposed give the same step."""
