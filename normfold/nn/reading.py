@@ -32,7 +32,7 @@ def kind_of(module: nn.Module) -> str:
     kind = name_of(module)
     if kind in ("LayerNorm", "RMSNorm"):
         return kind
-    if kind is not None or module._modules or module._buffers or not module._parameters:
+    if kind is not None or module._modules or module._buffers:
         return ""
     return type(module).__name__ if "norm" in type(module).__name__.lower() else ""
 

@@ -41,6 +41,12 @@ class RepBN(nn.Module):
             nn.init.zeros_(self.bn.weight)
         self.flatten, self.sync = flatten, sync
 
+    @property
+    def weight(self) -> Tensor:
+        """BatchNorm's: models ask a norm for `norm.weight.dtype` before they call it."""
+        weight: Tensor = self.bn.weight
+        return weight
+
     def forward(self, x: Tensor, pad_mask: Tensor | None = None, *, active: Tensor | None = None) -> Tensor:
         """(..., C) to the same shape; updates the statistics when training.
 
@@ -144,6 +150,13 @@ class LinearNorm(Stateful):
             raise ValueError(f"LinearNorm needs a RepBN or TokenBatchNorm as norm2, got {type(self.norm2).__name__}")
         self.r0 = r0
         self.accumulation = accumulation
+
+    @property
+    def weight(self) -> Tensor:
+        """norm2's, as RepBN has it."""
+        weight = self.norm2.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def finished(self) -> bool:

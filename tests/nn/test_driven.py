@@ -352,6 +352,18 @@ def test_padding_is_left_out_of_the_statistics() -> None:
         assert_same(norm, twin, 1e-6)
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_a_model_that_is_built_without_memory_trains(name: str) -> None:
+    """On the meta device, as large models are, and loaded then."""
+    plain = network(name)
+    with torch.device("meta"):
+        model = network(name)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(network(name).state_dict())
+    assert fit(model, steps=range(3)) == fit(plain, steps=range(3))
+    assert_same(model, plain)
+
+
 def test_a_copy_is_a_norm_of_its_own() -> None:
     """A copied module (a teacher, an average of weights) shares no memory of calls with its original."""
     norm = UN1d(CHANNELS)
