@@ -19,8 +19,6 @@ from normfold.nn.un import UN1d
 from normfold.norms.base import NormKind
 from normfold.norms.kinds import kind_of
 
-# What a norm's statistics are before it has seen anything.
-_FRESH = {"running_mean": 0.0, "running_var": 1.0, "running_phi": 1.0}
 # What is passed to the model: one input, several, or several by name.
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -97,7 +95,7 @@ class Site:
     @property
     def fresh(self) -> bool:
         """Whether its statistics are those of a new module."""
-        found = ((getattr(self.statistics, name, None), value) for name, value in _FRESH.items())
+        found = ((getattr(self.holder, each.name, None), each.fresh) for each in self.kind.statistics)
         return all(bool((buffer == value).all()) for buffer, value in found if isinstance(buffer, Tensor))
 
     def write(self, moments: Moments) -> None:

@@ -205,7 +205,7 @@ class _Probe:
         if max(sizes.values(), default=0) < _MAY_BE_DEAR:
             return True
         shapes = {spec.name: spec.shape(sizes) for spec in self.specs}
-        return live_elements(read_graph(self.path), shapes) <= _MOST_LIVE
+        return live_elements(read_again(self.path), shapes) <= _MOST_LIVE
 
     def _elements(self, sizes: Sizes) -> int:
         return sum(math.prod(spec.shape(sizes)) for spec in self.specs)
