@@ -39,9 +39,12 @@ def recalibrate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.pt", help="Where to write the checkpoint.")],
     layerwise: Annotated[
-        bool,
-        typer.Option("--layerwise", help="One norm after the other, each behind those that are done: a run for each."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="One norm after the other, each behind those that are done: a run for each. Default: where any norm "
+            "has fresh statistics.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Rows that are run at once.")] = 64,
     arch: ArchOption = None,
     model: ModelOption = None,
@@ -89,4 +92,5 @@ def recalibrate(
         done = len(result.norms.tokens)
         if quiet:
             return
-        print(printable(f"{result.output}: {done} norm{'s' * (done != 1)} recalibrated from {result.rows} rows"))
+        how = ", one after the other" * (result.norms.layerwise and done > 1)
+        print(printable(f"{result.output}: {done} norm{'s' * (done != 1)} recalibrated from {result.rows} rows{how}"))

@@ -93,7 +93,10 @@ def _dynamic_shapes(arguments: Mapping[str, Any], specs: Sequence[InputSpec]) ->
     dims = {letter: _dim(letter, axis) for letter, axis in common_axes(specs).items()}
 
     def axes(spec: InputSpec) -> dict[int, Any]:
-        return {axis: dims[dim] for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+        # Of a sum torch.export finds out by itself what it is the sum of.
+        return {
+            axis: dims.get(dim, torch.export.Dim.AUTO) for axis, dim in enumerate(spec.dims) if isinstance(dim, str)
+        }
 
     return {name: pytree.tree_map(axes, value) for name, value in arguments.items()}
 

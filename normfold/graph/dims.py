@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _PRODUCT = re.compile(r"^\(?\s*[\w.]+(\s*\*\s*[\w.]+)*\s*\)?$")
+# A larger number in a name is no size.
+_NUMBER, _MOST = re.compile("[0-9]{1,18}"), 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ def parse(text: int | str | None, unknown: str) -> Dim:
     size, names = 1, []
     for factor in text.strip("() ").split("*"):
         factor = factor.strip()
-        if factor.isdigit():
+        if _NUMBER.fullmatch(factor):
             size *= int(factor)
         else:
             names.append(factor)
-    return Dim(size, tuple(sorted(names)))
+    return Dim(size, tuple(sorted(names))) if size <= _MOST else Dim(1, (text,))
 
 
 def product(dims: Iterable[Dim]) -> Dim:

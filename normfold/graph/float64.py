@@ -16,6 +16,7 @@ from normfold.graph.evaluator.call import EvaluationError, Node, NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.evaluator.program import Watch
 from normfold.graph.inference import infer_shapes
+from normfold.graph.order import sort
 from normfold.graph.sparse import densify
 from normfold.inputs.cases import Array, Case
 from normfold.system.failures import check_memory
@@ -30,6 +31,7 @@ class SizeError(GraphError):
 def read_again(path: Path) -> ir.Model:
     """A graph that `graph.read` has checked already; nothing is checked here. External data is mapped, not read."""
     proto = onnx.load(path, load_external_data=False)
+    sort(proto)
     densify(proto, path)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
@@ -89,12 +91,14 @@ class Body:
     """How finely a graph computes inside, whatever its inputs and outputs are.
 
     eps: the distance from 1 to the next number of the coarsest floating type that an operator writes. ceiling,
-    rms_ceiling: the largest error and RMS error, relative to the RMS of an output, that rounding in it explains.
+    rms_ceiling: the largest error and RMS error, relative to the RMS of an output, that rounding in it explains. steps:
+    whether it rounds to whole numbers: where it does, the last bit of an input can move a sample by a whole step.
     """
 
     eps: float
     ceiling: float
     rms_ceiling: float
+    steps: bool = False
 
 
 # Deep networks lose two or three of float32's seven digits; beyond this it is not rounding that parts two runs. Of
@@ -107,7 +111,8 @@ _EPS = {
     ir.DataType.DOUBLE: 2.0**-52,
 }
 _COARSE = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
-_QUANTISERS = ("DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul")
+_QUANTISERS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear", "QLinearConv", "QLinearMatMul"})
+_STEPS = _QUANTISERS | {"Ceil", "Floor", "Round"}
 
 
 def body_of(model: ir.Model) -> Body:
@@ -120,8 +125,9 @@ def body_of(model: ir.Model) -> Body:
         infer_shapes(model)
     written = [value.dtype for node in nodes if not _is_constant(node) for value in node.outputs]
     eps = max((_EPS[kind] for kind in (*inputs, *written) if kind in _EPS), default=_EPS[ir.DataType.FLOAT])
-    coarse = eps > _EPS[ir.DataType.FLOAT] or any(node.op_type in _QUANTISERS for node in nodes)
-    return Body(eps, *(COARSE_CEILINGS if coarse else _CEILINGS))
+    kinds = {node.op_type for node in nodes}
+    coarse = eps > _EPS[ir.DataType.FLOAT] or not kinds.isdisjoint(_QUANTISERS)
+    return Body(eps, *(COARSE_CEILINGS if coarse else _CEILINGS), steps=not kinds.isdisjoint(_STEPS))
 
 
 def _tensors(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from normfold.errors import GraphError
 from normfold.graph.inference import check_shapes
+from normfold.graph.order import sort
 from normfold.graph.sparse import densify
 from normfold.graph.wellformed import check_model, subgraphs
 from normfold.system.collector import uncollected
@@ -37,6 +38,7 @@ def read_graph(path: Path) -> ir.Model:
 
 def graph_of(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """The graph of a message, which is changed. path: where it was read from, or what to call it. Raises GraphError."""
+    sort(proto)
     check_model(proto, path)
     _forget_negative_sizes(proto.graph)
     densify(proto, path)

@@ -60,8 +60,7 @@ class Graph:
     def _written_dims(self, value: Value) -> tuple[Dim, ...] | None:
         """The dimensions as the file has them; a stored tensor has its own, whatever an output of its name declares."""
         if value.const_value is not None and value.is_initializer() and value not in self.inputs:
-            sizes = value.const_value.shape.numpy()
-            return tuple(parse(size, f"{value.name}.{axis}") for axis, size in enumerate(sizes))
+            return tuple(map(Dim, value.const_value.shape.numpy()))
         if value.shape is None:
             return None
         return tuple(

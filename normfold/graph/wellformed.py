@@ -88,7 +88,7 @@ def _check_nodes(nodes: Sequence[NodeProto], known: set[str], opsets: dict[str, 
             raise GraphError(f"{path}: a name in it is not UTF-8; the file is damaged.")
         for name in node.input:
             if name and name not in known:
-                why = "before it is written: the graph has a cycle or is not sorted" if name in written else _NOWHERE
+                why = "before it is written: the graph has a cycle" if name in written else _NOWHERE
                 raise GraphError(f"{path}: {_label(node)} reads {name!r} {why}.")
         for name in node.output:
             if name and name in known:

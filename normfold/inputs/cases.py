@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from normfold.errors import InputSpecError
-from normfold.inputs.spec import INTEGERS, InputSpec, axis_sizes, common_axes, draw, is_dear, large_size, traced_sizes
+from normfold.inputs.spec import (
+    INTEGERS,
+    InputSpec,
+    axis_sizes,
+    common_axes,
+    draw,
+    is_dear,
+    large_size,
+    letters_of,
+    size_of,
+    traced_sizes,
+)
 from normfold.system.failures import one_line
 from normfold.system.plain import MISSING, irregular
 from normfold.system.spill import Feeds
@@ -224,10 +235,10 @@ def _few_rows(specs: Sequence[InputSpec], *, parameters: int) -> dict[str, int]:
     """Where a sample is dear, the least size of the axis that comes first in every input with more than one axis."""
     first = {spec.dims[0] for spec in specs if len(spec.dims) > 1}
     letter = first.pop() if len(first) == 1 else None
-    if not isinstance(letter, str) or not is_dear(specs, traced_sizes(specs), parameters=parameters):
+    axis = common_axes(specs).get(str(letter))
+    if axis is None or not is_dear(specs, traced_sizes(specs), parameters=parameters):
         return {}
-    axis = common_axes(specs)[letter]
-    return {letter: max(axis.smallest, axis.step)}
+    return {str(letter): max(axis.smallest, axis.step)}
 
 
 def read_cases(paths: Sequence[Path], specs: Sequence[InputSpec], *, count: int) -> tuple[Case, ...]:
@@ -334,10 +345,14 @@ def _sizes(specs: Sequence[InputSpec], feeds: Mapping[str, Array], origin: str) 
     """The sizes of the dynamic axes in these arrays. Raises InputSpecError where they contradict the model."""
     axes = common_axes(specs)
     sizes: dict[str, int] = {}
-    for spec in specs:
-        shape = feeds[spec.name].shape
-        for dim, size in zip(spec.dims, shape, strict=True):
-            fits = dim == size if isinstance(dim, int) else axes[dim].allows(size)
-            if not fits or (isinstance(dim, str) and sizes.setdefault(dim, size) != size):
-                raise InputSpecError(f"{origin}: {spec.name} has the shape {list(shape)} and the model takes {spec}")
+    found = [(spec, dim, size) for spec in specs for dim, size in zip(spec.dims, feeds[spec.name].shape, strict=True)]
+    # Sums last: by then the letters in them have sizes, or all but one have.
+    for spec, dim, size in sorted(found, key=lambda one: len(letters_of(one[1]))):
+        unknown = [letter for letter in letters_of(dim) if letter not in sizes]
+        if len(unknown) == 1:
+            sizes[unknown[0]] = size - size_of(dim, {**sizes, unknown[0]: 0})
+        fits = len(unknown) < 2 and size_of(dim, sizes) == size
+        if not fits or not all(axes[letter].allows(sizes[letter]) for letter in letters_of(dim)):
+            shape = list(feeds[spec.name].shape)
+            raise InputSpecError(f"{origin}: {spec.name} has the shape {shape} and the model takes {spec}")
     return sizes

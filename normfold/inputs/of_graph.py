@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,16 @@ import onnx_ir as ir
 from normfold.errors import InputSpecError
 from normfold.inputs.spec import DTYPES, INTEGERS, InputSpec
 
+_NUMBER = re.compile("[0-9]{1,9}")
+_MULTIPLE = re.compile(r"\s*([1-9][0-9]{0,8})\s*\*\s*(\w+)\s*")
 _ONNX_NAMES = {"float": "float32", "double": "float64"}
 
 
 def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
     """The inputs of a graph that are no initializers; symbolic dimensions become letters. Raises InputSpecError."""
-    specs = []
-    for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
-            continue
+    specs: list[InputSpec] = []
+    fed = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    for value in fed:
         own = value.dtype.name.lower() if value.dtype is not None else "no"
         dtype = _ONNX_NAMES.get(own, own)
         if dtype not in DTYPES or value.shape is None:
@@ -30,12 +32,14 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
         dims = tuple(dim_of(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
         choice = _compared(value) if dtype in INTEGERS and math.prod(d for d in dims if isinstance(d, int)) == 1 else ()
         specs.append(InputSpec(str(value.name), dtype, dims, high=_vocabulary(value), steps=steps, values=choice))
-    return tuple(specs)
+    return tuple(
+        replace(spec, dims=_summed(spec.dims, value.shape, specs)) for spec, value in zip(specs, fed, strict=True)
+    )
 
 
 def dim_of(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> int | str:
     """A dimension as it is or as the letter of a dynamic axis; of `32*h` the 32 goes into `steps`."""
-    multiple = None if isinstance(dim, int) else re.fullmatch(r"\s*([1-9]\d*)\s*\*\s*(\w+)\s*", str(dim.value))
+    multiple = None if isinstance(dim, int) else _MULTIPLE.fullmatch(str(dim.value))
     if multiple is None:
         return _letter(dim, unnamed)
     letter = str(_letter(ir.SymbolicDim(f"{multiple[2]}x{multiple[1]}"), unnamed))
@@ -43,11 +47,25 @@ def dim_of(dim: int | ir.SymbolicDim, unnamed: str, steps: dict[str, int]) -> in
     return letter
 
 
+def _summed(dims: tuple[int | str, ...], written: ir.Shape | None, specs: Sequence[InputSpec]) -> tuple[int | str, ...]:
+    """The dimensions with those that the file writes as sums of axes of its inputs: a mask, beside a cache."""
+    known = {letter for spec in specs for letter in spec.letters}
+
+    def summed(own: int | str, dim: int | ir.SymbolicDim) -> int | str:
+        parts = [part.strip() for part in str("" if isinstance(dim, int) else dim.value or "").split("+")]
+        letters = [p if _NUMBER.fullmatch(p) else str(_letter(ir.SymbolicDim(p), p)) for p in parts if p]
+        if not 1 < len(letters) == len(parts) or letters[0] not in known:
+            return own
+        return "+".join(letters) if all(one in known or _NUMBER.fullmatch(one) for one in letters) else own
+
+    return tuple(map(summed, dims, written or ()))
+
+
 def _letter(dim: int | ir.SymbolicDim, unnamed: str) -> int | str:
     if isinstance(dim, int):
         return dim
     # "?" and "-1", as some exporters write, are no names: two of them need not be equal.
-    name = str(dim.value) if re.search("[A-Za-z]", str(dim.value or "")) else unnamed
+    name = str(dim.value).strip() if re.search("[A-Za-z]", str(dim.value or "")) else unnamed
     letter = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
     return f"_{letter}" if letter[0].isdigit() else letter
 

@@ -6,6 +6,7 @@ A specification is one string per input, such as
     ids:int64[B,L=16<=64]<256         two dynamic axes, L traced at 16 and at most 64; token numbers below 256
     past:float32[B,8,P>=0,64]         P may be 0 too: a cache in which nothing is yet
     x:float32[B,3,H=32*h,W=32*w]      heights and widths that are multiples of 32
+    mask:int64[B,P+S]                 an axis that is as long as two others together
     rate:int64[]{8000,16000}          one of two numbers
 
 An identifier in the brackets is a dynamic axis; the same identifier is the same size everywhere. numpy only: no torch.
@@ -51,6 +52,8 @@ _SPEC = re.compile(
 )
 # What may stand behind the letter of an axis, in any order: a multiple, the size to trace at, the least and the most.
 _DIM = re.compile(r"(?P<letter>[A-Za-z_]\w*)\s*(?P<rest>.*)", re.ASCII)
+_LONG_NUMBER = re.compile("[0-9]{19}")
+_SUM = re.compile(r"[A-Za-z_]\w*(?:\+(?:[A-Za-z_]\w*|\d{1,9}))+", re.ASCII)
 _OF_DIM = re.compile(
     r"=\s*(?P<step>\d+)\s*\*\s*[A-Za-z_]\w*|=\s*(?P<size>\d+)|>=\s*(?P<low>\d+)|<=\s*(?P<limit>\d+)", re.ASCII
 )
@@ -117,7 +120,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input: its name, dtype and dimensions (an int is static, an identifier is a dynamic axis).
+    """One input: its name, dtype and dimensions (an int is static, an identifier is a dynamic axis, `P+S` a sum).
 
     sizes: the size to trace a dynamic axis at, where one was asked for; see `traced_sizes` for the rest.
     limits: the largest size of a dynamic axis, inclusive, where one is known (a position table has an end).
@@ -140,6 +143,8 @@ class InputSpec:
     @classmethod
     def parse(cls, text: str) -> InputSpec:
         """Read `name:dtype[dim,...]`, optionally followed by `<high`. Raises InputSpecError saying what is wrong."""
+        if _LONG_NUMBER.search(text):
+            raise InputSpecError(f"input {text[:60]!r}...: a number in it has more than 18 digits")
         match = _SPEC.fullmatch(text)
         if match is None:
             raise InputSpecError(f"input {text!r}: expected name:dtype[dimensions], {_EXAMPLE}")
@@ -174,21 +179,21 @@ class InputSpec:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """The dynamic axes, each once, in order."""
-        return tuple(dict.fromkeys(dim for dim in self.dims if isinstance(dim, str)))
+        """The dynamic axes, those that are only in sums too, each once, in order."""
+        return tuple(dict.fromkeys(letter for dim in self.dims for letter in letters_of(dim)))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape at these sizes of the dynamic axes."""
         missing = [letter for letter in self.letters if letter not in sizes]
         if missing:
             raise InputSpecError(f"input {self.name}: no size given for dynamic axis {', '.join(missing)}")
-        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+        return tuple(size_of(dim, sizes) for dim in self.dims)
 
     def __str__(self) -> str:
         dims, seen, axes = [], set(), self.axes
         for dim in self.dims:
             text = str(dim)
-            if isinstance(dim, str) and dim not in seen:
+            if isinstance(dim, str) and dim in axes and dim not in seen:
                 seen.add(dim)
                 text += str(axes[dim])
             dims.append(text)
@@ -197,12 +202,35 @@ class InputSpec:
         return f"{self.name}:{self.dtype}[{','.join(dims)}]{high}{values}"
 
 
+def letters_of(dim: int | str) -> tuple[str, ...]:
+    """The dynamic axes that a dimension is made of."""
+    return () if isinstance(dim, int) else tuple(part for part in dim.split("+") if not part.isdigit())
+
+
+def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension at these sizes of the dynamic axes."""
+    if isinstance(dim, int):
+        return dim
+    return sum(int(part) if part.isdigit() else sizes[part] for part in dim.split("+"))
+
+
+def with_letters(dim: int | str, chosen: Mapping[str, int | str]) -> int | str:
+    """The dimension with other letters, or sizes, or sums, for some of its letters."""
+    if isinstance(dim, int):
+        return dim
+    parts = [part for old in dim.split("+") for part in str(chosen.get(old, old)).split("+")]
+    letters, number = [part for part in parts if not part.isdigit()], sum(int(part) for part in parts if part.isdigit())
+    return "+".join([*letters, *([str(number)] if number else [])]) if letters else number
+
+
 def _parse_dim(token: str, text: str, said: dict[str, dict[str, int]]) -> int | str:
     """A dimension; what it says of its axis goes into `said`."""
     if token.isascii() and token.isdigit():
         if int(token) == 0:
             raise InputSpecError(f"input {text!r}: a dimension of 0 holds nothing; give its size or a letter")
         return int(token)
+    if _SUM.fullmatch(plain := "".join(token.split())):
+        return plain
     match = _DIM.fullmatch(token)
     parts = list(_OF_DIM.finditer(match["rest"])) if match is not None else []
     if match is None or _OF_DIM.sub("", match["rest"]).strip():

@@ -25,10 +25,14 @@ Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Recalibrated:
-    """What `recalibrate` did. tokens: of each norm, what its statistics were taken from; unseen: norms never called."""
+    """What `recalibrate` did. tokens: of each norm, what its statistics were taken from; unseen: norms never called.
+
+    layerwise: whether one norm was done after the other.
+    """
 
     tokens: dict[str, int]
     unseen: tuple[str, ...]
+    layerwise: bool
 
 
 class Moments:
@@ -88,6 +92,12 @@ class Site:
     kind: NormKind
     tokens: Callable[[tuple[Any, ...], dict[str, Any]], Tensor]
 
+    @property
+    def fresh(self) -> bool:
+        """Whether its statistics are those of a new module."""
+        found = ((getattr(self.holder, each.name, None), each.fresh) for each in self.kind.statistics)
+        return all(bool((buffer == value).all()) for buffer, value in found if isinstance(buffer, Tensor))
+
     def write(self, moments: Moments) -> None:
         """Put the statistics of all tokens into the norm. Raises BatchError."""
         if not bool(torch.isfinite(moments.mean_square).all()):
@@ -107,21 +117,24 @@ class Site:
             yield buffer, value
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool = False) -> Recalibrated:
+def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool | None = None) -> Recalibrated:
     """Give every norm with stored statistics those of all `batches`, in evaluation mode: exact, not running means.
 
     The mean and the (biased) variance of BatchNorm, RepBN and PRepBN, E[x^2] of UN, PowerNorm (behind its group
     scaling) and MABN, over all tokens of all batches, of all ranks of torch.distributed if there are several; in
     float64, streaming. Padding is left out where the model passes a mask to one of this package's norms.
     batches: what the model is called with: a tensor, a sequence of arguments, or a mapping of keyword arguments.
-    layerwise: one norm after the other in the order of their first calls, each from what the norms before it, already
-    done, let through; takes a pass over the batches for every norm. Without it one pass, all from the old statistics.
+    layerwise: True: one norm after the other in the order of their first calls, each from what the norms before it,
+    already done, let through; a pass over the batches for every norm. False: one pass, all from the old statistics,
+    which have to mean something. None: layerwise where the statistics of any norm are fresh, as after a swap.
     Every module keeps its mode; parameters and counters do not change.
     Raises UsageError without norms or batches, BatchError (nothing changed) for NaN.
     """
     sites = list(_sites(model))
     if not sites:
         raise UsageError("recalibrate: the model has no norm with stored statistics")
+    if layerwise is None:
+        layerwise = bool(_over_ranks([float(any(site.fresh for site in sites))], sites)[0])
     if layerwise and not isinstance(batches, Sequence):
         batches = list(batches)
     before = [[buffer.clone() for buffer, _ in site.values(Moments())] for site in sites]
@@ -129,8 +142,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool =
     try:
         with evaluating(model):
             if layerwise:
-                order = observe(model, batches, sites).order
-                for site in sorted(sites, key=lambda site: order.get(site.name, len(sites))):
+                for site in _in_order(observe(model, batches, sites).order, sites):
                     tokens |= _take(observe(model, batches, [site]), [site])
             else:
                 tokens = _take(observe(model, batches, sites), sites)
@@ -140,7 +152,21 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool =
                 buffer.copy_(value)
         raise
     unseen = tuple(name for name, count in tokens.items() if not count)
-    return Recalibrated({name: count for name, count in tokens.items() if count}, unseen)
+    return Recalibrated({name: count for name, count in tokens.items() if count}, unseen, layerwise)
+
+
+def _in_order(order: Mapping[str, int], sites: Sequence[Site]) -> list[Site]:
+    """By first calls, the same on every rank: one that has seen less must not meet the others at another norm."""
+    places = _over_ranks([float(order.get(site.name, len(sites))) for site in sites], sites)
+    return [site for _, site in sorted(zip(places, sites, strict=True), key=lambda item: item[0])]
+
+
+def _over_ranks(numbers: Sequence[float], sites: Sequence[Site]) -> list[float]:
+    """Sums over all ranks, taken where the statistics are."""
+    device = next(buffer for buffer, _ in sites[0].values(Moments())).device
+    (sums,) = across_ranks(torch.tensor(numbers, dtype=torch.float32, device=device))
+    found: list[float] = sums.tolist()
+    return found
 
 
 def _take(seen: Seen, sites: Iterable[Site]) -> dict[str, int]:
@@ -164,7 +190,7 @@ class Seen:
 
 
 def observe(model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site]) -> Seen:
-    """One pass over the batches. Raises UsageError without any."""
+    """One pass over the batches. Raises UsageError where no rank has any."""
     seen = Seen({site.name: Moments() for site in sites}, {})
 
     def watch(site: Site) -> Callable[..., None]:
@@ -175,7 +201,7 @@ def observe(model: nn.Module, batches: Iterable[Batch], sites: Sequence[Site]) -
         return hook
 
     with watched([(site.module, watch(site)) for site in sites]):
-        if not run(model, batches):
+        if not _over_ranks([float(run(model, batches))], sites)[0]:
             raise UsageError("there are no batches to take statistics from")
     return seen
 

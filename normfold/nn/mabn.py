@@ -167,9 +167,22 @@ class MABN2d(Stateful):
 class CenConv2d(nn.Conv2d):
     """A convolution whose kernel has mean zero for every output channel, so that MABN can do without means.
 
-    W' = W - mean of W over input channels and taps. Its state is that of `nn.Conv2d`; leave the bias out in front of
-    MABN. Source: arXiv:2001.06838, section 4.3.
+    W' = W - mean of W over input channels and taps. As published, kernels are 3 x 3 and there is no bias (MABN has one)
+    unless it is said; otherwise arguments and state are those of `nn.Conv2d`. Source: arXiv:2001.06838, section 4.3.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""

@@ -120,7 +120,8 @@ class MaskPowerNorm(Stateful):
     """y = weight * s(x) / sqrt(running_phi + eps) + bias over the last axis, s = GroupScaling of `group_num` groups.
 
     group_num: 0 leaves the scaling out (PN*, `PowerNorm`), which makes inference a fixed map per channel; the published
-    class always scales. running_phi tracks E[s(x)^2] per channel; no mean is subtracted. Input (..., C).
+    class always scales, with an eps of 1e-5 whatever `eps` is. running_phi tracks E[s(x)^2] per channel; no mean is
+    subtracted. Input (..., C).
 
     Training, iteration n = 1, 2, ... as the published class counts, x2 the batch's E[s(x)^2]:
 
@@ -161,7 +162,8 @@ class MaskPowerNorm(Stateful):
         self.register_buffer("running_phi", torch.ones(1, num_features, 1, 1))
         self.register_buffer("ema_gz", torch.zeros(1, num_features, 1, 1))
         self.register_buffer("iters", torch.zeros(1, dtype=torch.int64))
-        self.gp = GroupScaling(group_num, eps=eps) if group_num else nn.Identity()
+        # With its own eps whatever this one's is, as published.
+        self.gp = GroupScaling(group_num) if group_num else nn.Identity()
         self.num_features, self.eps, self.group_num = num_features, eps, group_num
         self.alpha_fwd, self.alpha_bkw, self.warmup_iters, self.sync = alpha_fwd, alpha_bkw, warmup_iters, sync
 

@@ -32,7 +32,7 @@ def kind_of(module: nn.Module) -> str:
     kind = name_of(module)
     if kind is not None and is_token_norm(kind):
         return kind
-    if kind is not None or module._modules or module._buffers or not module._parameters:
+    if kind is not None or module._modules or module._buffers:
         return ""
     return type(module).__name__ if "norm" in type(module).__name__.lower() else ""
 

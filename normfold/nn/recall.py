@@ -34,9 +34,10 @@ class Stateful(nn.Module):
         self._renew()
 
     def _renew(self) -> None:
-        # A tensor on the CPU and no number: a compiler would make a program of its own for every number.
+        # A tensor and no number: a compiler would make a program of its own for every number. On the CPU, wherever the
+        # module is built: its value is read, and on the meta device operators would compute nothing.
         number = next(_numbers)
-        self._key = torch.tensor(number)
+        self._key = torch.tensor(number, device="cpu")
         weakref.finalize(self, _calls.pop, number, None)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

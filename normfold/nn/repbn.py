@@ -41,6 +41,12 @@ class RepBN(nn.Module):
             nn.init.zeros_(self.bn.weight)
         self.flatten, self.sync = flatten, sync
 
+    @property
+    def weight(self) -> Tensor:
+        """BatchNorm's: models ask a norm for `norm.weight.dtype` before they call it."""
+        weight: Tensor = self.bn.weight
+        return weight
+
     def forward(self, x: Tensor, pad_mask: Tensor | None = None, *, active: Tensor | None = None) -> Tensor:
         """(..., C) to the same shape; updates the statistics when training.
 
@@ -146,6 +152,13 @@ class LinearNorm(Stateful):
         self.accumulation = accumulation
 
     @property
+    def weight(self) -> Tensor:
+        """norm2's, as RepBN has it."""
+        weight = self.norm2.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
     def finished(self) -> bool:
         """Whether the schedule has ended, so that evaluation computes what training last computed."""
         return int(self.warm) == 0 and int(self.iter) == 0
@@ -165,6 +178,12 @@ class LinearNorm(Stateful):
         )
         y = share * first + (1.0 - share) * second
         return y
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # The published detection class has the schedule without a warm-up.
+        if f"{prefix}iter" in state_dict and f"{prefix}warm" not in state_dict:
+            state_dict[f"{prefix}warm"] = torch.zeros_like(self.warm)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"r0={self.r0}, accumulation={self.accumulation}"

@@ -95,8 +95,10 @@ def replace_layernorm(model: nn.Module, to: Target, *, leave: Leave = (), **opti
     norm is known by its type, or by its class name and by what it does to a probe: torch's, transformers' (a weight
     that is stored as its difference from 1 too), timm's (over axis 1 of a picture too), your own. What does something
     else, takes more than x, or spans several axes is kept, with the reason in the report.
-    With "prepbn" and r0 = 1 the first training step computes what the model computed before. Evaluation does not: it is
-    RepBN, whose statistics are fresh until it is trained or `recalibrate`d.
+    With "prepbn" and r0 = 1 the first training step computes what the model computed before. Every call of a norm moves
+    its schedule, so one that a forward pass calls k times (layers that share their weights) needs warm=k for that, and
+    a step k times as long. Evaluation does not: it is RepBN, whose statistics are fresh until it is trained or
+    `recalibrate`d.
     Raises UsageError for an unknown target or option and for a name that is no norm of the model.
     """
     build = _builder(to, options)
@@ -111,7 +113,8 @@ def replace_layernorm(model: nn.Module, to: Target, *, leave: Leave = (), **opti
             kept.append(Kept(name or "(the model itself)", kind, "it was to be left"))
             continue
         if id(module) not in done:
-            done[id(module)] = _convert(module, build) if parent is not None else "it is the model itself"
+            like = _like(module, parent, model)
+            done[id(module)] = _convert(module, build, like) if parent is not None else "it is the model itself"
         new = done[id(module)]
         if isinstance(new, str):
             kept.append(Kept(name or "(the model itself)", kind, new))
@@ -158,13 +161,19 @@ def _candidates(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module |
             yield from _candidates(inner, path)
 
 
-def _convert(module: nn.Module, build: _Build) -> tuple[nn.Module, str] | str:
+def _like(*owners: nn.Module | None) -> Tensor | None:
+    """A parameter that says device and type: the norm's, or where it has none its neighbour's."""
+    parameters = (parameter for owner in owners if owner is not None for parameter in owner.parameters())
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
+
+
+def _convert(module: nn.Module, build: _Build, like: Tensor | None) -> tuple[nn.Module, str] | str:
     """The norm that takes the place of `module` and the kind of that, or why there is none."""
     reading = read(module)
     if isinstance(reading, str):
         return reading
-    before = next(module.parameters(), None)
-    frozen = before is not None and not any(parameter.requires_grad for parameter in module.parameters())
+    own = list(module.parameters())
+    frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
     new = build(reading.weight.numel())
     with torch.no_grad():
         for part in new.modules():
@@ -174,8 +183,8 @@ def _convert(module: nn.Module, build: _Build) -> tuple[nn.Module, str] | str:
             elif isinstance(part, RepBN):
                 part.alpha.zero_()
     new.requires_grad_(not frozen)
-    if before is not None:
-        new = new.to(before.device, before.dtype)
+    if like is not None:
+        new = new.to(like.device, like.dtype)
     if isinstance(new, LinearNorm):
         new.norm1 = ChannelsLast(module) if reading.axis == 1 else module
     new = ChannelsFirst(new) if reading.axis == 1 else new

@@ -49,11 +49,9 @@ def _observe(
     window = buffer_x2.shape[0]
     stored = running_var.to(x2.dtype)
     arithmetic, geometric = filled.mean(0), filled.log().mean(0).exp()
-    skipped = torch.zeros((), dtype=torch.bool, device=n.device)
-    outlier = skipped
-    if filtration and window == 1:
-        skipped = n >= warmup
-    elif filtration:
+    skipped = torch.full((), window == 1, dtype=torch.bool, device=n.device)
+    outlier = torch.zeros_like(skipped)
+    if filtration and window > 1:
         limit = buffer_x2.to(x2.dtype).sqrt().var()
         outlier = skipped = (n >= warmup) & (arithmetic - geometric > limit * window).any()
     own = (n <= window) | (n < warmup) | skipped
@@ -132,6 +130,7 @@ class UN1d(Stateful):
     - The gradient is (g - m z) / divisor with g = dout * weight * r. m is an exponential mean, `ema_gz`, of the mean
       of E[g z] over the last backward window, in warm-up of E[g z] itself; an outlier's own E[g z].
     - r = divisor / sqrt(running_var + eps) before this iteration, cut off at 1/5 and 5, acts after 1000 iterations.
+    - With a forward window of 1 every batch is treated as an outlier is, filtration or not, and none is counted.
 
     Where paper and code differ, the code is followed: docs/training.md.
 

@@ -35,6 +35,11 @@ class Statistic:
     of: Moment | None = None
     signed: bool = False
 
+    @property
+    def fresh(self) -> float:
+        """Its entries in a new module: 0 for a mean, 1 for a variance or a mean square."""
+        return 0.0 if self.signed else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

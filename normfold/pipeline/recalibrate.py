@@ -42,13 +42,14 @@ def recalibrate_file(
     *,
     options: LoadOptions,
     batch: int = 64,
-    layerwise: bool = False,
+    layerwise: bool | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Load a checkpoint, give its norms the statistics of `data` in evaluation mode, write it as a torch file.
 
     data: npz files with an array per input. batch: how many rows are run at once; the statistics do not depend on it.
+    layerwise: as `recalibrate` has it.
     The output holds a state dict, the inputs and, where the architecture is built in, its name and arguments.
     Raises what `load_checkpoint` raises, UsageError, InputSpecError and OutputError; nothing is left half written.
     """
@@ -74,7 +75,7 @@ def recalibrate_file(
     return Result(output, sum(_rows(each) for each in arrays), found, source.warnings)
 
 
-def _run(source: Source, module: nn.Module, feeds: list[dict[str, Any]], layerwise: bool) -> Recalibrated:
+def _run(source: Source, module: nn.Module, feeds: list[dict[str, Any]], layerwise: bool | None) -> Recalibrated:
     called = _Called(module)
     try:
         return recalibrate(called, feeds, layerwise=layerwise)

@@ -19,8 +19,9 @@ from normfold.graph.evaluator.call import NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.float64 import SizeError, evaluator_of, read_again, run_evaluator
 from normfold.inputs.cases import Case, draw_case
-from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes
+from normfold.inputs.spec import Axis, InputSpec, axis_sizes, common_axes, traced_sizes, with_letters
 from normfold.system.failures import check_memory, one_line
+from normfold.verify.demand import live_elements
 from normfold.verify.runtime import Runtime, open_session, run_session
 
 Sizes = Mapping[str, int]
@@ -28,16 +29,22 @@ Sizes = Mapping[str, int]
 # What networks are made for, tried on all axes but the batch at once; and the steps between sizes that may work.
 # 64 and 96 first: a network that halves its maps five times may run on two pixels too, and on nothing between.
 _COMMON = (64, 96, 2, 3, 4, 5, 8, 16, 32, 128, 160, 224, 256, 320, 384, 512, 640, 1024, 2048, 4096, 16000)
+# Tried behind them: what takes steps without padding in front may have sizes like 4 * n + 3.
+_OTHERS = tuple(size for size in range(6, 41) if size not in _COMMON)
 _STEPS = (1, 2, 4, 8, 16, 32, 64)
 # An axis that goes this far has no limit that a verification would meet.
 _FAR = 513
 # Numbers that decide between branches, and axes that may turn out to count samples, of which all choices are tried.
 _MOST_NUMBERS = 8
 _MOST_INSIDE = 4
+# With more of them nobody looks for an axis that is the sum of two others.
+_MOST_LETTERS = 6
 # Sizes that work from which ranges are looked for, where those around the first do not hold together.
 _MOST_BASES = 3
 # Elements of the inputs that are still tried to find sizes that work; from there on, more than a verification draws.
 _MOST_ELEMENTS = 1 << 23
+# From this size on, what a run holds at once is estimated first, and half a gigabyte of float32 is too much.
+_MAY_BE_DEAR, _MOST_LIVE = 1024, 1 << 27
 _ROOM, _CHEAP_ELEMENTS = 3, 1 << 17
 
 
@@ -73,6 +80,8 @@ def _fitting(probe: _Probe) -> tuple[InputSpec, ...]:
     specs = probe.specs
     if all(probe.runs(sizes) for sizes in axis_sizes(specs, parameters=probe.parameters)):
         return tuple(specs)
+    if summed := probe.sums():
+        return _fitting(replace(probe, specs=tuple(_renamed(spec, summed) for spec in specs), known={}))
     first: dict[str, int] = {}
     for base in islice(probe.bases(), _MOST_BASES):
         first = first or base
@@ -141,36 +150,62 @@ class _Probe:
                 return False
         return True
 
+    def sums(self) -> dict[str, str]:
+        """An axis that is as long as two others together (a cache, and what comes to it), with these; {} if none is."""
+        traced = traced_sizes(self.specs)
+        if not 3 <= len(traced) <= _MOST_LETTERS:
+            return {}
+        axes = common_axes(self.specs)
+        for letter, (one, other) in product(traced, combinations(traced, 2)):
+            sizes = {**traced, letter: traced[one] + traced[other]}
+            longer = {**sizes, letter: sizes[letter] + 1}
+            both = {**longer, one: traced[one] + 1}
+            if letter in (one, other) or not all(axes[name].allows(both[name]) for name in (letter, one)):
+                continue
+            if self.runs(sizes) and not self.runs(longer) and self.runs(both):
+                return {letter: f"{one}+{other}"}
+        return {}
+
     def bases(self) -> Iterator[dict[str, int]]:
         """Sizes that work, those first that a graph most likely means. Raises InputSpecError where none do."""
         some = False
         traced, axes = traced_sizes(self.specs), common_axes(self.specs)
         counts = (traced, dict.fromkeys(traced, 2), dict.fromkeys(traced, 1))
-        for batch, count, size in product(self._batches(), counts, (None, *_COMMON)):
+        for batch, count, size in product(self._batches(), counts, (None, *_COMMON, *_OTHERS)):
             sizes = {
                 letter: count[letter] if letter in batch or size is None else axes[letter].nearest(size)
                 for letter in traced
             }
             allowed = all(axes[letter].allows(size) for letter, size in sizes.items())
-            if allowed and self._elements(sizes) <= _MOST_ELEMENTS and self.runs(sizes):
+            if allowed and self._is_bearable(sizes) and self.runs(sizes):
                 some = True
                 yield sizes
         if some:
             return
         shown = ", ".join(map(str, self.specs))
         raise InputSpecError(
-            f"{self.path} does not run on {shown} at any size that was tried ({', '.join(map(str, _COMMON))} and "
-            f'{traced}), last {self.said}. Say what it takes: --input "x:float32[1,3,H=32*h,W=32*w]" for multiples, '
+            f"{self.path} does not run on {shown} at any size that was tried ({traced}, 2 to {max(_OTHERS)} and "
+            f"{', '.join(str(size) for size in sorted(_COMMON) if size > max(_OTHERS))}), last {self.said}. "
+            'Say what it takes: --input "x:float32[1,3,H=32*h,W=32*w]" for multiples, '
             '"x:float32[N>=512]" for a least size, a number for a fixed one'
         )
 
     def _batches(self) -> list[frozenset[str]]:
         """Sets of axes that may count samples: the leading ones, and those with axes inside (a recurrent state's)."""
         letters = list(traced_sizes(self.specs))
-        leading = frozenset(spec.dims[0] for spec in self.specs if spec.dims and isinstance(spec.dims[0], str))
+        leading = frozenset(str(spec.dims[0]) for spec in self.specs if spec.dims and spec.dims[0] in letters)
         inside = [letter for letter in letters if letter not in leading][:_MOST_INSIDE]
         more = (some for count in range(1, len(inside) + 1) for some in combinations(inside, count))
         return [leading, *(leading | set(some) for some in more)]
+
+    def _is_bearable(self, sizes: Sizes) -> bool:
+        """Whether a run is worth its memory: of attention, 16,000 positions are gigabytes."""
+        if self._elements(sizes) > _MOST_ELEMENTS:
+            return False
+        if max(sizes.values(), default=0) < _MAY_BE_DEAR:
+            return True
+        shapes = {spec.name: spec.shape(sizes) for spec in self.specs}
+        return live_elements(read_again(self.path), shapes) <= _MOST_LIVE
 
     def _elements(self, sizes: Sizes) -> int:
         return sum(math.prod(spec.shape(sizes)) for spec in self.specs)
@@ -237,16 +272,17 @@ def _edge(bad: int, good: int, step: int, works: Callable[[int], bool]) -> int:
 
 
 def _renamed(spec: InputSpec, same: Mapping[str, str]) -> InputSpec:
-    """The specification with one letter for axes that are equal."""
-    return replace(spec, dims=tuple(same.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims))
+    """The specification with one letter for axes that are equal, and sums for those that are sums."""
+    return replace(spec, dims=tuple(with_letters(dim, same) for dim in spec.dims))
 
 
 def _narrowed(specs: Sequence[InputSpec], base: Sizes, found: Mapping[str, Axis | None]) -> tuple[InputSpec, ...]:
     """The specifications with these ranges; an axis without one is fixed."""
+    fixed = {letter: base[letter] for letter, axis in found.items() if axis is None}
 
     def narrowed(spec: InputSpec) -> InputSpec:
-        dims = tuple(base[dim] if isinstance(dim, str) and found[dim] is None else dim for dim in spec.dims)
-        axes = {dim: axis for dim in dims if isinstance(dim, str) and (axis := found[dim]) is not None}
+        dims = tuple(with_letters(dim, fixed) for dim in spec.dims)
+        axes = {letter: axis for letter in spec.letters if (axis := found[letter]) is not None}
         return replace(
             spec,
             dims=dims,

@@ -14,7 +14,7 @@ from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, CheckpointError, InputSpecError
 from normfold.export.parts import split
 from normfold.inputs.float16 import half_specs
-from normfold.inputs.spec import InputSpec
+from normfold.inputs.spec import InputSpec, with_letters
 from normfold.system.numbers import HALF
 from normfold.system.plain import irregular
 from normfold.verify.manifest import Manifest
@@ -123,7 +123,7 @@ def common_inputs(source: Source, model: Source, *, half: bool = False) -> tuple
 def _fixed(spec: InputSpec, high: int | None, fixed: Mapping[str, int]) -> InputSpec:
     return replace(
         spec,
-        dims=tuple(fixed.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims),
+        dims=tuple(fixed.get(str(dim), with_letters(dim, fixed)) for dim in spec.dims),
         sizes={letter: size for letter, size in spec.sizes.items() if letter not in fixed},
         limits={letter: size for letter, size in spec.limits.items() if letter not in fixed},
         high=min((bound for bound in (spec.high, high) if bound is not None), default=None),

@@ -247,7 +247,7 @@ def input_of_billions(model: onnx.ModelProto) -> None:
 
 ATTACKS: dict[Callable[[onnx.ModelProto], None], str] = {
     missing_initializer: "nothing writes it",
-    cycle: "cycle or is not sorted",
+    cycle: "has a cycle",
     duplicate_tensor: "a name that is taken",
     duplicate_initializer: "two initializers named",
     stored_and_written: "a name that is taken",

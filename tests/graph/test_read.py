@@ -9,8 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from normfold import fold
 from normfold.checkpoint.load import load_checkpoint
 from normfold.errors import GraphError, InputSpecError, UsageError
+from tests.support.graphs import session
 
 
 def write_graph(path: Path, *, location: str | None = None) -> None:
@@ -116,3 +118,25 @@ def test_a_truncated_graph(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes((tmp_path / "m.onnx").read_bytes()[:-40])
     with pytest.raises(GraphError):
         load_checkpoint(tmp_path / "m.onnx")
+
+
+def test_operators_in_no_order_are_sorted(tmp_path: Path) -> None:
+    """As onnxruntime's converter to float16 leaves them; the body of an If reads what the graph around it writes."""
+    text = """<ir_version: 9, opset_import: ["": 17]> g (float[N,4] x, bool c) => (float[N,4] y) {
+        y = If (c) <then_branch = t () => (float[N,4] z) { k = MatMul(n, w)  z = Neg(k) },
+                    else_branch = e () => (float[N,4] q) { q = Relu(n) }>
+        n = Add(m, b)
+        m = Mul(h, a)
+        h = MatMul(x, w) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32) * 3, "w"))
+    model.graph.initializer.extend(numpy_helper.from_array(np.float32([2, 3, 4, 5]), name) for name in "ab")
+    onnx.save(model, tmp_path / "a.onnx")
+    source = load_checkpoint(tmp_path / "a.onnx")
+    assert source.graph is not None
+    assert [node.op_type for node in source.graph.graph] == ["MatMul", "Mul", "Add", "If"]
+    fold(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    for c in (True, False):
+        runs = [session(tmp_path / name).run(None, {"x": x, "c": np.array(c)})[0] for name in ("a.onnx", "b.onnx")]
+        np.testing.assert_allclose(*runs, rtol=1e-5)

@@ -15,10 +15,12 @@ from normfold.inputs.spec import (
     draw,
     parse_specs,
     traced_sizes,
+    with_letters,
 )
 
 SPECS = ["x:float32[B,3,224,224]", "ids:int64[B,L=16]<256", "pos:float32[L=4<=64,8]", "s:float64[]", "m:bool[B,L<=9]"]
 SPECS += ["x:float32[B,3,H=32*n,W=32*n=64>=64<=320]", "x:float32[B>=33]", "rate:int64[]{8000,16000}"]
+SPECS += ["mask:int64[B,P+S]", "past:float32[B,P=4>=0,P+1,P+P+S+3]"]
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -26,6 +28,16 @@ def test_a_specification_survives_printing(text: str) -> None:
     spec = InputSpec.parse(text)
     assert str(spec) == text
     assert InputSpec.parse(str(spec)) == spec
+
+
+def test_a_sum_is_as_long_as_its_parts() -> None:
+    given = parse_specs(["x:float32[B,S,8]", "past:float32[B,P=4,8]", "mask:bool[B,1,S,P + S]", "more:bool[Q+2]"])
+    sizes = traced_sizes(given)
+    assert sorted(sizes) == ["B", "P", "Q", "S"] and sizes["P"] == 4
+    drawn = draw(given, {**sizes, "P": 9, "Q": 0}, seed=0)
+    assert drawn["mask"].shape == (sizes["B"], 1, sizes["S"], 9 + sizes["S"]) and drawn["more"].shape == (2,)
+    assert with_letters("P+S", {"P": "S"}) == "S+S" and with_letters("P+S+1", {"P": 3}) == "S+4"
+    assert with_letters("P+1", {"P": 3}) == 4 and with_letters("T", {"T": "P+S"}) == "P+S"
 
 
 @st.composite
@@ -58,6 +70,9 @@ def test_drawn_inputs_have_the_shape_and_dtype_of_their_specification(spec: Inpu
     ("text", "complaint"),
     [
         ("x", "expected name:dtype"),
+        (f"x:float32[B,{'9' * 5000}]", "more than 18 digits"),
+        (f"x:int64[B]<{'9' * 5000}", "more than 18 digits"),
+        (f"x:int64[B+{'9' * 12}]", "neither a number nor a letter"),
         ("x:float32", "expected name:dtype"),
         ("x:float32[B", "expected name:dtype"),
         ("x:float31[B]", "unknown dtype 'float31'"),

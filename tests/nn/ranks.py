@@ -22,6 +22,21 @@ HALVES = (range(3), range(3, 4))
 LOCAL = ("un", "repbn")
 
 
+def two_norms() -> nn.Module:
+    """Called in another order than they were registered in."""
+
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = (network(name, dtype=torch.float64)[:2] for name in ("un", "repbn"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.last(self.first(x))
+            return y
+
+    return Crossed()
+
+
 def work_beside(index: int, folder: str) -> None:
     """What `torch.multiprocessing.spawn` starts beside rank 0."""
     warnings.simplefilter("error")
@@ -49,6 +64,10 @@ def work(rank: int, folder: str) -> None:
     model = network("repbn", dtype=torch.float64)
     recalibrate(model, [batch(step, tokens=3 + step, dtype=torch.float64) for step in HALVES[rank]])
     found["repbn", "recalibrated"] = dict(model.state_dict())
+    model = two_norms()
+    # Rank 1 has no batches, and so no order of its own.
+    recalibrate(model, [batch(0, dtype=torch.float64)] if rank == 0 else [])
+    found["two", "recalibrated"] = dict(model.state_dict())
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

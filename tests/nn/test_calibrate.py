@@ -85,13 +85,28 @@ def test_layer_by_layer_uses_what_was_done_before() -> None:
     batches = [batch(step, dtype=torch.float64) for step in range(3)]
     with torch.no_grad():
         old = [at_once.eval()[:2](x) for x in batches]
-    recalibrate(at_once, iter(batches))
-    assert list(recalibrate(model, iter(batches), layerwise=True).tokens) == ["0", "2"]
+    assert not recalibrate(at_once, iter(batches), layerwise=False).layerwise
+    # The default where statistics are fresh.
+    report = recalibrate(model, iter(batches))
+    assert list(report.tokens) == ["0", "2"] and report.layerwise
     np.testing.assert_allclose(at_once[2].running_var, moments(old)[2], rtol=EXACT)
     with torch.no_grad():
         new = [model.eval()[:2](x) for x in batches]
     np.testing.assert_allclose(model[2].running_var, moments(new)[2], rtol=EXACT)
     assert not torch.allclose(model[2].running_var, at_once[2].running_var)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_statistics_that_mean_something_are_taken_at_once(kind: str) -> None:
+    """Layerwise where any norm's are fresh, and no norm's are after a step of training."""
+    model = nn.Sequential(network(kind)[:2], network(kind))
+    batches = [batch(step) for step in range(2)]
+    assert recalibrate(copy.deepcopy(model), batches).layerwise
+    for _ in range(4):
+        model(batches[0])
+    assert not recalibrate(copy.deepcopy(model), batches).layerwise
+    model[1] = network(kind)
+    assert recalibrate(model, batches).layerwise
 
 
 class Masked(nn.Module):

@@ -162,8 +162,9 @@ def test_mabn_is_its_equation_over_axis_1(shape: tuple[int, ...]) -> None:
 
 def test_the_centred_convolution_is_one_with_centred_kernels() -> None:
     torch.manual_seed(0)
-    conv = CenConv2d(4, 6, 3, padding=1, groups=2)
-    plain = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+    conv = CenConv2d(4, 6, padding=1, groups=2)
+    # As published: no bias, which MABN has, and 3 x 3.
+    plain = nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False)
     plain.load_state_dict(conv.state_dict())
     x = torch.randn(2, 4, 5, 5)
     assert not torch.allclose(conv(x), plain(x))

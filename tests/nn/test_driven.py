@@ -225,6 +225,18 @@ def test_the_authors_state_resumes(trace_name: str) -> None:
             assert difference(found, trace.arrays[key][step]) <= 1e-6, f"step {step}: {key}"
 
 
+def test_the_state_of_the_published_detection_class_loads() -> None:
+    """It has a schedule and no warm-up."""
+    trained, resumed = network("prepbn"), network("prepbn")
+    fit(trained, steps=range(4))
+    state = trained.state_dict()
+    assert int(state.pop("1.0.warm")) == 0
+    resumed.load_state_dict(state)
+    assert_same(resumed, trained)
+    with pytest.raises(RuntimeError, match="warm"):
+        resumed.load_state_dict({key: value for key, value in state.items() if not key.endswith(".iter")})
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_shapes_and_strides_do_not_matter(name: str) -> None:
     """The same tokens as (N, C), (N, L, C), (N, H, W, C) and transposed give the same step."""
@@ -338,6 +350,18 @@ def test_padding_is_left_out_of_the_statistics() -> None:
         y = y.transpose(0, 1) if shaped is turned else y
         torch.testing.assert_close(y[real], expected)
         assert_same(norm, twin, 1e-6)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_model_that_is_built_without_memory_trains(name: str) -> None:
+    """On the meta device, as large models are, and loaded then."""
+    plain = network(name)
+    with torch.device("meta"):
+        model = network(name)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(network(name).state_dict())
+    assert fit(model, steps=range(3)) == fit(plain, steps=range(3))
+    assert_same(model, plain)
 
 
 def test_a_copy_is_a_norm_of_its_own() -> None:

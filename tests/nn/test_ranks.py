@@ -83,3 +83,12 @@ def test_recalibrated_statistics_are_those_of_all_ranks(both: tuple[States, Stat
     for states in both:
         for key, value in whole.state_dict().items():
             torch.testing.assert_close(states["repbn", "recalibrated"][key], value, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_rank_without_batches_gets_the_statistics_of_the_others(both: tuple[States, States]) -> None:
+    """Layer by layer, in the order of the rank that has some."""
+    whole = ranks.two_norms()
+    assert list(recalibrate(whole, [batch(0, dtype=torch.float64)]).tokens) == ["first.1.0", "last.1.0"]
+    for states in both:
+        for key, value in whole.state_dict().items():
+            torch.testing.assert_close(states["two", "recalibrated"][key], value, rtol=TOLERANCE, atol=TOLERANCE)

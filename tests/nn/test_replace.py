@@ -61,6 +61,22 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class OlmoLayerNorm(nn.Module):
+    """Without weights; the size alone says what it is over."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.normalized_shape = (channels,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, self.normalized_shape)
+
+
+class L2Norm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
 class ScaleNorm(LlamaRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * x / x.norm(dim=-1, keepdim=True)
@@ -98,6 +114,7 @@ NORMS = {
     "gemma": lambda: GemmaRMSNorm(CHANNELS),
     "t5": lambda: T5LayerNorm(CHANNELS),
     "own": lambda: OwnNorm(CHANNELS),
+    "olmo": lambda: OlmoLayerNorm(CHANNELS),
 }
 RMS = {"rmsnorm", "llama", "gemma", "t5"}
 TARGETS = {"prepbn": LinearNorm, "repbn": RepBN, "un": UN1d, "bn": TokenBatchNorm}
@@ -176,6 +193,7 @@ def test_what_is_no_norm_of_channels_stays_and_says_why() -> None:
             "wide": nn.LayerNorm((4, CHANNELS)),
             "scale": ScaleNorm(CHANNELS),
             "gated": GatedRMSNorm(CHANNELS),
+            "length": L2Norm(),
             "narrow": nn.LayerNorm(1),
             "group": nn.GroupNorm(2, CHANNELS),
             "meta": nn.LayerNorm(CHANNELS, device="meta"),
@@ -186,13 +204,14 @@ def test_what_is_no_norm_of_channels_stays_and_says_why() -> None:
     report = replace_layernorm(model, "repbn")
     assert [norm.name for norm in report.replaced] == ["fine"]
     reasons = {norm.name: norm.reason for norm in report.kept}
-    assert reasons.keys() == {"wide", "scale", "gated", "narrow", "group", "meta"}
+    assert reasons.keys() == {"wide", "scale", "gated", "length", "narrow", "group", "meta"}
     assert "2 axes" in reasons["wide"]
     assert "something else" in reasons["scale"]
     assert "takes more than x (gate)" in reasons["gated"]
+    assert "no weight that says how many channels" in reasons["length"]
     assert "one channel" in reasons["narrow"]
     assert "not loaded" in reasons["meta"]
-    assert str(report).startswith("1 norms replaced, 6 kept\nfine: LayerNorm(8) is RepBN now\nwide: ")
+    assert str(report).startswith("1 norms replaced, 7 kept\nfine: LayerNorm(8) is RepBN now\nwide: ")
 
 
 def test_leave_by_name_pattern_and_predicate() -> None:
@@ -227,6 +246,50 @@ def test_device_type_mode_and_frozen_weights_are_kept() -> None:
     assert not any(parameter.requires_grad for parameter in model[0].parameters())
     assert all(parameter.requires_grad for parameter in model[1].parameters())
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("name", ["layernorm-plain", "olmo"])
+def test_a_norm_without_weights_gets_the_type_of_its_model(name: str, to: str) -> None:
+    block = Block(NORMS[name]()).to(torch.bfloat16)
+    for model in (nn.Sequential(block), nn.Sequential(NORMS[name](), block.fc)):
+        assert len(replace_layernorm(model, to).replaced) == 1
+        y = model(torch.randn(2, 3, CHANNELS, dtype=torch.bfloat16))
+        assert y.dtype == torch.bfloat16
+        assert {value.dtype for value in model.state_dict().values()} <= {torch.bfloat16, torch.int64}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_model_may_ask_a_norm_for_its_type(to: str) -> None:
+    """Mamba and BLIP-2 do: `self.norm(x.to(self.norm.weight.dtype))`."""
+    model = nn.Sequential(nn.LayerNorm(CHANNELS, dtype=torch.float64))
+    replace_layernorm(model, to)
+    assert model[0].weight.dtype == torch.float64
+    assert not any(name == "0.weight" for name, _ in model.named_parameters()) or to in ("un", "bn")
+
+
+class Again(nn.Module):
+    """One layer, three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Block(trained(nn.LayerNorm(CHANNELS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(self.layer(x)))
+
+
+def test_the_first_step_of_a_layer_that_is_called_again_and_again() -> None:
+    """Each call moves the schedule; a warm-up of as many calls is one step."""
+    torch.manual_seed(0)
+    model = Again()
+    before, early = copy.deepcopy(model), copy.deepcopy(model)
+    replace_layernorm(model, "prepbn", warm=3, step=30)
+    replace_layernorm(early, "prepbn", step=30)
+    x = torch.randn(4, 5, CHANNELS)
+    assert torch.equal(model(x), before(x))
+    assert not torch.equal(early(x), before(x))
+    assert progress(model).done == 0.0 and int(model.layer.norm.warm) == 0
 
 
 def test_bad_requests_are_refused_before_anything_changes() -> None:

@@ -53,17 +53,19 @@ def run(*words: object) -> Result:
     return RUN.invoke(app, ["recalibrate", *map(str, words)])
 
 
-@pytest.mark.parametrize("layerwise", [False, True])
-def test_a_checkpoint_of_a_built_in_architecture(tmp_path: Path, layerwise: bool) -> None:
+@pytest.mark.parametrize("layerwise", [None, False, True])
+def test_a_checkpoint_of_a_built_in_architecture(tmp_path: Path, layerwise: bool | None) -> None:
+    """Its statistics are fresh: layerwise unless it is said otherwise."""
     source, data, x = saved(tmp_path)
-    flags = ["--layerwise"] if layerwise else []
+    flags = {None: [], False: ["--no-layerwise"], True: ["--layerwise"]}[layerwise]
     result = run(source, "--data", data, "-o", tmp_path / "out.pt", "--batch", "16", *flags)
     assert result.exit_code == 0, result.output
     assert "norms recalibrated from 70 rows" in result.stdout
+    assert ("one after the other" in result.stdout) == (layerwise is not False)
     expected = load_checkpoint(source, allow_unfinished=True).module
     assert expected is not None
     before = {key: value.clone() for key, value in expected.state_dict().items()}
-    recalibrate(expected, [torch.from_numpy(x)], layerwise=layerwise)
+    recalibrate(expected, [torch.from_numpy(x)], layerwise=layerwise is not False)
     found = load_checkpoint(tmp_path / "out.pt", allow_unfinished=True)
     assert found.module is not None and found.arch == "vit"
     changed = 0

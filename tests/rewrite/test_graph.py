@@ -153,6 +153,20 @@ def test_an_empty_plan_leaves_the_graph_byte_identical() -> None:
     assert after is not before
 
 
+def test_an_empty_constant_stays_empty() -> None:
+    """What a cache of no positions holds: a constant of size 0 is no constant of an unknown size."""
+    text = """g (double[B,4] x) => (double y) {
+        m = Mul(x, a)
+        n = Add(m, b)
+        p = Concat <axis = 0> (none, n)
+        y = MatMul(p, w)
+    }"""
+    after, plan = fold(build(text, a=(4,), b=(4,), none=(0, 4), w=(4, 3)))
+    assert outcomes(plan) == [FOLDED]
+    assert [0, 4] in [list(tensor.dims) for tensor in after.graph.initializer]
+    same_function(build(text, a=(4,), b=(4,), none=(0, 4), w=(4, 3)), after)
+
+
 def test_the_output_is_deterministic() -> None:
     for seed in (2, 11):
         model = network(seed).model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,8 @@ import pytest
 
 from normfold.errors import InputSpecError
 from normfold.inputs.of_graph import graph_inputs
+from normfold.inputs.spec import InputSpec
+from normfold.verify import sizes
 from normfold.verify.sizes import fitting
 from tests.verify.test_truth import saved, weight
 
@@ -77,6 +80,54 @@ def test_what_an_axis_may_be(tmp_path: Path, text: str, arrays: dict[str, np.nda
     assert list(map(str, specs)) == found
 
 
+CACHE = """g (float[B,S,8] x, float[B,P,8] past, float[B,T] mask) => (float[A,C,D] y)
+    { k = Concat<axis=1>(past, x)  t = Transpose<perm=[0,2,1]>(k)  a = MatMul(x, t)  m = Unsqueeze(mask, one)
+      b = Add(a, m)  p = Softmax<axis=-1>(b)  y = MatMul(p, k) }"""
+
+
+@pytest.mark.parametrize("name", ["T", "P + S", "past_length + S"])
+def test_a_mask_is_as_long_as_a_cache_and_what_comes_to_it(tmp_path: Path, name: str) -> None:
+    """At one position and none before it everything runs, and shows nothing."""
+    path = saved(tmp_path, CACHE, one=np.array([1]))
+    model = ir.load(path)
+    past = "past_length" if "past" in name else "P"
+    model.graph.inputs[1].shape, model.graph.inputs[2].shape = ir.Shape(["B", past, 8]), ir.Shape(["B", name])
+    specs = fitting(graph_inputs(model, path), path)
+    whole = "S+P" if name == "T" else f"{past}+S"
+    assert list(map(str, specs)) == ["x:float32[B,S,8]", f"past:float32[B,{past},8]", f"mask:float32[B,{whole}]"]
+
+
+def test_a_size_that_happens_to_be_a_sum_is_none(tmp_path: Path) -> None:
+    path = saved(tmp_path, POOLED, s=np.float32([1, 1, 8, 8]))
+    specs = tuple(InputSpec.parse(text) for text in ("x:float32[B=3,3,H=5,W=8]",))
+    assert "+" not in str(fitting(specs, path)[0])
+
+
+def test_sizes_between_two_steps_are_found(tmp_path: Path) -> None:
+    """A convolution without padding in front of pairs of fours: 7, 11, 15, ..."""
+    text = "g (float[N,4,L] x) => (float[A,C,D,E] y) { c = Conv(x, w)  y = Reshape(c, s) }"
+    path = saved(tmp_path, text, w=weight(4, 4, 4), s=np.array([0, 0, -1, 4]))
+    assert list(map(str, fitting(graph_inputs(ir.load(path), path), path))) == ["x:float32[N=3,4,7]"]
+
+
+def test_attention_is_not_tried_at_sizes_that_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16,000 positions the scores are a gigabyte; of a network that only adds they are nothing."""
+    tried: list[int] = []
+
+    def run(session: Any, names: Any, feeds: Any) -> Any:
+        tried.append(feeds["x"].shape[1])
+        raise ValueError("too short")
+
+    monkeypatch.setattr(sizes, "run_session", run)
+    texts = ["{ t = Transpose(x)  y = MatMul(t, x) }", "{ y = Add(x, x) }"]
+    for text, most in zip(texts, (4096, 16000), strict=True):
+        path = saved(tmp_path, f"g (float[1,L] x) => (float[A,C] y) {text}")
+        with pytest.raises(InputSpecError):
+            fitting(graph_inputs(ir.load(path), path), path)
+        assert max(tried) == most
+        tried.clear()
+
+
 def test_a_graph_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
     path = saved(tmp_path, "g (float[N] x) => (float[A] y) { y = Reshape(x, s) }", s=np.array([7919]))
     with pytest.raises(InputSpecError, match=r"at any size that was tried.*--input"):
@@ -88,6 +139,18 @@ def test_dimensions_without_a_name_are_apart(tmp_path: Path) -> None:
     model = ir.load(path)
     model.graph.inputs[0].shape = ir.Shape(["-1", 3, "?", "?"])
     assert str(graph_inputs(model, path)[0]) == "x:float32[x_0,3,x_2,x_3]"
+
+
+def test_numbers_in_names_that_are_none(tmp_path: Path) -> None:
+    """A file from a stranger: a superscript two, five thousand digits, signs with nothing between them."""
+    path = saved(tmp_path, "g (float[N,4] x) => (float[A,C] y) { y = Relu(x) }")
+    model = ir.load(path)
+    found = {}
+    for name in ("\u00b2*h", f"{'9' * 5000}*h", f"N+{'9' * 5000}", "N++2", "+", "1+N", "N + 2"):
+        model.graph.inputs[0].shape = ir.Shape(["N", name])
+        found[name[:9]] = str(graph_inputs(model, path)[0])[:22]
+    assert found.pop("N + 2") == "x:float32[N,N+2]"
+    assert len(found) == 6 and not any("+" in text for text in found.values())
 
 
 def test_multiples_that_a_graph_states_are_read(tmp_path: Path) -> None:

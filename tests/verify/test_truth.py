@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +284,23 @@ def test_channels_that_rounding_has_lost_are_not_judged_apart(tmp_path: Path) ->
         v=np.array([[1.0, 2.0], [1.0, -2.0]]),
     )
     assert not kept.fold_edge(kept.measure(doubled)).passed
+
+
+def test_a_step_that_rounding_decides_is_no_fault(tmp_path: Path) -> None:
+    """A sum falls to the other side of a step in one sample, which is then off by a thousand times its rounding."""
+    text = """g (float[N,64] x) => (float[N,6] y)
+        { h = MatMul(x, v)  q = QuantizeLinear(h, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(d, w) }"""
+    turned = text.replace("MatMul(x, v)", "MatMul(t, v)").replace("{", "{ t = Gather<axis=1>(x, order)")
+    steps = {"s": np.float32(2.0**-12), "z": np.int16(0)}
+    order, v, w = np.random.default_rng(1).permutation(64), weight(64, 12) / 8, weight(12, 6)
+    specs = parse_specs(["x:float32[N,64]"])
+    before = saved(tmp_path, text, opset=21, v=v, w=w, **steps)
+    yardstick = Yardstick.lay(establish(None, before, specs, cases=draw_cases(specs, count=40)), before)
+    right = saved(tmp_path, turned, opset=21, name="b", v=v[order], w=w, order=order, **steps)
+    edge = yardstick.fold_edge(yardstick.measure(right))
+    assert edge.passed
+    held = replace(yardstick, body=replace(yardstick.body, steps=False))
+    assert not held.fold_edge(held.measure(right)).passed
+    w[2, 1] *= 1.001
+    wrong = saved(tmp_path, text, opset=21, name="c", v=v, w=w, **steps)
+    assert not yardstick.fold_edge(yardstick.measure(wrong)).passed

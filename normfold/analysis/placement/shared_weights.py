@@ -106,4 +106,5 @@ def _bytes(graph: Graph, value: Value) -> int:
 
 
 def _total(graph: Graph) -> int:
-    return sum(_bytes(graph, value) for value in graph.model.graph.initializers.values())
+    tensors = (value.const_value for value in graph.model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

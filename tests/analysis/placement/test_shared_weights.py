@@ -228,3 +228,17 @@ def test_the_plan_of_a_tied_model_is_what_is_written() -> None:
     np.testing.assert_array_equal(
         onnx.numpy_helper.to_array(next(t for t in after.graph.initializer if t.name == "table")), draw("table", 3, 4)
     )
+
+
+def test_a_table_of_strings_beside_the_weights_is_no_weight() -> None:
+    """A classifier that names its labels: a string has no fixed number of bytes."""
+    text = """g (double[B,4] x) => (string y) {
+        n = Mul(x, a)
+        h = MatMul(n, w)
+        i = ArgMax <axis = 1, keepdims = 0> (h)
+        y = Gather(labels, i)
+    }"""
+    labels = np.array(["cat", "dog", "b\u00e4r"], dtype=object)
+    after, plan = fold(build(text, a=(4,), w=(4, 3), labels=labels))
+    assert outcomes(plan) == [FOLDED]
+    assert initializers(after) == {"labels", "w.folded"}
