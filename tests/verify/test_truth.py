@@ -11,7 +11,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from normfold.errors import CannotJudgeError
+from normfold.errors import CannotJudgeError, NormfoldError
 from normfold.graph.evaluator import limits
 from normfold.inputs.cases import draw_cases
 from normfold.inputs.of_graph import graph_inputs
@@ -332,3 +332,14 @@ def test_a_step_that_rounding_decides_is_no_fault(tmp_path: Path) -> None:
     w[2, 1] *= 1.001
     wrong = saved(tmp_path, text, opset=21, name="c", v=v, w=w, **steps)
     assert not yardstick.fold_edge(yardstick.measure(wrong)).passed
+
+
+def test_integers_that_a_model_does_not_take_are_named(tmp_path: Path) -> None:
+    """A length that divides is drawn as 0: nothing in the file says what it may be, and the user can."""
+    text = "g (float[8] x, int64[1] n) => (float[8] y) { f = Cast<to=1>(n)  m = Mul(x, f)  y = Div(m, f) }"
+    path = saved(tmp_path, text)
+    specs = parse_specs(["x:float32[8]", "n:int64[1]<2"])
+    zeros = [replace(case, feeds={**case.feeds, "n": np.array([0])}) for case in draw_cases(specs, count=2)]
+    with pytest.raises(NormfoldError, match=r'n from 0 to 0; .*--input "n:int64\[...\]\{1,2,3\}"'):
+        establish(None, path, specs, cases=zeros)
+    assert zeros[0].integers and not replace(zeros[0], origin="a.npz row 0").integers
