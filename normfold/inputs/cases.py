@@ -71,6 +71,17 @@ class Case:
         """How many numbers the inputs are."""
         return sum(array.size for array in self.feeds.values())
 
+    @property
+    def integers(self) -> str:
+        """For people, behind what went wrong: the integers that were drawn, and how to say others."""
+        found = [(name, value) for name, value in self.feeds.items() if value.dtype.kind in "iu" and value.size]
+        if self.origin or not found:
+            return ""
+        drawn = ", ".join(f"{name} from {value.min()} to {value.max()}" for name, value in found)
+        name, value = found[0]
+        how = f'--input "{name}:{value.dtype}[...]{{1,2,3}}", its dimensions for the dots'
+        return f" Its integers were drawn, {drawn}; where it takes others, say which: {how}"
+
     def fed_to(self, names: Sequence[str]) -> dict[str, Array]:
         """The inputs under a graph's own names for them: by name where the names agree, otherwise in order."""
         if set(names) <= set(self.feeds):

@@ -76,6 +76,12 @@ _HANDED_ON = frozenset(
 )
 
 
+# Operators that read tables too: which of their inputs holds the rows to read, and which one the table is.
+_TABLES = {"EmbedLayerNormalization": ((0, 2), (1, 4)), "GatherND": ((1, 0),)}
+# What integers are looked for among, in the attributes of TfIdfVectorizer and LabelEncoder.
+_KEYS = ("pool_int64s", "keys_int64s")
+
+
 def _vocabulary(value: ir.Value) -> int | None:
     """How many numbers from 0 on an integer input may be, the least of all its uses; None where nothing says so.
 
@@ -94,6 +100,12 @@ def _told_by(node: ir.Node, value: ir.Value) -> int | None:
     axis = node.attributes.get("axis")
     if node.op_type == "Gather" and node.inputs[1] is value and constants[0] is not None:
         return int(constants[0].shape.numpy()[0]) if axis is None or axis.as_int() == 0 else None
+    for index, table in _TABLES.get(node.op_type, ()):
+        rows = constants[table] if len(constants) > table and node.inputs[index] is value else None
+        if rows is not None:
+            return int(rows.shape.numpy()[0])
+    if keys := next((node.attributes[name] for name in _KEYS if name in node.attributes), None):
+        return max((*keys.as_ints(), -1)) + 2  # one more: what is no key
     if node.op_type == "OneHot" and node.inputs[0] is value and constants[1] is not None:
         return int(constants[1].numpy().reshape(-1)[0])
     # One-hot vectors in simpler operators: which of 0, 1, 2, ... it is.

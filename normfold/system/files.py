@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from normfold.errors import OutputError
+from normfold.system.plain import MISSING, irregular
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -34,12 +35,24 @@ def check_place(place: Path) -> None:
         is_folder, has_folder = place.is_dir(), folder.is_dir()
         # A name that is too long is an error only where it is looked for.
         place.exists()
+    _check_kind(place)
     if is_folder:
         raise OutputError(f"{place} is a directory; name the file to write in it")
     if not has_folder:
         raise OutputError(f"{place}: there is no directory {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{place}: the directory {folder} is not writable")
+
+
+def _check_kind(place: Path) -> None:
+    """Raise OutputError for a pipe, a socket or a device: a rename would put a file where it was, /dev/null for one."""
+    with writing(place):
+        why = irregular(place) if place.exists() else MISSING
+        open_already = place.is_symlink() and os.readlink(place).startswith("/proc/")
+    if why not in (None, MISSING):
+        raise OutputError(f"{place}: {why}; name a file to write")
+    if open_already:
+        raise OutputError(f"{place} is what a process has open, and no place for a file; name a file to write")
 
 
 @contextmanager
@@ -84,6 +97,7 @@ def scratch() -> Iterator[Path]:
 @contextmanager
 def replacing(place: Path) -> Iterator[Path]:
     """A draft of `place`, on the same disk, that takes its place when this ends well. Raises OutputError."""
+    _check_kind(place)
     with beside(place) as draft, writing(place):
         yield draft
         os.replace(draft, place)
@@ -102,6 +116,7 @@ def move(files: Sequence[tuple[Path, Path]], *, replaced: Sequence[Path] = ()) -
     """
     old = {place: draft.with_name(f"{draft.name}.old") for draft, place in files}
     for place, kept in old.items():
+        _check_kind(place)
         with writing(place):
             _keep(place, kept)
     try:

@@ -1,7 +1,8 @@
 """What the samples of a verification reached of a graph, and what they did not: nothing is proved of the rest.
 
-Watched are the branches of If, the conditions of Where, the rows of constant tables that Gather reads, and the channels
-that enter a layer with weights (where one is 0 in every sample, the weights that it meets are not tested).
+Watched are the branches of If, the conditions of Where, the rows of constant tables that Gather and its like read, and
+the channels that enter a layer with weights or a BatchNormalization, which may become part of one (where one is 0 in
+every sample, the weights that it meets are not tested).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from normfold.system.text import first_few
 JUMPS = frozenset(
     {"ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique"}
 )
-_LAYERS = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
-_ON_AXIS_1 = frozenset({"Conv", "ConvTranspose", "FusedConv"})
+# Of operators that read tables: which of their inputs these are, and which say what rows are read.
+_TABLES = {"EmbedLayerNormalization": ((2, 0), (4, 1)), "Gather": ((0, 1),), "GatherND": ((0, 1),)}
+_LAYERS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
+_ON_AXIS_1 = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "FusedConv"})
 
 
 class Exercise:
@@ -50,17 +53,22 @@ class Exercise:
         elif kind == "Where" and node.inputs[0] not in self._constants and read[0].numel():
             seen = self._conditions.setdefault(_label(node), set())
             seen.update(found for found in (True, False) if bool((read[0] == found).any()))
-        elif kind == "Gather" and node.inputs[0] in self._constants and node.inputs[1] not in self._constants:
-            self._read_rows(node, read)
+        elif kind in _TABLES:
+            for table, rows in _TABLES[kind]:
+                given = len(node.inputs) > max(table, rows) and node.inputs[table] in self._constants
+                if given and node.inputs[rows] is not None and node.inputs[rows] not in self._constants:
+                    self._read_rows(node, table, read[table], read[rows])
         elif kind in _LAYERS and node.inputs[1] in self._constants and node.inputs[0] not in self._constants:
             self._read_channels(node, read[0])
 
-    def _read_rows(self, node: Node, read: Sequence[Any]) -> None:
-        value, table, indices = node.inputs[0], read[0], read[1]
-        axis = node.attributes.get("axis")
-        by_rows = axis is None or axis.as_int() == 0
-        if value is None or not isinstance(table, torch.Tensor) or table.dim() < 2 or not by_rows:
+    def _read_rows(self, node: Node, number: int, table: Any, indices: Any) -> None:
+        """number: which input of the operator the table is."""
+        value = node.inputs[number]
+        axes = [node.attributes[name].as_int() for name in ("axis", "batch_dims") if name in node.attributes]
+        if value is None or not isinstance(table, torch.Tensor) or table.dim() < 2 or any(axes):
             return
+        if node.op_type == "GatherND":
+            indices = indices[..., 0]
         seen = self._rows.setdefault(value, torch.zeros(table.shape[0], dtype=torch.bool))
         seen[indices.reshape(-1).long() % table.shape[0]] = True
 

@@ -250,7 +250,7 @@ def _finished(truth: Truth) -> Truth:
                 raise CheckpointError(
                     f"the source itself yields NaN: output {index} at {case}, computed in {truth.method}. "
                     "Nothing can be verified against that: are the weights finite, and does the model take "
-                    "normally distributed inputs?"
+                    f"normally distributed inputs?{case.integers}"
                 )
     for index, value in enumerate(truth.outputs[0]):
         masks = [row[index] for row in truth.undecided or ()]

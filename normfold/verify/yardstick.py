@@ -263,7 +263,8 @@ class Yardstick:
                 said = self.original.failures.get(
                     number, "its outputs are not finite, or have another shape, in its own precision"
                 )
-                raise CheckpointError(f"the unfolded model itself fails at {self.truth.cases[number]}: {said}")
+                case = self.truth.cases[number]
+                raise CheckpointError(f"the unfolded model itself fails at {case}: {said}.{case.integers}")
         return self.original.own if self.module is None else self.original.own.or_larger(self.module)
 
     def bounds(self, own: Own, factor: float = FOLD_FACTOR) -> list[float]:

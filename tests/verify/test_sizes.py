@@ -191,8 +191,12 @@ def test_sizes_fit_every_branch_or_the_first(
         "a = Unsqueeze(x, axis)  b = Expand(a, shape)  c = Equal(b, range)  y = Cast<to=1>(c)",
         "a = Cast<to=7>(x)  y = OneHot(a, depth, ends)",
         "a = Reshape(x, shape)  y = Gather(table, a)",
+        "a = Cast<to=7>(x)  b = Unsqueeze(a, axis)  y = GatherND(table, b)",
+        """y = TfIdfVectorizer<mode="TF", min_gram_length=1, max_gram_length=1, max_skip_count=0, ngram_counts=[0],
+            ngram_indexes=[0, 1], pool_int64s=[3, 7]>(x)""",
+        "y = ai.onnx.ml.LabelEncoder<keys_int64s=[3, 7], values_floats=[0.5, 1.5]>(x)",
     ],
-    ids=["equal", "one-hot", "table"],
+    ids=["equal", "one-hot", "table", "nd", "n-grams", "labels"],
 )
 def test_the_vocabulary_of_an_integer_input_is_found(tmp_path: Path, body: str) -> None:
     arrays = {

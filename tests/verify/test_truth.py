@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
-from normfold.errors import CannotJudgeError
+from normfold.errors import CannotJudgeError, NormfoldError
 from normfold.graph.evaluator import limits
 from normfold.inputs.cases import draw_cases
+from normfold.inputs.of_graph import graph_inputs
 from normfold.inputs.spec import parse_specs
 from normfold.verify import demand
 from normfold.verify.judge import FOLD_EDGE, RUNTIME_EDGE, Edge
+from normfold.verify.sizes import fitting
 from normfold.verify.truth import Truth, establish
 from normfold.verify.yardstick import Yardstick
 
@@ -24,7 +27,8 @@ SPECS = parse_specs(["x:float32[N,8]"])
 
 def saved(folder: Path, text: str, *, opset: int = 17, name: str = "a", **arrays: np.ndarray) -> Path:
     """A graph in ONNX's text form, its floating arrays as float32."""
-    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {opset}, "ai.onnx.ml": 3]>\n{text}')
+    head = "" if text.startswith("<") else f'<ir_version: 9, opset_import: ["": {opset}, "ai.onnx.ml": 3]>\n'
+    model = onnx.parser.parse_model(head + text)
     for key, array in arrays.items():
         stored = array.astype(np.float32) if array.dtype == np.float64 else array
         model.graph.initializer.append(onnx.numpy_helper.from_array(stored, key))
@@ -166,6 +170,30 @@ def test_what_the_samples_did_not_reach_is_said(tmp_path: Path) -> None:
     assert any("rows of a table never read: 4,960 of 5,000" in line for line in whole)
 
 
+def test_what_a_norm_reads_as_zero_is_said(tmp_path: Path) -> None:
+    """Behind a Relu that never opens: folded, the norm is a part of the layer that reads it."""
+    text = """g (float[N,8] x) => (float[N,6] y)
+        { h = Gemm(x, w, b)  r = Relu(h)  n = BatchNormalization(r, s, t, m, v)  y = MatMul(n, u) }"""
+    closed = np.where(np.arange(8) < 3, -100.0, 1.0)
+    rows = {name: np.abs(weight(8, seed=number)) + 0.5 for number, name in enumerate("stmv")}
+    path = saved(tmp_path, text, w=weight(8, 8), b=closed, u=weight(8, 6), **rows)
+    assert establish(None, path, SPECS).unexercised == ("channels that were 0 in every sample: 3 of 8, in r (3 of 8)",)
+
+
+def test_rows_of_every_kind_of_table_are_watched(tmp_path: Path) -> None:
+    tables = {"words": weight(50, 8), "places": weight(99, 8), "kinds": weight(2, 8), "s": np.ones(8)}
+    embed = "com.microsoft.EmbedLayerNormalization (ids, kind, words, places, kinds, s, s)"
+    body = f"{{ e, m = {embed}  c = Cast<to=7>(ids)  n = Unsqueeze(c, last)  g = GatherND(words, n)  y = Add(e, g) }}"
+    text = f"g (int32[B,L] ids, int32[B,L] kind) => (float[B,L,8] y) {body}"
+    model = f'<ir_version: 9, opset_import: ["": 17, "com.microsoft": 1]>\n{text}'
+    path = saved(tmp_path, model, last=np.array([2]), **tables)
+    specs = graph_inputs(ir.load(path), path)
+    assert list(map(str, specs)) == ["ids:int32[B,L]<50", "kind:int32[B,L]<2"]
+    assert establish(None, path, fitting(specs, path)).unexercised == ()
+    few = establish(None, path, parse_specs(["ids:int32[B,L<=9]<40", "kind:int32[B,L<=9]<1"])).unexercised
+    assert few == ("rows of a table never read: 11 of 52, in words (10 of 50), kinds (1 of 2)",)
+
+
 def test_a_small_vocabulary_is_read_whole(tmp_path: Path) -> None:
     text = "g (int64[B,L] ids) => (float[B,L,8] y) { y = Gather(table, ids) }"
     path = saved(tmp_path, text, table=weight(900, 8))
@@ -304,3 +332,14 @@ def test_a_step_that_rounding_decides_is_no_fault(tmp_path: Path) -> None:
     w[2, 1] *= 1.001
     wrong = saved(tmp_path, text, opset=21, name="c", v=v, w=w, **steps)
     assert not yardstick.fold_edge(yardstick.measure(wrong)).passed
+
+
+def test_integers_that_a_model_does_not_take_are_named(tmp_path: Path) -> None:
+    """A length that divides is drawn as 0: nothing in the file says what it may be, and the user can."""
+    text = "g (float[8] x, int64[1] n) => (float[8] y) { f = Cast<to=1>(n)  m = Mul(x, f)  y = Div(m, f) }"
+    path = saved(tmp_path, text)
+    specs = parse_specs(["x:float32[8]", "n:int64[1]<2"])
+    zeros = [replace(case, feeds={**case.feeds, "n": np.array([0])}) for case in draw_cases(specs, count=2)]
+    with pytest.raises(NormfoldError, match=r'n from 0 to 0; .*--input "n:int64\[...\]\{1,2,3\}"'):
+        establish(None, path, specs, cases=zeros)
+    assert zeros[0].integers and not replace(zeros[0], origin="a.npz row 0").integers
