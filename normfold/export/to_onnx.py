@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,16 @@ from normfold.export.caches import without_caches
 from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, silenced
 from normfold.export.outputs import plain_outputs
 from normfold.export.untouched import untouched
-from normfold.inputs.guards import lowest
+from normfold.inputs.guards import hold_throughout, lowest
 from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes
 from normfold.system.failures import raised
 
 _LIBRARIES = tuple(str(Path(str(package.__file__)).parent) for package in (torch, onnx, ir))
+
+# What torch.export says where an axis is not as free as it was declared.
+_GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$", re.MULTILINE)
+# Sizes of an axis at which such a condition is looked at.
+_LOOKED_AT = 4096
 
 
 def export(source: Source, *, opset: int | None = None, exactly: bool | None = None) -> ir.Model:
@@ -123,15 +128,27 @@ def _capture(module: nn.Module, specs: Sequence[InputSpec]) -> torch.export.Expo
     except Exception as e:
         _check_runs(module, args, kwargs, specs)
         found = _traced_without_caches(module, args, kwargs, shapes)
+        if found is None and _only_unproven(str(e), specs):
+            found = _traced_unproven(module, args, kwargs, shapes)
         if found is None:
             raise ExportError(_explain(e, specs)) from e
         return found
 
 
-def _traced(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram:
+def _traced(
+    module: nn.Module, args: Any, kwargs: Any, shapes: Any, *, deferred: bool = False
+) -> torch.export.ExportedProgram:
+    """deferred: what torch.export cannot prove of a size is left to whoever runs the program."""
     with silenced(), torch.no_grad(), untouched(module), plain_outputs(module):
         module.eval()
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            module,
+            args,
+            kwargs,
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=deferred,
+        )
 
 
 def _traced_without_caches(
@@ -144,6 +161,14 @@ def _traced_without_caches(
             with without_caches(module, args, kwargs) as able:
                 return _traced(module, args, kwargs, shapes) if able else None
     except Exception:  # the first failure is the one to report
+        return None
+
+
+def _traced_unproven(module: nn.Module, args: Any, kwargs: Any, shapes: Any) -> torch.export.ExportedProgram | None:
+    """The program, where what torch.export cannot prove of its sizes was all that stood in the way."""
+    try:
+        return _traced(module, args, kwargs, shapes, deferred=True)
+    except Exception:  # the first failure says what there is to say
         return None
 
 
@@ -218,34 +243,55 @@ def _explain(error: Exception, specs: Sequence[InputSpec]) -> str:
 def _explain_axes(text: str, specs: Sequence[InputSpec]) -> str:
     """What torch.export says of an axis that is not as free as its letter: its suggestions, in our syntax."""
     fixes = text.partition("Suggested fixes:")[2].splitlines()
-    remedies = []
+    found = {name.strip(): value.strip() for name, equals, value in (fix.partition("=") for fix in fixes) if equals}
     letters = traced_sizes(specs)
-    for fix in (line.strip() for line in fixes):
-        letter, _, value = (part.strip() for part in fix.partition("="))
-        bound = re.search(r"max=(\d+)", value)
-        if letter not in letters:
-            continue
-        if value.isdigit():
-            remedies.append(f"the model fixes axis {letter} at {value}: make it static ({value} instead of {letter})")
-        elif value in letters:
-            remedies.append(f"axes {letter} and {value} must be equal: give both the letter {value}")
-        elif bound:
-            remedies.append(f"axis {letter} goes up to {bound[1]} only: write {letter}<={bound[1]}")
-        else:
-            remedies.append(f"axis {letter} must be {value}, which normfold cannot express: make it static")
+    remedies = [_remedy(letter, value, found, letters) for letter, value in found.items() if letter in letters]
     remedies += [] if remedies else _least_sizes(text, specs)
     violated = re.search(r"Constraints violated \(([^)]*)\)", text)
-    found = "; ".join(remedies) or f"axis {violated[1] if violated else '?'} is not free: make it static"
+    said = "; ".join(remedies) or f"axis {violated[1] if violated else '?'} is not free: make it static"
     given = ", ".join(str(spec) for spec in specs)
     return (
-        f"the model does not allow every size of the dynamic axes in {given}: {found}, or change the code that takes "
+        f"the model does not allow every size of the dynamic axes in {given}: {said}, or change the code that takes "
         "the size for a constant."
     )
 
 
+def _remedy(letter: str, value: str, fixes: Mapping[str, str], letters: Collection[str]) -> str:
+    """What to write for one suggested fix: a number, another axis, `Dim('L', min=3)`, `2*_L` with a fix for `_L`."""
+    if value.isdigit():
+        return f"the model fixes axis {letter} at {value}: make it static ({value} instead of {letter})"
+    if value in letters:
+        return f"axes {letter} and {value} must be equal: give both the letter {value}"
+    multiple = re.fullmatch(r"(\d+)\*(_\w+)", value)
+    step = int(multiple[1]) if multiple else 1
+    range_ = fixes.get(multiple[2], "Dim()") if multiple else value
+    bounds = {name: step * int(number) for name, number in re.findall(r"\b(min|max)=(\d+)", range_)}
+    if not range_.startswith("Dim(") or (step == 1 and not bounds):
+        return f"axis {letter} must be {value}, which normfold cannot express: make it static"
+    low, high = bounds.get("min", 1), bounds.get("max")
+    what = [f"a multiple of {step}"] if step > 1 else []
+    what += [f"{low} or more"] if low > step else []
+    what += [f"at most {high}"] if high is not None else []
+    written = Axis(low if low > step else 1, high, step)
+    return f"axis {letter} has to be {' and '.join(what)}: write {letter}{written}"
+
+
+def _only_unproven(text: str, specs: Sequence[InputSpec]) -> bool:
+    """Whether torch.export complains of conditions that hold at all sizes the axes may have, as far as one can look.
+
+    It gives up on some that are plain, such as `1 % (1 + (T - 1) // 2) != 0` of a convolution with a stride.
+    """
+    guards = _GUARD.findall(text)
+    sizes = {
+        letter: range(axis.smallest, 1 + min(axis.high or _LOOKED_AT, axis.smallest + _LOOKED_AT), axis.step)
+        for letter, axis in common_axes(specs).items()
+    }
+    return bool(guards) and hold_throughout(guards, {spec.name: spec.dims for spec in specs}, sizes)
+
+
 def _least_sizes(text: str, specs: Sequence[InputSpec]) -> Iterator[str]:
     """Where an axis may have every size from one on (a convolution needs so many): how to say that."""
-    guards = re.findall(r"satisfy the generated guard (.+)\.$", text, re.MULTILINE)
+    guards = _GUARD.findall(text)
     sizes, dims = traced_sizes(specs), {spec.name: spec.dims for spec in specs}
     for letter, axis in common_axes(specs).items():
         if not any(re.search(rf"values of {re.escape(letter)} = ", line) for line in text.splitlines()):

@@ -51,6 +51,21 @@ def lowest(guards: Iterable[str], dims: Dims, sizes: Mapping[str, int], letter: 
     return least
 
 
+def hold_throughout(guards: Iterable[str], dims: Dims, axes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether all guards can be read and hold at all these sizes of the axes, each on its own and all together.
+
+    axes: sizes of every letter, the first of which the others have while it changes.
+    """
+    read = [_parsed(guard) for guard in guards]
+    first = {letter: sizes[0] for letter, sizes in axes.items()}
+    steps = [{**first, letter: size} for letter, sizes in axes.items() for size in sizes]
+    steps += [{letter: sizes[at % len(sizes)] for letter, sizes in axes.items()} for at in range(_MOST_SIZES)]
+    try:
+        return all(tree is not None and _value(tree, dims, sizes) for tree in read for sizes in steps)
+    except (_UnreadableError, ZeroDivisionError):
+        return False
+
+
 def _parsed(guard: str) -> ast.expr | None:
     try:
         return ast.parse(guard, mode="eval").body if len(guard) <= _LONGEST else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from normfold.inputs.guards import lowest
+from normfold.inputs.guards import hold_throughout, lowest
 from normfold.inputs.of_module import program_inputs
 from tests.support.modules import Image
 
@@ -34,6 +34,22 @@ HALVED = "(1 + (((-1) + L['x'].size()[2]) // 2)) != 1"
 )
 def test_the_least_size_that_is_allowed(guard: str, least: int) -> None:
     assert lowest([guard], DIMS, {"B": 2, "H": 24}, "H", step=1, low=1) == least
+
+
+@pytest.mark.parametrize(
+    ("guard", "holds"),
+    [
+        ("(1 % (1 + (((-1) + L['x'].size()[2]) // 2))) != 0", True),
+        ("L['x'].size()[2] != 40", False),
+        ("L['x'].size()[2] != L['x'].size()[0] + 29", False),
+        ("L['x'].size()[2] // (L['x'].size()[2] - 9) < 50", False),
+        # What cannot be read may say anything.
+        ("L['x'].size()[2] >= f(3)", False),
+        ("(" * 1000, False),
+    ],
+)
+def test_a_condition_at_every_size(guard: str, holds: bool) -> None:
+    assert hold_throughout([guard], DIMS, {"B": range(1, 41), "H": range(3, 64)}) is holds
 
 
 def test_a_multiple_stays_one() -> None:
