@@ -102,14 +102,14 @@ def train_batch_norm(
     would not be finite, which is an error. padding: x's shape without channels; such tokens are left out of the
     statistics and come out as they went in. sync: statistics over all ranks; a SyncBatchNorm always takes these.
     """
-    require_tokens(x.numel() // max(1, x.shape[-1]))
+    sync = sync or isinstance(bn, nn.SyncBatchNorm)
+    require_tokens(x.numel() // max(1, x.shape[-1]), sync=sync)
     # Tokens in rows: the same function for every rank, and torch's compiler cannot differentiate it transposed.
     tokens = x.reshape(-1, x.shape[-1])
     # Copies, because the backward pass wants the statistics that it was given untouched.
     stored = bn.running_mean.clone(), bn.running_var.clone()
     batches = bn.num_batches_tracked + 1
     rate = 1.0 / batches if bn.momentum is None else bn.momentum
-    sync = sync or isinstance(bn, nn.SyncBatchNorm)
     if padding is None and not sync and isinstance(rate, float):
         y = F.batch_norm(tokens, *stored, bn.weight, bn.bias, True, rate, bn.eps)
     else:

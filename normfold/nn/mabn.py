@@ -149,7 +149,7 @@ class MABN2d(Stateful):
             shape = (1, -1, *(1 for _ in range(x.dim() - 2)))
             scale = self.weight.reshape(shape)
             return x / torch.sqrt(self.running_var.reshape(shape) + self.eps) * scale + self.bias.reshape(shape)
-        require_tokens(x.numel() // max(1, x.shape[1]))
+        require_tokens(x.numel() // max(1, x.shape[1]), sync=self.sync)
         last = x.movedim(1, -1)
         squares, count = mean_square_parts(last, None)
         divisor, ratio, facts = _observe(

@@ -176,7 +176,7 @@ class MaskPowerNorm(Stateful):
         x = self.gp(x)
         if not self.training:
             return x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
-        require_tokens(x.numel() // max(1, x.shape[-1]))
+        require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         squares, count = mean_square_parts(x, self._padding(x, pad_mask))
         divisor, own = _observe(
             squares, count, self.running_phi, self.iters, self._key,

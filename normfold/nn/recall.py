@@ -79,9 +79,13 @@ def sample(x: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 64)][:64].to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def across_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     """The sum of each over all ranks of the default group; themselves where there is none."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several_ranks():
         return values
     flat = torch.cat([value.flatten() for value in values])
     dist.all_reduce(flat)
@@ -89,9 +93,12 @@ def across_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(value.shape) for part, value in zip(parts, values, strict=True))
 
 
-def require_tokens(count: int) -> None:
-    """Raise BatchError for a training batch that has no statistics."""
-    if count < 2:
+def require_tokens(count: int, *, sync: bool) -> None:
+    """Raise BatchError for a training batch that has no statistics.
+
+    Not on one rank of several with `sync`, where the others wait for its share: `reject` looks at the sum of all.
+    """
+    if count < 2 and not (sync and _several_ranks()):
         raise BatchError(
             f"a training batch of {count} token{'s' * (count != 1)} has no statistics: give it two or more, or call "
             "model.eval() first. The statistics are as they were."

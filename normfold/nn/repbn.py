@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.nn.batchnorm import TokenBatchNorm, over_last_axis, train_batch_norm
-from normfold.nn.recall import Stateful, matching_mask, recall, remember, require_tokens, sample
+from normfold.nn.recall import Stateful, matching_mask, recall, remember, sample
 
 # Makes a norm from the number of channels, and `eps=` where one is given; or the norm itself.
 NormFactory = Callable[..., nn.Module] | nn.Module
@@ -175,7 +175,6 @@ class LinearNorm(Stateful):
         if not self.training:
             y = self.norm2(x)
             return y
-        require_tokens(x.numel() // max(1, x.shape[-1]))
         first = self.norm1(x)
         second = self.norm2(x, pad_mask, active=self.warm == 0)
         num_step = torch.zeros_like(self.warm) if self.accumulation is None else self.num_step

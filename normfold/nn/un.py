@@ -183,7 +183,7 @@ class UN1d(Stateful):
         """
         if not self.training:
             return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
-        require_tokens(x.numel() // max(1, x.shape[-1]))
+        require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         padding = None if pad_mask is None else matching_mask(pad_mask, x.shape[:-1], what="UN1d")
         squares, count = mean_square_parts(x, padding)
         divisor, ratio, facts = _observe(
