@@ -93,6 +93,21 @@ def across_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(value.shape) for part, value in zip(parts, values, strict=True))
 
 
+def whole(value: float, name: str, *, least: int = 0) -> int:
+    """A number of steps: 20000, or 2e4. Raises ValueError for what is no whole number of `least` or more."""
+    if not isinstance(value, int | float) or value != value // 1 or value < least:
+        raise ValueError(f"{name} takes a whole number of {least} or more, not {value!r}")
+    return int(value)
+
+
+def require_channels(x: Tensor, channels: int, *, axis: int, what: str) -> None:
+    """Raise ValueError for an input that would broadcast, or that has no fractions."""
+    if x.dim() < 1 + max(axis, 0) or x.shape[axis] != channels:
+        raise ValueError(f"{what} has {channels} channels on axis {axis} of its input, got one of {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} takes floating-point input, got {x.dtype}")
+
+
 def require_tokens(count: int, *, sync: bool) -> None:
     """Raise BatchError for a training batch that has no statistics.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normfold.nn.batchnorm import TokenBatchNorm, over_last_axis, train_batch_norm
-from normfold.nn.recall import Stateful, matching_mask, recall, remember, sample
+from normfold.nn.recall import Stateful, matching_mask, recall, remember, sample, whole
 
 # Makes a norm from the number of channels, and `eps=` where one is given; or the norm itself.
 NormFactory = Callable[..., nn.Module] | nn.Module
@@ -133,11 +133,9 @@ class LinearNorm(Stateful):
         accumulation: int | None = None,
     ) -> None:
         super().__init__()
-        if step < 1 or warm < 0:
-            raise ValueError(f"LinearNorm needs step >= 1 and warm >= 0, got step={step}, warm={warm}")
+        warm, step = whole(warm, "warm of LinearNorm"), whole(step, "step of LinearNorm", least=1)
         if accumulation is not None:
-            if accumulation < 1:
-                raise ValueError(f"LinearNorm needs accumulation >= 1, got {accumulation}")
+            accumulation = whole(accumulation, "accumulation of LinearNorm", least=1)
             self.register_buffer("num_step", torch.tensor(0))
         self.register_buffer("warm", torch.tensor(warm))
         self.register_buffer("iter", torch.tensor(step))

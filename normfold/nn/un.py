@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,10 @@ from normfold.nn.recall import (
     mean_square_parts,
     recall,
     remember,
+    require_channels,
     require_tokens,
     store,
+    whole,
 )
 from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
 
@@ -158,12 +160,11 @@ class UN1d(Stateful):
         sync: bool = False,
     ) -> None:
         super().__init__()
-        windows = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
-        if len(windows) != 2 or min(windows) < 1 or warmup_iters < 0:
-            raise ValueError(
-                f"UN1d needs windows >= 1 and warmup_iters >= 0, got window_size={window_size}, "
-                f"warmup_iters={warmup_iters}"
-            )
+        given = window_size if isinstance(window_size, Sequence) else (window_size, window_size)
+        windows = tuple(whole(window, "window_size of UN1d", least=1) for window in given)
+        if len(windows) != 2:
+            raise ValueError(f"window_size of UN1d is one number or (forward, backward), got {window_size}")
+        warmup_iters = whole(warmup_iters, "warmup_iters of UN1d")
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
@@ -181,6 +182,7 @@ class UN1d(Stateful):
         pad_mask: x's shape without channels, True for padding. Padding is normalised like the rest; the statistics of x
         leave it out, those of gradients do not.
         """
+        require_channels(x, self.num_features, axis=-1, what="UN1d")
         if not self.training:
             return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
         require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)

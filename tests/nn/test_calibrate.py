@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -215,3 +216,21 @@ def test_pnac_tells_outliers_from_calm_statistics() -> None:
         pnac(model, calm[:19])
     with pytest.raises(UsageError, match="no norms"):
         pnac(nn.Linear(2, 2), [])
+
+
+@pytest.mark.parametrize("measure", [recalibrate, pnac])
+def test_what_is_no_batch_says_so(measure: Callable[..., object]) -> None:
+    """A loader's labels, one batch in the place of a list, an array."""
+    model = network("repbn")
+    x = batch(0)
+    loader = [(x, torch.zeros(4))] * 20
+    for batches, message in (
+        (x, r"the batches are one Tensor; give a list of batches, such as \[x\]"),
+        ({"input": x}, "one dict"),
+        ([x.numpy()], "not ndarray"),
+        (loader, "Sequential does not take this one: too many positional arguments. Leave labels out"),
+        ([{"y": x}], "does not take this one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            measure(model, batches)
+    measure(model, [each for each, _ in loader])

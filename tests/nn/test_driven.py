@@ -314,6 +314,36 @@ def test_on_an_accelerator_a_damaged_batch_changes_no_statistic(name: str, monke
         assert key not in before or torch.equal(value, before[key]), key
 
 
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_input_of_other_channels_is_an_error(name: str, training: bool) -> None:
+    """One channel would broadcast."""
+    norm = NORMS[name](False).train(training)
+    before = copy.deepcopy(norm.state_dict())
+    for channels in (1, CHANNELS - 1):
+        with pytest.raises((ValueError, RuntimeError), match=f"{channels}"):
+            norm(torch.randn(4, 5, channels))
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def test_steps_are_whole_numbers() -> None:
+    """A share of all steps is often none: half a step would make PRepBN's weight negative."""
+    for build in (
+        lambda steps: LinearNorm(CHANNELS, nn.LayerNorm, RepBN, warm=steps),
+        lambda steps: LinearNorm(CHANNELS, nn.LayerNorm, RepBN, step=steps),
+        lambda steps: UN1d(CHANNELS, warmup_iters=steps),
+        lambda steps: UN1d(CHANNELS, window_size=(4, steps)),
+        lambda steps: MaskPowerNorm(CHANNELS, warmup_iters=steps),
+        lambda steps: MABN2d(CHANNELS, B=2, real_B=4, warmup_iters=steps),
+    ):
+        with pytest.raises(ValueError, match=r"whole number of \d or more, not 2\.5"):
+            build(2.5)
+        with pytest.raises(ValueError, match="not -1"):
+            build(-1)
+        for buffer in build(2.0).buffers():
+            assert buffer.is_floating_point() == (buffer.numel() > 1)
+
+
 def test_padding_alone_is_an_error() -> None:
     x = torch.randn(4, 3, CHANNELS)
     everything = torch.ones(4, 3)
