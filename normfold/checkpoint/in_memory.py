@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from normfold.checkpoint.formats.pt2 import check_captured_in_eval
-from normfold.checkpoint.module import checked
+from normfold.checkpoint.module import checked, in_float32
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CheckpointError, InputSpecError, UsageError
@@ -83,11 +83,8 @@ def _of_module(
             f"{name} cannot be copied, and it is not to be changed ({raised(error)}); detach what it keeps of earlier "
             "calls, or save its state dict and give the file with model=factory"
         ) from error
-    warnings: tuple[str, ...] = ()
-    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
-        module = module.float()
-        warnings = ("The module is in half precision and was converted to float32.",)
-    specs = parse_specs(options.inputs) if options.inputs else _of_examples(module, examples, dynamic)
+    found = parse_specs(options.inputs) if options.inputs else _of_examples(module, examples, dynamic)
+    module, specs, warnings = in_float32(module, found)
     source = Source(
         path=Path(name),
         sha256=_digest(module.state_dict()),

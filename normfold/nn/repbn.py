@@ -184,8 +184,8 @@ class LinearNorm(Stateful):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # The published detection class has the schedule without a warm-up.
-        if f"{prefix}iter" in state_dict and f"{prefix}warm" not in state_dict:
-            state_dict[f"{prefix}warm"] = torch.zeros_like(self.warm)
+        if f"{prefix}iter" in state_dict and "warm" not in self._non_persistent_buffers_set:
+            state_dict.setdefault(f"{prefix}warm", torch.zeros_like(self.warm))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
