@@ -18,7 +18,7 @@ from normfold.nn.recall import (
     store,
     whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
+from normfold.nn.second_moment import Passed, in_type, mean_of, observe, scaled, slot
 
 _RATIO = 5.0
 _SETTLED = 1000
@@ -150,7 +150,8 @@ class MABN2d(Stateful):
         if not self.training:
             shape = (1, -1, *(1 for _ in range(x.dim() - 2)))
             scale = self.weight.reshape(shape)
-            return x / torch.sqrt(self.running_var.reshape(shape) + self.eps) * scale + self.bias.reshape(shape)
+            y = x / torch.sqrt(self.running_var.reshape(shape) + self.eps) * scale + self.bias.reshape(shape)
+            return in_type(y, x, self.weight)
         require_tokens(x.numel() // max(1, x.shape[1]), sync=self.sync)
         last = x.movedim(1, -1)
         squares, count = mean_square_parts(last, None)

@@ -22,7 +22,7 @@ from normfold.nn.recall import (
     store,
     whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, scaled
+from normfold.nn.second_moment import Passed, in_type, mean_of, scaled
 
 
 class GroupScaling(nn.Module):
@@ -179,7 +179,8 @@ class MaskPowerNorm(Stateful):
         require_channels(x, self.num_features, axis=-1, what=type(self).__name__)
         x = self.gp(x)
         if not self.training:
-            return x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
+            y = x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
+            return in_type(y, x, self.weight)
         require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         squares, count = mean_square_parts(x, self._padding(x, pad_mask))
         divisor, own = _observe(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfold.nn.batchnorm import TokenBatchNorm, over_last_axis, train_batch_norm
+from normfold.nn.batchnorm import TokenBatchNorm, evaluate_batch_norm, of_one_type, over_last_axis, train_batch_norm
 from normfold.nn.recall import Stateful, matching_mask, recall, remember, sample, whole
 
 # Makes a norm from the number of channels, and `eps=` where one is given; or the norm itself.
@@ -63,9 +63,10 @@ class RepBN(nn.Module):
         return over_last_axis(x, self._mix)
 
     def _mix(self, x: Tensor) -> Tensor:
-        # Annotated because nn.Module.__call__ is typed Any.
-        mixed: Tensor = self.bn(x) + self.alpha * x
-        return mixed
+        bn = self.bn
+        # The module itself wherever it can, for its name in an exported graph.
+        y: Tensor = bn(x) if of_one_type(bn) else evaluate_batch_norm(bn, x)
+        return y + self.alpha * x
 
 
 @torch.library.custom_op("normfold::prepbn_advance", mutates_args=("warm", "iter", "num_step"))

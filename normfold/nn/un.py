@@ -19,7 +19,7 @@ from normfold.nn.recall import (
     store,
     whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
+from normfold.nn.second_moment import Passed, in_type, mean_of, observe, scaled, slot
 
 # How far the root of a batch's statistic may be from the stored one's before the ratio of the two is cut off.
 _RATIO = 5.0
@@ -184,7 +184,8 @@ class UN1d(Stateful):
         """
         require_channels(x, self.num_features, axis=-1, what="UN1d")
         if not self.training:
-            return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+            y = x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+            return in_type(y, x, self.weight)
         require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         padding = None if pad_mask is None else matching_mask(pad_mask, x.shape[:-1], what="UN1d")
         squares, count = mean_square_parts(x, padding)

@@ -190,6 +190,26 @@ def test_a_model_in_half_precision(name: str, dtype: torch.dtype) -> None:
     assert all(value.dtype in (dtype, torch.int64) for value in model.state_dict().values())
 
 
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("name", NORMS)
+def test_parameters_in_half_precision_and_statistics_in_float32(name: str, sync: bool) -> None:
+    """FSDP's mixed precision casts the parameters alone."""
+    model, plain = network(name, sync=sync), network(name)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    for step in range(STEPS):
+        x = batch(step)
+        y, expected = model(x.bfloat16()), plain(x)
+        assert y.dtype == torch.bfloat16
+        y.square().mean().backward(), expected.square().mean().backward()
+    assert {buffer.dtype for buffer in model.buffers()} <= {torch.float32, torch.int64}
+    model.eval(), plain.eval()
+    y = model(batch(0).bfloat16())
+    assert y.dtype == torch.bfloat16
+    if name != "un-filtered":  # what is an outlier may differ
+        torch.testing.assert_close(y.float(), plain(batch(0)), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 @pytest.mark.parametrize("name", NORMS)
 def test_a_state_dict_resumes_anywhere(name: str, stop: int) -> None:
