@@ -84,8 +84,8 @@ def _of_module(
             f"{name} cannot be copied, and it is not to be changed ({raised(error)}); detach what it keeps of earlier "
             "calls, or save its state dict and give the file with model=factory"
         ) from error
-    module, warnings = in_float32(module)
-    specs = parse_specs(options.inputs) if options.inputs else _of_examples(module, examples, dynamic)
+    found = parse_specs(options.inputs) if options.inputs else _of_examples(module, examples, dynamic)
+    module, specs, warnings = in_float32(module, found)
     source = Source(
         path=Path(name),
         sha256=_digest(module.state_dict()),

@@ -16,6 +16,7 @@ from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.recognise import defaults
 from normfold.checkpoint.source import Source
 from normfold.errors import ArchitectureError, InputSpecError
+from normfold.inputs.float16 import single_specs
 from normfold.inputs.of_module import with_vocabulary
 from normfold.inputs.spec import InputSpec, parse_specs
 from normfold.models import catalogue
@@ -45,9 +46,9 @@ def built(source: Source, contents: Contents, options: LoadOptions) -> Source:
     if contents.averaged is not None:
         key = contents.averaged
         warnings = (*warnings, f"The file holds averaged weights too, under {key!r}, which --ema takes instead.")
-    module, notes = in_float32(made.module.cpu().eval())
-    warnings = (*warnings, *notes)
-    specs = _input_specs(source.path, options.inputs or contents.inputs or _own_inputs(made))
+    found = _input_specs(source.path, options.inputs or contents.inputs or _own_inputs(made))
+    module, specs, said = in_float32(made.module.cpu().eval(), found)
+    warnings = (*warnings, *said)
     return replace(
         source,
         module=module,
@@ -58,11 +59,13 @@ def built(source: Source, contents: Contents, options: LoadOptions) -> Source:
     )
 
 
-def in_float32(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module, converted where any parameter is in half precision, and a warning where it was."""
+def in_float32(
+    module: nn.Module, specs: Sequence[InputSpec]
+) -> tuple[nn.Module, tuple[InputSpec, ...], tuple[str, ...]]:
+    """A module in half precision and what it takes, both in float32, and the sentence that says so."""
     if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in module.parameters()):
-        return module, ()
-    return module.float(), ("The module is in half precision and was converted to float32.",)
+        return module, tuple(specs), ()
+    return module.float(), single_specs(specs), ("The module is in half precision and was converted to float32.",)
 
 
 def _own_code(

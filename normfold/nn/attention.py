@@ -20,7 +20,11 @@ def check_heads(dim: int, heads: int) -> int:
 
 
 def depthwise(channels: int, kernel: int) -> nn.Conv2d:
-    """A convolution that keeps the size of its picture and mixes no channels."""
+    """A convolution that keeps the size of its picture and mixes no channels. Raises ValueError for an even kernel."""
+    if kernel % 2 == 0:
+        raise ValueError(
+            f"a convolution of an even kernel ({kernel}) does not keep the size of its picture; take an odd one"
+        )
     return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
 

@@ -62,6 +62,23 @@ def _share(ctx: Any, gradient: Tensor) -> Tensor:
 _sum_over_ranks.register_autograd(_share)
 
 
+def _affine(bn: Statistics) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias in the type of the statistics, which F.batch_norm wants: half precision may keep these wide."""
+    kind = bn.running_var.dtype
+    weight, bias = (each if each is None or each.dtype == kind else each.to(kind) for each in (bn.weight, bn.bias))
+    return weight, bias
+
+
+def of_one_type(bn: Statistics) -> bool:
+    """Whether weight and statistics have one type, as BatchNorm modules want it."""
+    return bn.weight is None or bool(bn.weight.dtype == bn.running_var.dtype)
+
+
+def evaluate_batch_norm(bn: Statistics, x: Tensor) -> Tensor:
+    """BatchNorm of `bn` over axis 1 of x with its stored statistics."""
+    return F.batch_norm(x, bn.running_mean, bn.running_var, *_affine(bn), False, 0.0, bn.eps)
+
+
 def _apart(
     bn: Statistics, x: Tensor, stored: tuple[Tensor, Tensor], rate: float | Tensor, padding: Tensor | None, sync: bool
 ) -> Tensor:
@@ -102,16 +119,16 @@ def train_batch_norm(
     would not be finite, which is an error. padding: x's shape without channels; such tokens are left out of the
     statistics and come out as they went in. sync: statistics over all ranks; a SyncBatchNorm always takes these.
     """
-    require_tokens(x.numel() // max(1, x.shape[-1]))
+    sync = sync or isinstance(bn, nn.SyncBatchNorm)
+    require_tokens(x.numel() // max(1, x.shape[-1]), sync=sync)
     # Tokens in rows: the same function for every rank, and torch's compiler cannot differentiate it transposed.
     tokens = x.reshape(-1, x.shape[-1])
     # Copies, because the backward pass wants the statistics that it was given untouched.
     stored = bn.running_mean.clone(), bn.running_var.clone()
     batches = bn.num_batches_tracked + 1
     rate = 1.0 / batches if bn.momentum is None else bn.momentum
-    sync = sync or isinstance(bn, nn.SyncBatchNorm)
     if padding is None and not sync and isinstance(rate, float):
-        y = F.batch_norm(tokens, *stored, bn.weight, bn.bias, True, rate, bn.eps)
+        y = F.batch_norm(tokens, *stored, *_affine(bn), True, rate, bn.eps)
     else:
         y = _apart(bn, tokens, stored, rate, padding, sync)
     if active is None:
@@ -157,7 +174,7 @@ class TokenBatchNorm(nn.Module):
         return train_batch_norm(self, x, padding=padding, sync=self.sync, active=active)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return evaluate_batch_norm(self, x)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], *, layerwise: bool |
     Every module keeps its mode; parameters and counters do not change.
     Raises UsageError without norms or batches, BatchError (nothing changed) for NaN.
     """
+    require_batches(batches)
     sites = list(_sites(model))
     if not sites:
         raise UsageError("recalibrate: the model has no norm with stored statistics")
@@ -217,18 +219,48 @@ def watched(hooks: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[
             handle.remove()
 
 
+def require_batches(batches: Iterable[Batch]) -> None:
+    """Raise UsageError for one batch: its rows are no batches."""
+    if isinstance(batches, Tensor | Mapping | str):
+        raise UsageError(f"the batches are one {type(batches).__name__}; give a list of batches, such as [x]")
+
+
 def run(model: nn.Module, batches: Iterable[Batch]) -> int:
-    """Call the model with every batch; how many there were."""
+    """Call the model with every batch; how many there were. Raises UsageError for what is no batch."""
+    require_batches(batches)
     number = 0
     for batch in batches:
         number += 1
-        if isinstance(batch, Tensor):
-            model(batch)
-        elif isinstance(batch, Mapping):
-            model(**batch)
-        else:
-            model(*batch)
+        args, kwargs = _call(model, batch)
+        model(*args, **kwargs)
     return number
+
+
+def _call(model: nn.Module, batch: Batch) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments of one call. Raises UsageError for what the model does not take."""
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(batch, Tensor):
+        args = (batch,)
+    elif isinstance(batch, Mapping):
+        kwargs = batch
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        args = batch
+    else:
+        raise UsageError(
+            f"a batch is a tensor, a sequence of arguments or a mapping of them, not {type(batch).__name__}"
+        )
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except ValueError:
+        # TorchScript has no signature.
+        pass
+    except TypeError as error:
+        raise UsageError(
+            f"a batch is what the model is called with, and {type(model).__name__} does not take this one: {error}. "
+            "Leave labels out: (x for x, _ in loader)"
+        ) from error
+    return args, kwargs
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from normfold.nn.recall import (
     mean_square_parts,
     recall,
     remember,
+    require_channels,
     require_tokens,
     store,
+    whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
+from normfold.nn.second_moment import Passed, in_type, mean_of, observe, scaled, slot
 
 _RATIO = 5.0
 _SETTLED = 1000
@@ -129,11 +131,10 @@ class MABN2d(Stateful):
         sync: bool = False,
     ) -> None:
         super().__init__()
-        if B < 1 or real_B < B or real_B % B or warmup_iters < 0:
-            raise ValueError(
-                f"MABN2d needs B >= 1, real_B a multiple of it and warmup_iters >= 0, got B={B}, real_B={real_B}, "
-                f"warmup_iters={warmup_iters}"
-            )
+        B, real_B = whole(B, "B of MABN2d", least=1), whole(real_B, "real_B of MABN2d", least=1)
+        if real_B % B:
+            raise ValueError(f"real_B of MABN2d is a multiple of B, got B={B}, real_B={real_B}")
+        warmup_iters = whole(warmup_iters, "warmup_iters of MABN2d")
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(1, num_features, 1, 1))
@@ -145,11 +146,13 @@ class MABN2d(Stateful):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) to the same shape; updates the statistics when training."""
+        require_channels(x, self.num_features, axis=1, what="MABN2d")
         if not self.training:
             shape = (1, -1, *(1 for _ in range(x.dim() - 2)))
             scale = self.weight.reshape(shape)
-            return x / torch.sqrt(self.running_var.reshape(shape) + self.eps) * scale + self.bias.reshape(shape)
-        require_tokens(x.numel() // max(1, x.shape[1]))
+            y = x / torch.sqrt(self.running_var.reshape(shape) + self.eps) * scale + self.bias.reshape(shape)
+            return in_type(y, x, self.weight)
+        require_tokens(x.numel() // max(1, x.shape[1]), sync=self.sync)
         last = x.movedim(1, -1)
         squares, count = mean_square_parts(last, None)
         divisor, ratio, facts = _observe(

@@ -17,10 +17,12 @@ from normfold.nn.recall import (
     recall,
     reject,
     remember,
+    require_channels,
     require_tokens,
     store,
+    whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, scaled
+from normfold.nn.second_moment import Passed, in_type, mean_of, scaled
 
 
 class GroupScaling(nn.Module):
@@ -165,7 +167,8 @@ class MaskPowerNorm(Stateful):
         # With its own eps whatever this one's is, as published.
         self.gp = GroupScaling(group_num) if group_num else nn.Identity()
         self.num_features, self.eps, self.group_num = num_features, eps, group_num
-        self.alpha_fwd, self.alpha_bkw, self.warmup_iters, self.sync = alpha_fwd, alpha_bkw, warmup_iters, sync
+        self.alpha_fwd, self.alpha_bkw, self.sync = alpha_fwd, alpha_bkw, sync
+        self.warmup_iters = whole(warmup_iters, f"warmup_iters of {type(self).__name__}")
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
         """(..., C) to (..., C); updates the statistics when training.
@@ -173,10 +176,12 @@ class MaskPowerNorm(Stateful):
         pad_mask: (B, T), True for padding, where x is (T, B, C), as published; for other ranks x's shape without
         channels. Padding is normalised like the rest; the statistics of x leave it out, those of gradients do not.
         """
+        require_channels(x, self.num_features, axis=-1, what=type(self).__name__)
         x = self.gp(x)
         if not self.training:
-            return x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
-        require_tokens(x.numel() // max(1, x.shape[-1]))
+            y = x / torch.sqrt(self.running_phi.reshape(-1) + self.eps) * self.weight + self.bias
+            return in_type(y, x, self.weight)
+        require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         squares, count = mean_square_parts(x, self._padding(x, pad_mask))
         divisor, own = _observe(
             squares, count, self.running_phi, self.iters, self._key,

@@ -79,9 +79,13 @@ def sample(x: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // 64)][:64].to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def across_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     """The sum of each over all ranks of the default group; themselves where there is none."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several_ranks():
         return values
     flat = torch.cat([value.flatten() for value in values])
     dist.all_reduce(flat)
@@ -89,9 +93,27 @@ def across_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view(value.shape) for part, value in zip(parts, values, strict=True))
 
 
-def require_tokens(count: int) -> None:
-    """Raise BatchError for a training batch that has no statistics."""
-    if count < 2:
+def whole(value: float, name: str, *, least: int = 0) -> int:
+    """A number of steps: 20000, or 2e4. Raises ValueError for what is no whole number of `least` or more."""
+    if not isinstance(value, int | float) or value != value // 1 or value < least:
+        raise ValueError(f"{name} takes a whole number of {least} or more, not {value!r}")
+    return int(value)
+
+
+def require_channels(x: Tensor, channels: int, *, axis: int, what: str) -> None:
+    """Raise ValueError for an input that would broadcast, or that has no fractions."""
+    if x.dim() < 1 + max(axis, 0) or x.shape[axis] != channels:
+        raise ValueError(f"{what} has {channels} channels on axis {axis} of its input, got one of {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} takes floating-point input, got {x.dtype}")
+
+
+def require_tokens(count: int, *, sync: bool) -> None:
+    """Raise BatchError for a training batch that has no statistics.
+
+    Not on one rank of several with `sync`, where the others wait for its share: `reject` looks at the sum of all.
+    """
+    if count < 2 and not (sync and _several_ranks()):
         raise BatchError(
             f"a training batch of {count} token{'s' * (count != 1)} has no statistics: give it two or more, or call "
             "model.eval() first. The statistics are as they were."

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normfold.nn.batchnorm import TokenBatchNorm, over_last_axis, train_batch_norm
-from normfold.nn.recall import Stateful, matching_mask, recall, remember, require_tokens, sample
+from normfold.nn.batchnorm import TokenBatchNorm, evaluate_batch_norm, of_one_type, over_last_axis, train_batch_norm
+from normfold.nn.recall import Stateful, matching_mask, recall, remember, sample, whole
 
 # Makes a norm from the number of channels, and `eps=` where one is given; or the norm itself.
 NormFactory = Callable[..., nn.Module] | nn.Module
@@ -63,9 +63,10 @@ class RepBN(nn.Module):
         return over_last_axis(x, self._mix)
 
     def _mix(self, x: Tensor) -> Tensor:
-        # Annotated because nn.Module.__call__ is typed Any.
-        mixed: Tensor = self.bn(x) + self.alpha * x
-        return mixed
+        bn = self.bn
+        # The module itself wherever it can, for its name in an exported graph.
+        y: Tensor = bn(x) if of_one_type(bn) else evaluate_batch_norm(bn, x)
+        return y + self.alpha * x
 
 
 @torch.library.custom_op("normfold::prepbn_advance", mutates_args=("warm", "iter", "num_step"))
@@ -133,11 +134,9 @@ class LinearNorm(Stateful):
         accumulation: int | None = None,
     ) -> None:
         super().__init__()
-        if step < 1 or warm < 0:
-            raise ValueError(f"LinearNorm needs step >= 1 and warm >= 0, got step={step}, warm={warm}")
+        warm, step = whole(warm, "warm of LinearNorm"), whole(step, "step of LinearNorm", least=1)
         if accumulation is not None:
-            if accumulation < 1:
-                raise ValueError(f"LinearNorm needs accumulation >= 1, got {accumulation}")
+            accumulation = whole(accumulation, "accumulation of LinearNorm", least=1)
             self.register_buffer("num_step", torch.tensor(0))
         self.register_buffer("warm", torch.tensor(warm))
         self.register_buffer("iter", torch.tensor(step))
@@ -169,7 +168,6 @@ class LinearNorm(Stateful):
         if not self.training:
             y = self.norm2(x)
             return y
-        require_tokens(x.numel() // max(1, x.shape[-1]))
         first = self.norm1(x)
         second = self.norm2(x, pad_mask, active=self.warm == 0)
         num_step = torch.zeros_like(self.warm) if self.accumulation is None else self.num_step
@@ -181,8 +179,8 @@ class LinearNorm(Stateful):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # The published detection class has the schedule without a warm-up.
-        if f"{prefix}iter" in state_dict and f"{prefix}warm" not in state_dict:
-            state_dict[f"{prefix}warm"] = torch.zeros_like(self.warm)
+        if f"{prefix}iter" in state_dict and "warm" not in self._non_persistent_buffers_set:
+            state_dict.setdefault(f"{prefix}warm", torch.zeros_like(self.warm))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

@@ -15,6 +15,12 @@ def scaled(x: Tensor, weight: Tensor, bias: Tensor, divisor: Tensor, ratio: Tens
     return (z * scale.to(divisor.dtype) + bias.to(divisor.dtype)).to(torch.promote_types(x.dtype, weight.dtype))
 
 
+def in_type(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y in the wider type of x and weight, for statistics may be wider still. Exports no cast without need."""
+    kind = torch.promote_types(x.dtype, weight.dtype)
+    return y if y.dtype == kind else y.to(kind)
+
+
 def slot(window: Tensor, n: Tensor) -> Tensor:
     """Which row of a window (M, C) iteration n writes, (M, 1) of bool."""
     return torch.arange(window.shape[0], device=n.device)[:, None] == n % window.shape[0]

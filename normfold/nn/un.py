@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,10 +14,12 @@ from normfold.nn.recall import (
     mean_square_parts,
     recall,
     remember,
+    require_channels,
     require_tokens,
     store,
+    whole,
 )
-from normfold.nn.second_moment import Passed, mean_of, observe, scaled, slot
+from normfold.nn.second_moment import Passed, in_type, mean_of, observe, scaled, slot
 
 # How far the root of a batch's statistic may be from the stored one's before the ratio of the two is cut off.
 _RATIO = 5.0
@@ -158,12 +160,11 @@ class UN1d(Stateful):
         sync: bool = False,
     ) -> None:
         super().__init__()
-        windows = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
-        if len(windows) != 2 or min(windows) < 1 or warmup_iters < 0:
-            raise ValueError(
-                f"UN1d needs windows >= 1 and warmup_iters >= 0, got window_size={window_size}, "
-                f"warmup_iters={warmup_iters}"
-            )
+        given = window_size if isinstance(window_size, Sequence) else (window_size, window_size)
+        windows = tuple(whole(window, "window_size of UN1d", least=1) for window in given)
+        if len(windows) != 2:
+            raise ValueError(f"window_size of UN1d is one number or (forward, backward), got {window_size}")
+        warmup_iters = whole(warmup_iters, "warmup_iters of UN1d")
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
@@ -181,9 +182,11 @@ class UN1d(Stateful):
         pad_mask: x's shape without channels, True for padding. Padding is normalised like the rest; the statistics of x
         leave it out, those of gradients do not.
         """
+        require_channels(x, self.num_features, axis=-1, what="UN1d")
         if not self.training:
-            return x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
-        require_tokens(x.numel() // max(1, x.shape[-1]))
+            y = x / torch.sqrt(self.running_var + self.eps) * self.weight + self.bias
+            return in_type(y, x, self.weight)
+        require_tokens(x.numel() // max(1, x.shape[-1]), sync=self.sync)
         padding = None if pad_mask is None else matching_mask(pad_mask, x.shape[:-1], what="UN1d")
         squares, count = mean_square_parts(x, padding)
         divisor, ratio, facts = _observe(

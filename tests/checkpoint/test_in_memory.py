@@ -149,6 +149,9 @@ def test_a_wrong_call_shows_the_right_one(tmp_path: Path, source: Any, options: 
 def test_half_precision_is_said(net: nn.Module) -> None:
     report = normfold.inspect(net.half(), example_inputs=(X.half(), IDS))
     assert any("half precision" in warning for warning in report.warnings)
+    # Its input is converted with it: the module runs on what is said to be its input.
+    source = source_of(net, LoadOptions(), examples=(X.half(), IDS))
+    assert [spec.dtype for spec in source.inputs] == ["float32", "int64"]
     assert next(net.parameters()).dtype == torch.float16
 
 

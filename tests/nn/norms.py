@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,8 @@ NORMS: dict[str, Callable[[bool], nn.Module]] = {
     "prepbn": _prepbn,
     "prepbn-llama": _llama,
 }
+# Compiling takes seconds each: in the default run the norm with the most state.
+COMPILED = [pytest.param(name, marks=() if name == "un-filtered" else pytest.mark.slow) for name in NORMS]
 
 
 def network(name: str, *, sync: bool = False, dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -7,11 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from normfold.errors import BatchError
 from normfold.nn import recalibrate
 from tests.nn.norms import NORMS, STEPS, batch, network
 
@@ -56,6 +58,7 @@ def work(rank: int, folder: str) -> None:
     found: dict[str, Any] = {}
     for name in NORMS:
         found[name, "sync"] = _train(network(name, sync=True, dtype=torch.float64), rank)
+        found[name, "uneven"] = _uneven(network(name, sync=True, dtype=torch.float64), rank)
         if name in LOCAL:
             found[name, "local"] = _train(network(name, dtype=torch.float64), rank)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(network("prepbn", dtype=torch.float64))
@@ -70,6 +73,18 @@ def work(rank: int, folder: str) -> None:
     found["two", "recalibrated"] = dict(model.state_dict())
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def _uneven(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:
+    """Statistics where rank 1 has a single token, and then none: the others wait for its share all the same."""
+    tokens = batch(0, dtype=torch.float64).flatten(0, 1)
+    for size in (1, 0):
+        part = tokens[size:] if rank == 0 else tokens[:size]
+        # (L, 1, C): every norm takes it.
+        model(part[:, None])
+    with pytest.raises(BatchError, match="fewer than two tokens"):
+        model(tokens[: 1 - rank, None])
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def _train(model: nn.Module, rank: int) -> dict[str, torch.Tensor]:

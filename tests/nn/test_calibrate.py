@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -247,3 +248,21 @@ def test_a_statistic_that_is_no_moment_is_refused_and_nothing_changes(monkeypatc
     assert recalibrate(model, [tokens]).tokens == {"0": 64}
     torch.testing.assert_close(model[0].running_mean, tokens.mean(0))
     torch.testing.assert_close(model[0].running_l1, tokens.var(0, unbiased=False))
+
+
+@pytest.mark.parametrize("measure", [recalibrate, pnac])
+def test_what_is_no_batch_says_so(measure: Callable[..., object]) -> None:
+    """A loader's labels, one batch in the place of a list, an array."""
+    model = network("repbn")
+    x = batch(0)
+    loader = [(x, torch.zeros(4))] * 20
+    for batches, message in (
+        (x, r"the batches are one Tensor; give a list of batches, such as \[x\]"),
+        ({"input": x}, "one dict"),
+        ([x.numpy()], "not ndarray"),
+        (loader, "Sequential does not take this one: too many positional arguments. Leave labels out"),
+        ([{"y": x}], "does not take this one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            measure(model, batches)
+    measure(model, [each for each, _ in loader])

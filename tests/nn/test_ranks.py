@@ -59,6 +59,17 @@ def test_synchronised_statistics_are_those_of_one_process(name: str, both: tuple
             torch.testing.assert_close(states[name, "sync"][key], expected, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
 
 
+@pytest.mark.parametrize("name", NORMS)
+def test_a_rank_with_one_token_or_none_takes_part(name: str, both: tuple[States, States]) -> None:
+    whole = network(name, dtype=torch.float64)
+    tokens = batch(0, dtype=torch.float64).flatten(0, 1)
+    for _ in range(2):
+        whole(tokens[:, None])
+    for key, expected in whole.state_dict().items():
+        for states in both:
+            torch.testing.assert_close(states[name, "uneven"][key], expected, rtol=TOLERANCE, atol=TOLERANCE, msg=key)
+
+
 @pytest.mark.parametrize("name", ranks.LOCAL)
 def test_without_it_parameters_agree_and_every_rank_has_its_own_statistics(
     name: str, both: tuple[States, States]

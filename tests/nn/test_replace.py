@@ -293,8 +293,9 @@ def test_bad_requests_are_refused_before_anything_changes() -> None:
         ("gn", {}, "cannot make 'gn'"),
         ("un", {"step": 3}, "un has no option step; it has"),
         ("prepbn", {"window_size": 3}, "no option window_size"),
-        ("un", {"window_size": 0}, "windows >= 1"),
-        ("prepbn", {"step": 0}, "step >= 1"),
+        ("un", {"window_size": 0}, "window_size of UN1d takes a whole number of 1 or more, not 0"),
+        ("prepbn", {"step": 0}, "step of LinearNorm takes a whole number of 1 or more, not 0"),
+        ("prepbn", {"step": "a"}, "not 'a'"),
     ):
         with pytest.raises(UsageError, match=message):
             replace_layernorm(model, to, **options)

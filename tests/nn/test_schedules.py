@@ -1,4 +1,4 @@
-"""What comes after replace_layernorm: training to the end of a schedule, finish, and a folded file."""
+"""From LayerNorm to a folded file: progress, finish and the fold, with every norm that folds once it is trained."""
 
 from __future__ import annotations
 

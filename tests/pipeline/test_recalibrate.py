@@ -96,6 +96,30 @@ def test_a_module_of_ones_own_and_a_norm_that_is_never_called(tmp_path: Path) ->
     torch.testing.assert_close(again.norm.running_var, inner.square().mean(0))
 
 
+def half() -> nn.Module:
+    """A factory, as a user of half precision has it."""
+    return Own().half()
+
+
+def test_a_module_in_half_precision_is_measured_in_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = half()
+    torch.save(model.state_dict(), tmp_path / "c.pt")
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "h.npz", x=x.astype(np.float16))
+    options = ["--model", f"{__name__}:half", "--input", "x:float16[B,4]", "-o", tmp_path / "o.pt"]
+    refused = run(tmp_path / "c.pt", "--data", tmp_path / "h.npz", *options)
+    assert refused.exit_code == 2 and "x is float16 and the model takes float32" in refused.stderr
+    result = run(tmp_path / "c.pt", "--data", tmp_path / "x.npz", *options)
+    assert result.exit_code == 0, result.output
+    assert "half precision and was converted to float32" in result.stderr
+    found = torch.load(tmp_path / "o.pt", weights_only=True)["state_dict"]["norm.running_var"]
+    with torch.no_grad():
+        inner = model.float().fc(torch.from_numpy(x))
+    torch.testing.assert_close(found, inner.square().mean(0))
+
+
 def test_bad_requests_write_nothing(tmp_path: Path) -> None:
     source, data, x = saved(tmp_path)
     np.savez(tmp_path / "other.npz", y=x)
