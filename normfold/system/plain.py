@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,10 +41,13 @@ def irregular(path: Path) -> str | None:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether the name is UTF-8: onnxruntime opens no other, and ONNX holds no other in its metadata."""
+    """Whether the name is UTF-8: onnxruntime opens no other, and ONNX holds no other in its metadata.
+
+    Where Python takes the names of files for another encoding (LC_ALL=C with PYTHONUTF8=0), only ASCII is.
+    """
     try:
-        os.fsencode(path).decode("utf-8")
-    except UnicodeDecodeError:
+        str(path).encode("utf-8" if sys.getfilesystemencoding() == "utf-8" else "ascii")
+    except UnicodeEncodeError:
         return False
     return True
 
