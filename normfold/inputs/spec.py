@@ -343,6 +343,8 @@ def draw(
 ) -> dict[str, npt.NDArray[Any]]:
     """Random inputs: standard normal floats times `scale`, integers in [0, high), booleans with the first one True.
 
+    Integers of which nobody says how large they may be are 0 and 1, the first one 1: most of them are masks.
+
     sizes: the size of each dynamic axis. The same seed, specifications and sizes give the same arrays.
     """
     rng = np.random.default_rng(seed)
@@ -359,7 +361,11 @@ def _draw_one(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...],
         return np.asarray(rng.choice(np.array(spec.values), shape)).astype(spec.dtype)
     if spec.dtype in INTEGERS:
         high = UNKNOWN_HIGH if spec.high is None else min(spec.high, int(np.iinfo(spec.dtype).max) + 1)
-        return rng.integers(0, high, size=shape, dtype=spec.dtype)
+        drawn = np.asarray(rng.integers(0, high, size=shape, dtype=spec.dtype))
+        if spec.high is None and shape:
+            # Most likely a mask: of a hidden row float32 keeps nothing, and the bound would be made of that.
+            drawn[..., :1] = 1
+        return drawn
     return np.asarray(rng.standard_normal(shape) * scale).astype(spec.dtype)
 
 

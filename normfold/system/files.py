@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from normfold.errors import OutputError
-from normfold.system.plain import MISSING, irregular
+from normfold.system.plain import MISSING, irregular, is_utf8
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -36,6 +36,8 @@ def check_place(place: Path) -> None:
         # A name that is too long is an error only where it is looked for.
         place.exists()
     _check_kind(place)
+    if not is_utf8(place):
+        raise OutputError(f"{place}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; choose another")
     if is_folder:
         raise OutputError(f"{place} is a directory; name the file to write in it")
     if not has_folder:
@@ -84,6 +86,8 @@ def scratch() -> Iterator[Path]:
             f"no temporary directory can be made ({reason_of(error)}); set TMPDIR to a directory with room in it"
         ) from error
     with folder:
+        if not is_utf8(Path(folder.name)):
+            raise OutputError(f"{folder.name}: the name of this directory is not UTF-8; set TMPDIR to another")
         try:
             yield Path(folder.name)
         except OSError as error:

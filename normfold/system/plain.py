@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,18 +43,26 @@ def irregular(path: Path) -> str | None:
 
 
 def check_source(path: Path) -> None:
-    """Raise CheckpointError for what cannot be read as a file or a folder, or has a name that is not UTF-8.
+    """Raise CheckpointError for what cannot be read as a file or a folder, or whose name is not UTF-8.
 
-    onnxruntime opens no other name, and ONNX holds no other in its metadata. Nothing is opened.
+    Nothing is opened.
     """
     if (why := irregular(path)) is not None:
         raise CheckpointError(f"{path}: {why}.")
+    if not is_utf8(path):
+        raise CheckpointError(f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it.")
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the name is UTF-8: onnxruntime opens no other, and ONNX holds no other in its metadata.
+
+    Where Python takes the names of files for another encoding (LC_ALL=C with PYTHONUTF8=0), only ASCII is.
+    """
     try:
-        os.fsencode(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{path}: its name is not UTF-8, and neither onnxruntime nor ONNX takes it; rename it."
-        ) from error
+        str(path).encode("utf-8" if sys.getfilesystemencoding() == "utf-8" else "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: str) -> Any:

@@ -39,6 +39,7 @@ from normfold.verify.yardstick import Yardstick
 from normfold.verify.yardstick_float16 import lay
 
 SAMPLES = 32
+_MOST_SAMPLES = 100_000
 
 CONVERTED = "The model is float16 and its source is not: it is held to the error of the source converted to float16."
 
@@ -69,6 +70,10 @@ def judge(
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: a verdict needs at least one sample")
+    if samples > _MOST_SAMPLES:
+        raise UsageError(f"--samples {samples}: {_MOST_SAMPLES:,} can be judged at once")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: a seed is 0 or more")
     if not format_of(model).is_graph:
         raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
     stages = _Stages(progress or (lambda *_: None), began)

@@ -14,7 +14,7 @@ from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
-from normfold.errors import InputSpecError
+from normfold.errors import CannotJudgeError, InputSpecError
 from normfold.graph.evaluator.call import NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
 from normfold.graph.float64 import SizeError, evaluator_of, read_again, run_evaluator
@@ -56,13 +56,19 @@ def fitting(specs: Sequence[InputSpec], path: Path, *, parameters: int = 0) -> t
     branches keeps its first number if no size fits all of them. Raises InputSpecError where no size is found at which
     the graph runs.
     """
-    probe = _Probe(tuple(specs), open_session(path, Runtime()), path, parameters)
-    found = _in_branches(probe)
     try:
-        strict = replace(probe, evaluator=evaluator_of(read_again(path), path), known={})
+        evaluator = evaluator_of(read_again(path), path)
+    except NotCoveredError:
+        evaluator = None
+    probe = _Probe(tuple(specs), open_session(path, Runtime()), path, parameters, first=evaluator)
+    found = _in_branches(probe)
+    if evaluator is None:  # the truth will say so
+        return found
+    try:
+        strict = replace(probe, evaluator=evaluator, first=None, known={})
         smallest = {letter: axis.smallest for letter, axis in common_axes(found).items()}
         return found if strict.evaluates(draw_case(found, smallest, seed=0)) else _in_branches(strict)
-    except (NotCoveredError, InputSpecError):  # the truth will say why there is none
+    except InputSpecError:  # the truth will say why there is none
         return found
 
 
@@ -104,6 +110,7 @@ class _Probe:
     """Runs a graph at sizes, and remembers what came of it.
 
     evaluator: runs it too; onnxruntime computes something where a window is larger than what it pools, for example.
+    first: runs it before onnxruntime does, until sizes are found that work: it ends what allocates without end.
     """
 
     specs: tuple[InputSpec, ...]
@@ -111,6 +118,7 @@ class _Probe:
     path: Path
     parameters: int
     evaluator: Evaluator | None = None
+    first: Evaluator | None = None
     known: dict[tuple[tuple[str, int], ...], bool] = field(default_factory=dict)
     said: str = ""
 
@@ -130,6 +138,8 @@ class _Probe:
         for chosen in islice(product(*numbers), _MOST_NUMBERS):
             specs = [replace(spec, values=values) for spec, values in zip(self.specs, chosen, strict=True)]
             case = draw_case(specs, sizes, seed=0)
+            if not self._is_bounded(case):
+                return False
             try:
                 run_session(self.session, None, case.fed_to(names))
             except Exception as error:  # onnxruntime's own classes share no base but this
@@ -138,6 +148,22 @@ class _Probe:
                 return False
             if not self.evaluates(case):
                 return False
+        self.first = None
+        return True
+
+    def _is_bounded(self, case: Case) -> bool:
+        """Whether onnxruntime can be let loose on these inputs. Raises CannotJudgeError for a graph that is a bomb."""
+        if self.first is None:
+            return True
+        try:
+            run_evaluator(self.first, case, self.path)
+        except SizeError:  # onnxruntime says it better
+            return True
+        except CannotJudgeError as error:
+            if max(case.sizes.values(), default=0) < _MAY_BE_DEAR:
+                raise
+            self.said = f"at {case.axes}: {error}"
+            return False
         return True
 
     def evaluates(self, case: Case) -> bool:

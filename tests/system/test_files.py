@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from normfold.cli.app import app
 from normfold.errors import OutputError
-from normfold.system.files import check_place, move, write_text
+from normfold.system.files import check_place, move, scratch, write_text
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, sockets and devices of POSIX")
 
@@ -68,3 +70,26 @@ def test_a_fold_onto_a_pipe_is_refused_at_once(places: dict[str, Path], option: 
     assert result.exit_code == 2
     assert stat.S_ISFIFO(os.stat(places["pipe"]).st_mode)
     assert "a named pipe" in result.output + str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """Nothing that opens graphs takes one; it was found out when the result was verified, in the words of a library."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.onnx").write_bytes(b"no model")
+    words = [] if option == "-o" else ["-o", "out.onnx"]
+    result = CliRunner().invoke(app, ["fold", "a.onnx", *words, option, os.fsdecode(b"\xff.onnx")])
+    assert result.exit_code == 2 and "is not UTF-8" in result.output
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(OutputError, match="is not UTF-8"):
+        check_place(tmp_path / "\u00e9.onnx")
+    check_place(tmp_path / "e.onnx")
+
+
+def test_a_temporary_directory_whose_name_is_not_utf8_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(OutputError, match="set TMPDIR to another"), scratch():
+        pass
+    assert not list(folder.iterdir())

@@ -35,6 +35,8 @@ from tests.verify.command import CHANNELS, RUN, change, graph, said, spoil, veri
         (["model.onnx", "--against", "nan.onnx"], "the source itself yields NaN"),
         (["model.onnx", "--inputs", "gone.npz"], "gone.npz cannot be read"),
         (["model.onnx", "--samples", "0"], "needs at least one sample"),
+        (["model.onnx", "--samples", "100000000000"], "100,000 can be judged at once"),
+        (["model.onnx", "--seed", "-1"], "a seed is 0 or more"),
         (["model.onnx", "--providers", "tpu"], "'tpu' is not known"),
         (["model.onnx", "--providers", ","], "names none"),
         (["model.onnx", "--rtol", "-1"], "a tolerance is a finite number"),

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normfold.errors import InputSpecError
+from normfold.errors import CannotJudgeError, InputSpecError
+from normfold.graph.evaluator import limits
 from normfold.inputs.of_graph import graph_inputs
 from normfold.inputs.spec import InputSpec
 from normfold.verify import sizes
@@ -126,6 +127,25 @@ def test_attention_is_not_tried_at_sizes_that_fill_the_memory(tmp_path: Path, mo
             fitting(graph_inputs(ir.load(path), path), path)
         assert max(tried) == most
         tried.clear()
+
+
+def test_a_bomb_is_found_before_onnxruntime_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: 1 << 30)
+    run = sizes.run_session
+    ran: list[str] = []
+
+    def counted(*given: Any) -> Any:
+        ran.append("run")
+        return run(*given)
+
+    monkeypatch.setattr(sizes, "run_session", counted)
+    text = "g (float[N,4] x) => (float[A] y) { p = Pad(x, pads)  y = ReduceMax<keepdims=0>(p) }"
+    path = saved(tmp_path, text, pads=np.array([0, 0, 0, 10**9]))
+    with pytest.raises(CannotJudgeError, match=r"\(Pad\): a tensor of .* takes .* GB"):
+        fitting(graph_inputs(ir.load(path), path), path)
+    assert not ran
+    mild = saved(tmp_path, text, name="b", pads=np.array([0, 0, 0, 10]))
+    assert list(map(str, fitting(graph_inputs(ir.load(mild), mild), mild))) == ["x:float32[N,4]"] and ran
 
 
 def test_a_graph_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:

@@ -343,3 +343,15 @@ def test_integers_that_a_model_does_not_take_are_named(tmp_path: Path) -> None:
     with pytest.raises(NormfoldError, match=r'n from 0 to 0; .*--input "n:int64\[...\]\{1,2,3\}"'):
         establish(None, path, specs, cases=zeros)
     assert zeros[0].integers and not replace(zeros[0], origin="a.npz row 0").integers
+
+
+def test_a_mask_of_integers_hides_no_whole_row(tmp_path: Path) -> None:
+    """Under -1e9 everywhere nothing is left of float32's scores, and the bound of every weight was made of that."""
+    text = """g (float[B,L,8] x, int64[B,L] mask) => (float[B,L,8] y) {
+        t = Transpose<perm=[0,2,1]>(x)  a = MatMul(x, t)  f = Cast<to=1>(mask)  o = Sub(one, f)  h = Mul(o, low)
+        m = Unsqueeze(h, axis)  b = Add(a, m)  p = Softmax<axis=-1>(b)  v = MatMul(x, w)  y = MatMul(p, v) }"""
+    constants = {"one": np.float32(1), "low": np.float32(-1e9), "axis": np.array([1])}
+    path = saved(tmp_path, text, w=weight(8, 8), **constants)
+    yardstick = Yardstick.lay(establish(None, path, graph_inputs(ir.load(path), path)), path)
+    assert yardstick.bounds(yardstick.own())[0] < 1e-4
+    assert {0, 1} == {number for case in yardstick.truth.cases for number in case.feeds["mask"].flat}
