@@ -81,9 +81,7 @@ def test_code_beside_a_trusted_file_is_found(tmp_path: Path, monkeypatch: pytest
     assert sys.path == before
     # The module without the class, then no module.
     monkeypatch.setitem(sys.modules, "code_of_mine", types.ModuleType("code_of_mine"))
-    with pytest.raises(
-        CheckpointError, match=r"holds objects of code_of_mine\.Mine, which cannot be imported: run where"
-    ):
+    with pytest.raises(CheckpointError, match=r"objects of code_of_mine\.Mine, which cannot be imported: run where"):
         load_checkpoint("c.pt", inputs=["x:float32[B,2]"], trust=True)
     monkeypatch.delitem(sys.modules, "code_of_mine")
     (tmp_path / "elsewhere").mkdir()

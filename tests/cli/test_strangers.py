@@ -90,7 +90,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
     ),
     "a checkpoint that says what it is": (
         Step("inspect saved.pt", 2, ("--model mynet:build", "--trust-code")),
-        Step("inspect vit_un.pt --arch vti", 2, ("close: vit",)),
+        Step("inspect vit_un.pt --arch vti", 2, ("did you mean vit?",)),
         Step("inspect unfinished.pt", 2, ("schedule has not ended", "--allow-unfinished")),
     ),
     "an ONNX file of somebody else": (
