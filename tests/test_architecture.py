@@ -230,6 +230,15 @@ def test_a_graph_is_looked_at_without_torch(tmp_path: Path) -> None:
     assert there == ["onnx_ir"]
 
 
+def test_a_graph_is_folded_without_torch_where_nothing_is_verified(tmp_path: Path) -> None:
+    hidden(tmp_path)
+    words = ("fold", "x.onnx", "-o", "y.onnx", "--no-verify", "--report", "r.json", "--html", "r.html")
+    said, there = imported(HEAVY, tmp_path, *words)
+    assert "1 constant product: 1 folded." in said
+    assert (tmp_path / "y.onnx").is_file()
+    assert there == ["onnx_ir"]
+
+
 @pytest.mark.slow
 def test_two_graphs_are_compared_without_an_exporter(tmp_path: Path) -> None:
     hidden(tmp_path)

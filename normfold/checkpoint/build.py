@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +16,7 @@ from normfold.checkpoint import recognise, unfilled
 from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.prefixes import equal, part_of, strip_prefixes, under
 from normfold.checkpoint.stated import Said, Statement, known
+from normfold.checkpoint.unpickle import current_directory_importable
 from normfold.errors import ArchitectureError, NormfoldError
 from normfold.models import catalogue
 from normfold.system.failures import raised
@@ -67,8 +65,8 @@ def build(
 
     plain = strip_prefixes(state, ())
     name = arch if arch is not None else found.arch if found.arch in models.names() else None
-    if name is not None and name not in models.names():
-        raise ArchitectureError(f"--arch {name!r} is not built in{_closest(name)}. {_HOW}.")
+    if name is not None:
+        catalogue.check_name(name)
     if name is not None and model_args is None and name == found.arch and found.arch_args:
         # Written together with the weights: nothing is left to derive.
         return Built(_create(name, found.arch_args, _shapes(plain)), name, dict(found.arch_args), plain)
@@ -138,14 +136,9 @@ def _create(name: str, args: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
         raise ArchitectureError(f"architecture {name!r} cannot be built with {args}: {raised(e)}.") from e
 
 
-def _closest(name: str) -> str:
-    close = catalogue.closest(name)
-    return f" (close: {', '.join(close)})" if close else ""
-
-
 def _from_factory(model: str | Callable[..., Any], spec: str, args: dict[str, Any]) -> nn.Module:
     """Call a factory, imported where it is named pkg.module:factory; what it raises becomes a sentence."""
-    with _current_directory_importable():
+    with current_directory_importable():
         factory = _imported(model) if isinstance(model, str) else model
         try:
             built = factory(**args)
@@ -187,19 +180,6 @@ def _imported(spec: str) -> Callable[..., Any]:
         raise ArchitectureError(f"--model {spec}: {path} is a {type(factory).__name__}, not a function or a class.")
     found: Callable[..., Any] = factory
     return found
-
-
-@contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    """The current directory comes first while the user's code is imported and called, and is gone again afterwards."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
 
 
 def load_weights(

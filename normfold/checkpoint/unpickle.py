@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import os
 import pickletools
 import re
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,11 @@ def unpickle(path: Path, *, trust: bool) -> Any:
     import torch
 
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(registered(path)):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(registered(path)),
+            current_directory_importable() if trust else contextlib.nullcontext(),
+        ):
             # Pickle protocols other than 2 get a warning about instructions that, if met, are an error anyway.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=not trust)
@@ -92,8 +99,36 @@ def _load_failure(path: Path, error: Exception, *, trust: bool) -> str:
             f"{path} was not loaded: torch.save did not write this pickle, or it is damaged (it names {named}). "
             f"{TRUST}; or save a plain state dict instead: torch.save(model.state_dict(), path)."
         )
+    missing = _missing_code(error) if trust else None
+    if missing is not None:
+        return (
+            f"{path} holds objects of {missing}, which cannot be imported: run where that code is (the current "
+            "directory counts, and PYTHONPATH); or save a plain state dict instead: torch.save(model.state_dict(), "
+            "path), and name your code with --model pkg.module:factory."
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{path} cannot be read ({lines[-1] if lines else one_line(error)}); it may be damaged."
+
+
+def _missing_code(error: Exception) -> str | None:
+    """The module or class that a trusted pickle names and Python does not find; None where that is not what failed."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the module {error.name}"
+    found = re.match(r"Can't get attribute '(.+?)' on <module '(.+?)'", str(error))
+    return f"{found[2]}.{found[1]}" if isinstance(error, AttributeError) and found else None
+
+
+@contextlib.contextmanager
+def current_directory_importable() -> Iterator[None]:
+    """The current directory comes first while the user's code is imported and called, and is gone again afterwards."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
 
 
 class StandIn:

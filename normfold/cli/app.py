@@ -194,8 +194,9 @@ def fold(
         )
         check_one_build()
         expect_large_tensors()
-        early.check_sources(source)
+        early.check_sources(source, *options.calibrate)
         early.check_factory(model)
+        early.check_names(arch, load.inputs)
         early.check_only(source, options.only)
         early.check_places(source, options.written(output), options.reports, force=force)
         done = with_progress(work, quiet=quiet)
@@ -247,6 +248,7 @@ def inspect(
         options = FoldOptions(task=task, opset=opset, target=target, norm_affine=norm_affine, keep_tied=keep_tied)
         early.check_sources(source)
         early.check_factory(model)
+        early.check_names(arch, load.inputs)
         check_json(json_file)
         report = with_progress(work)
 

@@ -59,7 +59,7 @@ def verify(
             "--data", "--inputs", metavar="FILE.npz", help="Real inputs, one array per input of the model; repeatable."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", help="Samples in all, real and drawn.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Samples in all, real and drawn.")] = 32,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the inputs that are drawn.")] = 0,
     providers: Annotated[str, typer.Option("--providers", metavar="LIST", help="Of onnxruntime: cpu, cuda.")] = "cpu",
     rtol: Annotated[
@@ -114,8 +114,9 @@ def verify(
     with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         check_one_build()
         expect_large_tensors()
-        early.check_sources(model_file, against)
+        early.check_sources(model_file, against, *(npz or ()))
         early.check_factory(model)
+        early.check_names(arch, inputs or ())
         from normfold.report.verdict_files import VerdictFiles
         from normfold.verify.verdict import error_json
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from normfold.errors import ArchitectureError
 from normfold.models.families import Family, Size, each
 from normfold.models.families_text import TEXT
 from normfold.models.families_vision import VISION
 
 __all__ = [
     "FAMILIES", "Family", "Size",
-    "closest", "entries", "family_of", "inputs_of", "matching", "to_json", "usual_inputs",
+    "check_name", "closest", "entries", "family_of", "inputs_of", "matching", "to_json", "usual_inputs",
 ]  # fmt: skip
 
 FAMILIES: tuple[Family, ...] = (*VISION, *TEXT)
@@ -35,6 +36,17 @@ def entries() -> Iterator[tuple[str, Size, Family]]:
 def family_of(name: str) -> Family | None:
     """The family of an architecture, None for a name that is not in the catalogue."""
     return next((family for own, _, family in entries() if own == name), None)
+
+
+def check_name(name: str) -> None:
+    """Raise ArchitectureError for a name that is not in the catalogue."""
+    if family_of(name) is None:
+        close = closest(name)
+        likely = f"; did you mean {', or '.join(close)}?" if close else "."
+        raise ArchitectureError(
+            f"--arch {name!r} is not built in{likely} `normfold models` lists what is; your own code is named with "
+            "--model pkg.module:factory."
+        )
 
 
 def usual_inputs(family: Family, size: Size) -> tuple[str, ...]:

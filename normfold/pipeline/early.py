@@ -48,6 +48,19 @@ def check_factory(spec: object) -> None:
         raise ArchitectureError(f"--model {spec}: there is no module {package} here or among the installed packages.")
 
 
+def check_names(arch: str | None, inputs: Sequence[str]) -> None:
+    """Raise ArchitectureError for an --arch that is not built in, InputSpecError for an --input that says nothing."""
+    # Here, for neither is needed where nothing of the kind is given.
+    if inputs:
+        from normfold.inputs.spec import parse_specs
+
+        parse_specs(inputs)
+    if arch is not None:
+        from normfold.models import catalogue
+
+        catalogue.check_name(arch)
+
+
 def check_only(source: Path, names: Sequence[str]) -> None:
     """Raise UsageError for a name of `--only` that no norm of this file can have, for nothing in it is called so.
 

@@ -5,6 +5,7 @@ Of an ONNX file it is made without torch, which takes longer to import than most
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -163,10 +164,13 @@ def plan(source: Path | Source, load_options: LoadOptions, options: FoldOptions,
         center=options.center,
         warnings=(*source.warnings, *(warning for graph in graphs for warning in graph.warnings)),
     )
-    unknown = set(options.only) - {site.name for site in report.sites}
+    names = {site.name for site in report.sites}
+    unknown = sorted(set(options.only) - names)
     if unknown:
+        close = sorted({one for name in unknown for one in difflib.get_close_matches(name, sorted(names), n=1)})
+        likely = f"did you mean {', '.join(close)}? " if close else ""
         raise UsageError(
-            f"--only: {path} has no norm {', '.join(sorted(unknown))}; `normfold inspect` lists those it has"
+            f"--only: {path} has no norm {', '.join(unknown)}; {likely}`normfold inspect` lists those it has"
         )
     return Planned(load_options, graphs, report)
 

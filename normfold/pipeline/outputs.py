@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from normfold.checkpoint.formats.base import sha256_of_file
 from normfold.errors import OutputError
-from normfold.graph.float64 import parameter_count
 from normfold.graph.write import data_of, save, save_unchanged, stored_beside
 from normfold.inputs.cases import Case, draw_cases
 from normfold.inputs.float16 import half_specs
@@ -27,14 +26,10 @@ from normfold.pipeline.look import Folded, Planned
 from normfold.pipeline.options import FoldOptions
 from normfold.report.html import fold_html
 from normfold.report.report import GraphReport, OutputInfo, Report
-from normfold.rewrite.module import save_module
 from normfold.system.clock import Clock
 from normfold.system.files import beside, move, scratch, writing
 from normfold.verify.fingerprint import Sketch
 from normfold.verify.manifest import KEY, FoldedNorm, Manifest
-from normfold.verify.sizes import fitting
-from normfold.verify.truth import establish
-from normfold.verify.yardstick_float16 import lay
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +59,8 @@ def write(
         others: list[tuple[Path, Path]] = []
         if module is not None and options.emit_torch is not None:
             others.append((stack.enter_context(beside(options.emit_torch)), options.emit_torch))
+            from normfold.rewrite.module import save_module
+
             save_module(module, others[-1][0], name=options.emit_torch)
         warnings = report.warnings if options.verify else (*report.warnings, NOT_VERIFIED)
         also = (*(str(place) for _, place in others), *map(str, options.reports))
@@ -97,6 +94,12 @@ def _draft(
     with scratch() as elsewhere:
         unfolded = (graph.source.path, *stored_beside(graph.original))
         if options.verify:
+            # Here, for these import torch, which nobody needs who has a graph and does not verify.
+            from normfold.graph.float64 import parameter_count
+            from normfold.verify.sizes import fitting
+            from normfold.verify.truth import establish
+            from normfold.verify.yardstick_float16 import lay
+
             if graph.source.graph is None or graph.source.in_memory:
                 with clock.stage("save", "writing the unfolded graph"):
                     unfolded = save(graph.original, elsewhere / "unfolded.onnx")

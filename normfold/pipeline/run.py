@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from normfold.checkpoint.in_memory import Dynamic, Examples, Model
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import DifferenceError, NotFoldedError, OutputError
@@ -23,6 +22,9 @@ from normfold.system.clock import Clock, Progress
 from normfold.system.files import write_text
 from normfold.system.text import first_few
 from normfold.verify.judge import EXPORT_EDGE, HALF_EDGE, RUNTIME_EDGE
+
+if TYPE_CHECKING:
+    from normfold.checkpoint.in_memory import Dynamic, Examples, Model
 
 
 def fold(

@@ -7,7 +7,8 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from normfold.verify.judge import Edge
 
 STATUS_STYLES = {"folded": "green", "partial": "yellow", "kept": "red"}
+
+# Columns below which there is no room for space between them.
+_NARROW = 60
+# Columns that a name needs to be read at all, the space behind it included.
+_LEAST = 7
 
 
 def render(report: Report) -> RenderableType:
@@ -256,9 +262,24 @@ def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:
     table.add_row(*(cell if isinstance(cell, Text) else line(cell) for cell in cells), style=style)
 
 
+class _Fitted(Table):
+    """A table that stands closer where there is little room, its figures in one line where they fit."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < _NARROW:
+            self.padding = (0, 1, 0, 0)
+        room = options.max_width - _LEAST * len(self.columns)
+        for column in self.columns:
+            if column.justify == "right":
+                # A figure in two lines would be two figures; one that is cut off would be another.
+                room -= max(cell_len(str(text)) for text in (column.header, *column.cells)) + self.padding[1] - _LEAST
+                column.no_wrap = room >= 0
+        yield from super().__rich_console__(console, options)
+
+
 def table_of(*headings: str, right: Container[int] = ()) -> Table:
     """An empty table. right: the columns that are figures."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = _Fitted(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for number, heading in enumerate(headings):
         # Long names wrap: cut off, they could not be searched for.
         table.add_column(line(heading), overflow="fold", justify="right" if number in right else "left")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from normfold.system.numbers import MASK
 from normfold.verify.judge import PLAIN, Edge, Judged, judge
 from normfold.verify.metrics import FAILED, Figures, blocks
 from normfold.verify.runtime import Runtime, open_session, run_session
-from normfold.verify.yardstick import Yardstick
+
+if TYPE_CHECKING:
+    from normfold.verify.yardstick import Yardstick
 
 RECORD_EDGE = "recorded -> model"
 

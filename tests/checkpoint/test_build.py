@@ -101,10 +101,10 @@ def test_weights_without_an_architecture_say_how_to_give_one(tmp_path: Path, vit
         load_checkpoint(tmp_path / "c.pt", inputs=[SPEC])
     torch.save(vit.state_dict(), tmp_path / "c.pt")
     with pytest.raises(
-        ArchitectureError, match=r"--arch 'deit_tiny_prebn' is not built in \(close: deit_tiny_prepbn, "
+        ArchitectureError, match=r"--arch 'deit_tiny_prebn' is not built in; did you mean deit_tiny_prepbn, or "
     ):
         load(tmp_path / "c.pt", arch="deit_tiny_prebn")
-    with pytest.raises(ArchitectureError, match=r"--arch 'resnet50' is not built in\. Give one"):
+    with pytest.raises(ArchitectureError, match=r"--arch 'resnet50' is not built in\. `normfold models`"):
         load(tmp_path / "c.pt", arch="resnet50")
     with pytest.raises(ArchitectureError, match="no option depht"):
         load(tmp_path / "c.pt", model_args={"depht": 1})

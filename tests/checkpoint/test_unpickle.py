@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import pickle
+import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,25 @@ def test_a_whole_module_needs_trust(tmp_path: Path, vit: nn.Module) -> None:
     assert source.module is not None
     assert not source.module.training
     assert len(source.norms) == 3
+
+
+def test_code_beside_a_trusted_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "code_of_mine.py").write_text("from torch import nn\nclass Mine(nn.Linear):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    make = "import torch, code_of_mine; torch.save(code_of_mine.Mine(2, 3), 'c.pt')"
+    subprocess.run([sys.executable, "-c", make], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    before = list(sys.path)
+    assert type(load_checkpoint("c.pt", inputs=["x:float32[B,2]"], trust=True).module).__name__ == "Mine"
+    assert sys.path == before
+    # The module without the class, then no module.
+    monkeypatch.setitem(sys.modules, "code_of_mine", types.ModuleType("code_of_mine"))
+    with pytest.raises(CheckpointError, match=r"objects of code_of_mine\.Mine, which cannot be imported: run where"):
+        load_checkpoint("c.pt", inputs=["x:float32[B,2]"], trust=True)
+    monkeypatch.delitem(sys.modules, "code_of_mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="holds objects of the module code_of_mine, which cannot be imported"):
+        load_checkpoint("../c.pt", inputs=["x:float32[B,2]"], trust=True)
 
 
 class Small(nn.Module):

@@ -56,6 +56,12 @@ def said(folder: Path, *words: str) -> tuple[int, str]:
         (["fold", "a.pt", "-o", "out.onnx", "--dtype", "bfloat16"], "--dtype bfloat16"),
         (["fold", "a.pt", "-o", "out.onnx", "--dtype", "float16", "--emit-torch", "f.pt"], "leave out --dtype"),
         (["fold", "a.pt", "-o", "out.onnx", "--model-args", "{"], "--model-args is not JSON"),
+        (["fold", "a.pt", "-o", "out.onnx", "--arch", "vitt"], "--arch 'vitt' is not built in; did you mean vit"),
+        (["fold", "a.pt", "-o", "o.onnx", "--dtype", "float16", "--calibrate", "gone.npz"], "gone.npz: no such file"),
+        (["inspect", "a.pt", "--arch", "vitt"], "--arch 'vitt' is not built in"),
+        (["verify", "taken.onnx", "--arch", "vitt"], "--arch 'vitt' is not built in"),
+        (["verify", "taken.onnx", "--data", "gone.npz"], "gone.npz: no such file"),
+        (["verify", "taken.onnx", "--samples", "0"], "Invalid value for '--samples': give 1 or more"),
         (["inspect", "gone.onnx"], "gone.onnx: no such file"),
         (["verify", "gone.onnx"], "gone.onnx: no such file"),
         (["verify", "taken.onnx", "--against", "gone.pt"], "gone.pt: no such file"),
@@ -70,6 +76,16 @@ def test_refused_before_anything_heavy_is_imported(tmp_path: Path, words: list[s
     assert code == 2, errors
     assert complaint in errors
     assert errors.splitlines()[-1] == "heavy:", errors
+
+
+@pytest.mark.parametrize("command", [["fold", "a.pt", "-o", "out.onnx"], ["inspect", "a.pt"], ["verify", "a.onnx"]])
+def test_a_specification_that_says_nothing_costs_no_torch(tmp_path: Path, command: list[str]) -> None:
+    for name in ("a.pt", "a.onnx"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    code, errors = said(tmp_path, *command, "--input", "x:float3[B,3]")
+    assert code == 2, errors
+    assert "unknown dtype 'float3'" in errors
+    assert errors.splitlines()[-1] == "heavy: numpy", errors
 
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.pt")), ids=lambda path: path.stem)

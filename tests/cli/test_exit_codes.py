@@ -26,6 +26,7 @@ from normfold.pipeline import fold_graph, look, outputs
 from normfold.pipeline import run as pipeline
 from normfold.report import render, render_verdict, report
 from normfold.verify import run as judgement
+from normfold.verify import truth, yardstick_float16
 from normfold.verify.yardstick import Yardstick
 from tests.paths import ROOT
 from tests.pipeline.test_run import foldable, names
@@ -41,8 +42,8 @@ FOLD: dict[str, tuple[Any, str]] = {
     "prepare": (fold_graph, "prepare"),
     "analyse": (fold_graph, "analyse"),
     "rewrite": (fold_graph, "rewrite"),
-    "truth": (outputs, "establish"),
-    "yardstick": (outputs, "lay"),
+    "truth": (truth, "establish"),
+    "yardstick": (yardstick_float16, "lay"),
     "save": (outputs, "save"),
     "manifest": (outputs, "_manifest"),
     "compare": (Yardstick, "compare"),
@@ -206,7 +207,7 @@ def no_space(*args: object, **options: object) -> None:
 
 def test_a_full_temporary_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foldable(tmp_path)
-    monkeypatch.setattr(outputs, "establish", no_space)
+    monkeypatch.setattr(truth, "establish", no_space)
     result = RUN.invoke(app, words("fold", tmp_path))
     assert result.exit_code == 2
     assert f"the temporary directory {tempfile.gettempdir()} is full" in result.stderr

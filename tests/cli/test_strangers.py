@@ -90,7 +90,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
     ),
     "a checkpoint that says what it is": (
         Step("inspect saved.pt", 2, ("--model mynet:build", "--trust-code")),
-        Step("inspect vit_un.pt --arch vti", 2, ("close: vit",)),
+        Step("inspect vit_un.pt --arch vti", 2, ("did you mean vit?",)),
         Step("inspect unfinished.pt", 2, ("schedule has not ended", "--allow-unfinished")),
     ),
     "an ONNX file of somebody else": (
@@ -110,6 +110,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
     "a norm that has to go": (
         Step("fold stays.onnx -o out.onnx --strict", 3, ("1 of 1 norms not folded", "(Softmax)", "nothing written")),
         Step("fold stays.onnx -o out.onnx --only nrm", 2, ("has no norm nrm", "normfold inspect")),
+        Step("fold vit_un.pt -o out.onnx --only blocks.7.norm1", 2, ("did you mean blocks.",)),
     ),
     "a download that went wrong": (
         Step("inspect gone.pt", 2, ("no such file",)),

@@ -102,8 +102,14 @@ def test_the_action_runs_what_it_is_told(repository: Path) -> None:
     done = run(f"env {script} bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
     assert done.returncode == 0, done.stderr
     assert (repository / "outputs").read_text() == "exit-code=0\n"
-    assert (repository / "normfold-summary.md").exists() and (repository / "normfold-verdict.json").exists()
+    for name in ("summary.md", "verdict.json", "verdict.html"):
+        assert (repository / f"normfold-{name}").exists(), name
     assert (repository / "$(touch pwned).xml").exists() and not (repository / "pwned").exists()
+    folding = "COMMAND=fold MODEL=models/model.onnx OUTPUT=again.onnx ARGUMENTS=--no-verify"
+    done = run(f"env {folding} bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
+    assert done.returncode == 0, done.stderr
+    for name in ("again.onnx", "normfold-report.json", "normfold-report.html"):
+        assert (repository / name).exists(), name
     wrong = run(f"env COMMAND=dance bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
     assert wrong.returncode == 2 and "is not one of check, verify, fold" in wrong.stderr
 
