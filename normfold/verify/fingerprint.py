@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from normfold._version import __version__
 from normfold.errors import CannotJudgeError, GraphError
 from normfold.inputs.cases import Array, Case, draw_case
 from normfold.inputs.spec import InputSpec
@@ -121,15 +122,15 @@ class Sketch:
         }
 
     def draw(self, specs: Sequence[InputSpec]) -> tuple[Case, ...]:
-        """The recorded inputs. Raises CannotJudgeError when numpy draws others from the recorded seeds today.
+        """The recorded inputs. Raises CannotJudgeError when others are drawn from the recorded seeds today.
 
         specs: those that they were drawn to.
         """
         cases = tuple(draw_case(specs, case.sizes, seed=case.seed, scale=case.scale) for case in self.cases)
         if [_sha256(case) for case in cases] != [case.inputs for case in self.cases]:
             raise CannotJudgeError(
-                f"this numpy ({np.__version__}) draws other inputs from the recorded seeds than the one that recorded "
-                "them, so the recorded outputs say nothing; name the source with --against"
+                f"normfold {__version__} with numpy {np.__version__} draws other inputs from the recorded seeds than "
+                "those that recorded the outputs, so these say nothing; name the source with --against"
             )
         return cases
 
