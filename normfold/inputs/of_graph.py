@@ -26,8 +26,13 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
     for value in fed:
         own = value.dtype.name.lower() if value.dtype is not None else "no"
         dtype = _ONNX_NAMES.get(own, own)
-        if dtype not in DTYPES or value.shape is None:
-            raise InputSpecError(f"{path}: input {value.name} has {dtype} dtype or no shape; normfold cannot feed it.")
+        if value.shape is None:
+            raise InputSpecError(
+                f"{path}: input {value.name} has no shape, which ONNX requires of inputs (onnx.checker says so too); write "
+                "its rank into the file, sizes may stay unknown."
+            )
+        if dtype not in DTYPES:
+            raise InputSpecError(f"{path}: input {value.name} has {dtype} dtype, which normfold cannot feed.")
         steps: dict[str, int] = {}
         dims = tuple(dim_of(dim, f"{value.name}_{axis}", steps) for axis, dim in enumerate(value.shape))
         choice = _compared(value) if dtype in INTEGERS and math.prod(d for d in dims if isinstance(d, int)) == 1 else ()
