@@ -28,8 +28,8 @@ def graph_inputs(model: ir.Model, path: Path) -> tuple[InputSpec, ...]:
         dtype = _ONNX_NAMES.get(own, own)
         if value.shape is None:
             raise InputSpecError(
-                f"{path}: input {value.name} has no shape, which ONNX requires of inputs (onnx.checker says so too); write "
-                "its rank into the file, sizes may stay unknown."
+                f"{path}: input {value.name} has no shape, which ONNX requires of inputs (onnx.checker says so too); "
+                "write its rank into the file, sizes may stay unknown."
             )
         if dtype not in DTYPES:
             raise InputSpecError(f"{path}: input {value.name} has {dtype} dtype, which normfold cannot feed.")
