@@ -7,7 +7,7 @@ Which powers is decided in analysis/frames/powers.py. Here they are data, small 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,14 @@ class Rescaling:
     """What to change in a graph.
 
     constants: `(output, input, e)`: what the operator that writes tensor `output` reads at `input` is stored times
-    2^e. attributes: `(output, name, value)` of that operator. products: `(tensor, result, e)`: the readers of
-    `tensor` read `result = tensor * 2^e` instead, one Mul more.
+    2^e. attributes: `(output, name, value)` of that operator. products: `(tensor, result, e, readers)`: the operators
+    that write one of `readers`, or whoever there is where none is named, read `result = tensor * 2^e` in the place of
+    `tensor`, one Mul more; in this order, so that `tensor` may be a result.
     """
 
     constants: tuple[tuple[str, int, int], ...] = ()
     attributes: tuple[tuple[str, str, float], ...] = ()
-    products: tuple[tuple[str, str, int], ...] = ()
+    products: tuple[tuple[str, str, int, tuple[str, ...]], ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -56,9 +57,9 @@ class Rescaling:
         found = Rescaling(
             tuple((as_text(output), _whole(port), _whole(power)) for output, port, power in content["constants"]),
             tuple((as_text(output), as_text(name), float(value)) for output, name, value in content["attributes"]),
-            tuple((as_text(tensor), as_text(result), _whole(power)) for tensor, result, power in content["products"]),
+            tuple(_product(*row) for row in content["products"]),
         )
-        powers = [power for *_, power in (*found.constants, *found.products)]
+        powers = [*(row[2] for row in found.constants), *(row[2] for row in found.products)]
         if any(abs(power) > _MOST for power in powers) or not all(
             name in _ATTRIBUTES and math.isfinite(value) for _, name, value in found.attributes
         ):
@@ -86,10 +87,13 @@ def rescale(model: Model, rescaling: Rescaling) -> Model:
         node.replace_input_with(port, made[source, power])
     for output, name, number in rescaling.attributes:
         _written(values, output).attributes[name] = ir.AttrFloat32(name, number)
-    for tensor, result, power in rescaling.products:
+    for tensor, result, power, readers in rescaling.products:
         if tensor not in values or result in taken:
             raise _missing(f"tensor {tensor}" if tensor not in values else f"room for a tensor {result}")
-        _multiply(copy, values[tensor], result, power, unused(f"{result}.factor", taken))
+        users = {user for user, _ in values[tensor].uses()}
+        if readers:
+            users = {node for name in readers if (node := _written(values, name)) in users}
+        values[result] = _multiply(copy, values[tensor], users, unused(result, taken), power, taken)
     for value in made.values():
         copy.graph.register_initializer(value)
     passes.RemoveUnusedNodesPass()(copy)
@@ -123,8 +127,8 @@ def _times(array: NDArray[Any], power: int) -> NDArray[Any]:
     return np.ldexp(array, power) if array.dtype.kind == "f" else array.astype(np.float64) * 2.0**power
 
 
-def _multiply(model: Model, value: Value, result: str, power: int, factor: str) -> None:
-    dtype = value.dtype or ir.DataType.FLOAT
+def _multiply(model: Model, value: Value, users: Collection[Node], result: str, power: int, taken: set[Any]) -> Value:
+    dtype, factor = value.dtype or ir.DataType.FLOAT, unused(f"{result}.factor", taken)
     tensor = ir.Tensor(np.array(2.0**power, dtype.numpy()), name=factor)
     constant = Value(name=factor, shape=ir.Shape([]), type=ir.TensorType(dtype), const_value=tensor)
     model.graph.register_initializer(constant)
@@ -137,8 +141,9 @@ def _multiply(model: Model, value: Value, result: str, power: int, factor: str) 
         node.metadata_props.update(before.metadata_props)
         model.graph.insert_after(before, node)
     for user, index in tuple(value.uses()):
-        if user is not node:
+        if user in users:
             user.replace_input_with(index, scaled)
+    return scaled
 
 
 def _missing(what: str) -> GraphError:
@@ -146,6 +151,12 @@ def _missing(what: str) -> GraphError:
         f"the powers of two that the model is stored in do not fit its source, which lacks {what}: if it was made from "
         "another file, name that (--against SOURCE)"
     )
+
+
+def _product(tensor: Any, result: Any, power: Any, readers: Any = ()) -> tuple[str, str, int, tuple[str, ...]]:
+    if not isinstance(readers, list | tuple):
+        raise TypeError(f"a {type(readers).__name__} where a list of names belongs")
+    return as_text(tensor), as_text(result), _whole(power), tuple(map(as_text, readers))
 
 
 def _whole(value: Any) -> int:

@@ -151,11 +151,22 @@ def _fold(
 
 
 def _multiplied(powers: Powers) -> tuple[str, ...]:
-    """A warning for every Mul that powers of two need."""
-    return tuple(
+    """What there is to say of the products that powers of two need."""
+    rows = powers.rescaling.products
+    behind = tuple(
         f"One Mul by 2^{power} was added behind {tensor}: what writes it ({powers.starts[tensor]}) takes no power of "
         "two, and float16 would not hold what it is added to otherwise."
-        for tensor, _, power in powers.rescaling.products
+        for tensor, _, power, readers in rows
+        if not readers
+    )
+    squared = [tensor for tensor, _, _, readers in rows if readers]
+    if not squared:
+        return behind
+    names = ", ".join(squared[:3]) + (", ..." if len(squared) > 3 else "")
+    return (
+        *behind,
+        f"A Mul by a power of two was added in front of the squares of {names} ({len(squared)} in all): the layers "
+        "differ so much that no one power suits the squares of all.",
     )
 
 

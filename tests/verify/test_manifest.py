@@ -51,7 +51,9 @@ def test_it_is_one_line_of_json_with_sorted_keys() -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    powers = Rescaling((("h", 1, -4),), (("n", "epsilon", 1e-7),), (("g", "g.scaled", -4),))
+    powers = Rescaling(
+        (("h", 1, -4),), (("n", "epsilon", 1e-7),), (("g", "g.scaled", -4, ()), ("h", "h.to_square", 3, ("s",)))
+    )
     for manifest in (FULL, replace(FULL, path=None, arch=None, dtype="float16", center=True, powers=powers)):
         assert read_manifest(holding(manifest.dumps()), Path("m.onnx")) == manifest
     assert FULL.folded == ("blocks.0.norm1",)

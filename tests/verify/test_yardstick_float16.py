@@ -117,6 +117,8 @@ def test_powers_that_change_what_the_source_computes_are_told(
         (lambda powers: powers["constants"][0].__setitem__(1, 0), "a constant at input 0"),
         (lambda powers: powers["products"].append(["elsewhere", "more", 1]), "tensor elsewhere"),
         (lambda powers: powers["products"].append(["f", "h", 1]), "room for a tensor h"),
+        (lambda powers: powers["products"].append(["f", "f2", 1, ["elsewhere"]]), "an operator that writes elsewhere"),
+        (lambda powers: powers["products"].append(["f", "f2", 1, "h"]), "its manifest"),
         (lambda powers: powers["constants"][0].__setitem__(2, 500), "its manifest"),
         (lambda powers: powers["constants"][0].__setitem__(2, 0.5), "its manifest"),
         (lambda powers: powers["attributes"].append(["n", "axis", 1.0]), "its manifest"),

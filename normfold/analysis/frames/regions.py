@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normfold.analysis.edits import NewConstant
+from normfold.analysis.placement.float16_range import SMALLEST_STORED
 from normfold.analysis.placement.place import leaves_range
 from normfold.analysis.placement.propagate import Outcome, State, absorbs_scale, flood
 from normfold.analysis.refusal import Refuse
@@ -131,16 +132,21 @@ def written_by(state: State, op: Op, axis: int) -> tuple[Around, ...]:
 
 
 def take(
-    state: State, start: Mapping[Value, Array], *, starts: set[Value] | None = None, rigid: bool = False
+    state: State,
+    start: Mapping[Value, Array],
+    *,
+    starts: set[Value] | None = None,
+    rigid: bool = False,
+    smallest: float = SMALLEST_STORED,
 ) -> Outcome | Refuse:
     """Give tensors these scales, with all that follows; where something refuses, everything is as it was.
 
-    starts, rigid: see `flood`.
+    starts, rigid: see `flood`. smallest: see `first_beyond`.
     """
     found = flood(state, "scale", start, starts=starts, rigid=rigid)
     if isinstance(found, Refuse):
         return found
-    if refused := leaves_range(state, found, None):
+    if refused := leaves_range(state, found, None, smallest=smallest):
         return refused
     state.commit("scale", None, found)
     return found

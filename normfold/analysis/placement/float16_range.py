@@ -130,12 +130,21 @@ def scale_in_range(ranges: Ranges | None, value: Value, scale: Array) -> Refuse 
 
 
 def first_beyond(
-    ranges: Ranges, graph: Graph, values: Iterable[Value], ops: Iterable[Op], frame: FrameOf
+    ranges: Ranges,
+    graph: Graph,
+    values: Iterable[Value],
+    ops: Iterable[Op],
+    frame: FrameOf,
+    *,
+    smallest: float = SMALLEST_STORED,
 ) -> Refuse | None:
-    """The first of these tensors, or of the constants of these operators, that float16 cannot hold in its frame."""
+    """The first of these tensors, or of the constants of these operators, that float16 cannot hold in its frame.
+
+    smallest: the least RMS that a tensor may be stored with.
+    """
     for value in values:
         known = ranges.get(value)
-        if known is not None and (refused := _tensor(value, frame(value), known)):
+        if known is not None and (refused := _tensor(graph, value, frame(value), known, smallest)):
             return refused
     for op in ops:
         if op.affine is not None and (refused := _map(ranges, op, op.affine.frame, frame)):
@@ -146,7 +155,7 @@ def first_beyond(
     return None
 
 
-def _tensor(value: Value, frame: Frame, known: Range) -> Refuse | None:
+def _tensor(graph: Graph, value: Value, frame: Frame, known: Range, smallest: float) -> Refuse | None:
     size = np.abs(frame.scale)
     used = size != 0.0  # with scale 0 the tensor is its shift, whatever is stored
     size = np.where(used, size, 1.0)
@@ -158,11 +167,40 @@ def _tensor(value: Value, frame: Frame, known: Range) -> Refuse | None:
             "scale-range", f"{value.name}: it would be stored as numbers up to {stored.max():.2g}, too near 65504"
         )
     typical = known.typical(zero, varying_axes(frame.scale))
-    sinks = used & (size > 1.0) & (typical > 0.0) & (typical / size < SMALLEST_STORED)
-    if np.any(sinks):
+    sinks = used & (size > 1.0) & (typical > 0.0) & (typical / size < smallest)
+    # A part of a sum needs no digits that the sum has not, which has the same scale.
+    if np.any(sinks) and not sums_of(graph, value):
         least = float((typical / size)[np.broadcast_to(sinks, (typical / size).shape)].min())
         return Refuse("scale-range", f"{value.name}: it would be stored as numbers about {least:.2g}, too few digits")
     return None
+
+
+def sums_of(graph: Graph, value: Value) -> list[Value]:
+    """The sums that a tensor is a part of, reordered or not; none where anything else reads it."""
+    found: list[Value] = []
+    for op in graph.readers(value):
+        rule = rule_of(op.type)
+        if op.affine is not None or not (rule.adds or rule.rearranges):
+            return []
+        added = sums_of(graph, op.output)
+        if not (added or rule.adds):
+            return []
+        found += added or [op.output]
+    return [] if value in graph.outputs else found
+
+
+def _beside_sums(ranges: Ranges, graph: Graph, value: Value) -> float:
+    """How many times larger the sums are that a tensor is a part of, in the channel where that is least; at least 1."""
+    known, sums = ranges.get(value), [ranges.get(total) for total in sums_of(graph, value)]
+    ratios: list[float] = []
+    for total in sums:
+        if known is None or total is None:
+            return 1.0
+        for own, whole in zip(reversed(known.square[1:]), reversed(total.square[1:]), strict=False):
+            if own.size == whole.size > 1 and np.any(own > 0.0):
+                own, whole = own.reshape(-1), whole.reshape(-1)
+                ratios.append(float(np.sqrt((whole[own > 0.0] / own[own > 0.0]).min())))
+    return max(1.0, min(ratios, default=1.0))
 
 
 def _map(ranges: Ranges, op: Op, own: Frame, frame: FrameOf) -> Refuse | None:
@@ -197,7 +235,7 @@ def _constant(ranges: Ranges, graph: Graph, op: Op, edit: Edit, frame: FrameOf) 
         return None
     weighted = before * _read_by(ranges, graph, op, edit, frame)
     kept = () if edit.over is None else varying_axes(edit.over)
-    error = _error(after, weighted, kept)
+    error = _error(after, weighted, kept) / _beside_sums(ranges, graph, op.output)
     if np.any(error > np.maximum(WEIGHT_ERROR, 2.0 * _error(before, weighted, kept))):
         return refuse(op, "scale-range", "float16 would leave its weights too few digits")
     return None

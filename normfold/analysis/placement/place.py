@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normfold.analysis.placement.float16_range import first_beyond
+from normfold.analysis.placement.float16_range import SMALLEST_STORED, first_beyond
 from normfold.analysis.placement.magnitude import centres, fits
 from normfold.analysis.placement.propagate import Outcome, ShiftCosts, State, flood, short_flood
 from normfold.analysis.plan import ShiftPlace
@@ -139,8 +139,13 @@ def _nearer_the_source(state: State, op: Op, frame: Frame, scale: Outcome, best:
     return Placed(found, "writer", needed) if well and needed <= best.elements else best
 
 
-def leaves_range(state: State, scale: Outcome, shift: Outcome | None) -> Refuse | None:
-    """What float16 could not hold of these two outcomes for one norm; None where nothing is stored in it."""
+def leaves_range(
+    state: State, scale: Outcome, shift: Outcome | None, *, smallest: float = SMALLEST_STORED
+) -> Refuse | None:
+    """What float16 could not hold of these two outcomes for one norm; None where nothing is stored in it.
+
+    smallest: see `first_beyond`.
+    """
     if state.ranges is None:
         return None
     shifts = {} if shift is None else shift.decided
@@ -150,7 +155,8 @@ def leaves_range(state: State, scale: Outcome, shift: Outcome | None) -> Refuse 
         return Frame(scale.decided.get(value, before.scale), shifts.get(value, before.shift))
 
     ops = dict.fromkeys([*scale.reached, *(() if shift is None else shift.reached)])
-    return first_beyond(state.ranges, state.graph, dict.fromkeys([*scale.decided, *shifts]), ops, frame)
+    values = dict.fromkeys([*scale.decided, *shifts])
+    return first_beyond(state.ranges, state.graph, values, ops, frame, smallest=smallest)
 
 
 def _placements(state: State, op: Op, frame: Frame) -> Iterable[_Placement]:

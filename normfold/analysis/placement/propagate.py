@@ -224,6 +224,24 @@ def absorbs_scale(state: State, op: Op, scale: Array) -> bool:
     return not isinstance(found, Refuse) and not found
 
 
+def raises(state: State, op: Op) -> Value | None:
+    """The one tensor that `op` writes a higher power of (a square), as if no tensor had a scale; None otherwise."""
+    rule, read = rule_of(op.type), {value for value in op.inputs if value and not state.graph.is_constant(value)}
+    if len(read) != 1 or len(op.outputs) != 1 or not rule.reads(op):
+        return None
+    (value,) = read
+    ports = [port for port in rule.ports(state.graph, op) if port != OUT and value_at(op, port) is value]
+    if not ports or not state.graph.is_floating(value):
+        return None
+    probe = np.full((1,) * len(state.graph.dims(value) or ()), 2.0)
+    around = _Flood(state, "scale", None, 0.0, 0.0).around(op, dict.fromkeys(ports, probe))
+    found = rule.scale(
+        replace(around, before=lambda port: np.ones((1,) * len(state.graph.dims(value_at(op, port)) or ())))
+    )
+    higher = not isinstance(found, Refuse) and OUT in found and bool(np.all(found[OUT] > 2.0))
+    return value if higher else None
+
+
 class _Flood:
     def __init__(
         self,

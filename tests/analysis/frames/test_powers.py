@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +68,14 @@ CONSTANTS: dict[str, NDArray[np.generic]] = {
     "last": np.array([-1]),
 }
 X = 20.0 * RNG.normal(size=(3, 8)).astype(np.float32)
+CONSTANTS |= {
+    name: RNG.normal(size=(8, 8)).astype(np.float32) * np.float32(size)
+    for name, size in {"tiny": 1e-4, "huge": 1e5, "huger": 1e6}.items()
+}
 
 
-def model(norm: str, *, stream: str = STREAM) -> onnx.ModelProto:
-    text = f"{HEADER}g (float[3,8] x) => (float[3,4] y) {{\n{stream}{norm}y = MatMul(n, o)\n}}"
+def model(norm: str, *, stream: str = STREAM, last: str = "n") -> onnx.ModelProto:
+    text = f"{HEADER}g (float[3,8] x) => (float[3,4] y) {{\n{stream}{norm}y = MatMul({last}, o)\n}}"
     graph = parse(text)
     read = {name for node in graph.graph.node for name in node.input}
     return parse(text, **{name: array for name, array in CONSTANTS.items() if name in read})
@@ -175,6 +181,64 @@ def test_an_input_whose_squares_do_not_fit_is_multiplied_behind() -> None:
     assert [row[:2] for row in powers.rescaling.products] == [("x", "x.scaled")] and powers.starts["x"] == "the input"
     after = ir.to_proto(rescaled)
     assert np.array_equal(run_float32(graph, {"x": large})[0], run_float32(after, {"x": large})[0])
+
+
+def layer(norm: str, source: str, suffix: str) -> str:
+    """A norm of NORMS that reads `source`, every tensor of it with a suffix."""
+    names = {"h": source, "g": "g"}
+    return re.sub(r"\b[a-z]\b", lambda found: names.get(found[0], f"{found[0]}{suffix}"), NORMS[norm])
+
+
+@pytest.mark.parametrize("norm", WRITTEN_OUT)
+def test_squares_of_a_stream_whose_layers_differ_too_much_are_multiplied_before(norm: str) -> None:
+    """Squares of 1 and of 1e11: no power of two suits both. The twin with operators needs no product."""
+    graphs = {
+        name: model(layer(name, "h", "2"), stream=f"h0 = MatMul(x, o8)\n{layer(name, 'h0', '1')}a = MatMul(n1, w)\nh = "
+                    "Add(h0, a)\n", last="n2")
+        for name in (norm, "operator")
+    }  # fmt: skip
+    x = X / np.float32(64.0)
+    rescaled, powers = chosen(graphs[norm], x)
+    after = ir.to_proto(rescaled)
+    rows = powers.rescaling.products
+    assert powers.beyond is None and rows and all(readers for *_, readers in rows)
+    assert Counter(op_types(after)) == Counter(op_types(graphs[norm])) + Counter({"Mul": len(rows)})
+    truth = run_float32(graphs[norm], {"x": x})[0]
+    assert np.array_equal(truth, run_float32(after, {"x": x})[0])
+    found = ReferenceEvaluator(ir.to_proto(to_half(rescaled))).run(None, {"x": x.astype(np.float16)})[0]
+    assert np.abs(found.astype(np.float32) - truth).max() <= 0.02 * np.abs(truth).max()
+    _, twin = chosen(graphs["operator"], x)
+    assert twin.beyond is None and not twin.rescaling.products
+
+
+@pytest.mark.parametrize(("also", "fits"), [("", True), ("l = MatMul(i, o8)\n", False)])
+def test_a_part_of_a_sum_needs_no_digits_that_the_sum_has_not(also: str, fits: bool) -> None:
+    """2e-3 beside 1e6. Read by itself, too, it needs them."""
+    text = f"a = MatMul(x, w)\nb = Mul(a, eight)\ni = MatMul(x, tiny)\n{also}h = Add(b, i)\n"
+    graph = model(NORMS["operator"] + ("z = Add(n, l)\n" if also else ""), stream=text, last="z" if also else "n")
+    rescaled, powers = chosen(graph, X)
+    assert (powers.beyond is None) == fits
+    if fits:
+        assert powers.of["i"] == powers.of["h"] > 5
+        assert np.array_equal(run_float32(graph, {"x": X})[0], run_float32(ir.to_proto(rescaled), {"x": X})[0])
+
+
+@pytest.mark.parametrize(("norm", "fits"), [("operator", True), ("gelu", False)])
+def test_a_constant_beyond_the_range_is_divided_where_something_takes_it(norm: str, fits: bool) -> None:
+    """Of two weights on one stream, which itself fits."""
+    text = "a = MatMul(x, huge)\nb = MatMul(x, huger)\nh = Add(a, b)\n"
+    graph = model(NORMS.get(norm, "n = Gelu(h)\n"), stream=text)
+    x = X / np.float32(2.0**15)
+    rescaled, powers = chosen(graph, x)
+    assert powers.beyond is None and bool(powers.of) == fits
+    if not fits:
+        with pytest.raises(errors.GraphError, match="huge"):
+            to_half(rescaled)
+        return
+    truth = run_float32(graph, {"x": x})[0]
+    assert np.array_equal(truth, run_float32(ir.to_proto(rescaled), {"x": x})[0])
+    half = to_half(rescaled).graph.initializers.values()
+    assert all(np.isfinite(value.const_value.numpy()).all() for value in half if value.const_value is not None)
 
 
 def test_what_is_too_large_where_it_begins_is_refused() -> None:
