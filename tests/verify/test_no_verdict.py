@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from normfold.cli.app import app
+from normfold.errors import UsageError
 from normfold.report import verdict_files
 from normfold.verify import run as judgement
 from normfold.verify.manifest import KEY as MANIFEST_KEY
@@ -33,8 +34,7 @@ from tests.verify.command import CHANNELS, RUN, change, graph, said, spoil, veri
         (["model.onnx", "--against", "wide.onnx"], "the inputs differ, so nothing can be compared"),
         (["model.onnx", "--against", "named.onnx"], "the inputs differ, so nothing can be compared"),
         (["model.onnx", "--against", "nan.onnx"], "the source itself yields NaN"),
-        (["model.onnx", "--inputs", "gone.npz"], "gone.npz cannot be read"),
-        (["model.onnx", "--samples", "0"], "needs at least one sample"),
+        (["model.onnx", "--inputs", "gone.npz"], "gone.npz: no such file"),
         (["model.onnx", "--samples", "100000000000"], "100,000 can be judged at once"),
         (["model.onnx", "--seed", "-1"], "a seed is 0 or more"),
         (["model.onnx", "--providers", "tpu"], "'tpu' is not known"),
@@ -65,6 +65,11 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     assert re.search(message, result.stderr), result.stderr
     assert result.stderr.startswith("normfold: ") and result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_no_samples_are_no_verdict_in_python_either(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--samples 0: a verdict needs at least one sample"):
+        judgement.judge(folder / "model.onnx", samples=0)
 
 
 def poison(model: onnx.ModelProto, name: str) -> None:
