@@ -100,6 +100,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
         ),
         Step("verify folded.onnx", 0, ("PASSED", "folded.onnx against foldable.onnx")),
         Step("diff foldable.onnx folded.onnx --html diff.html", 1, ("BatchNormalization",)),
+        Step("diff --json foldable.onnx folded.onnx", 1, ('"same": false', '"BatchNormalization": [')),
         Step("fold folded.onnx -o again.onnx", 0, ("No norms found: nothing to fold",)),
     ),
     "a gate in CI": (
