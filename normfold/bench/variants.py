@@ -19,8 +19,9 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
 from normfold.errors import CannotJudgeError, NormfoldError, UsageError
-from normfold.export.opset import LOWEST_OPSET, newest_opset, opset_for
+from normfold.export.opset import newest_opset, opset_for
 from normfold.export.parts import split
+from normfold.export.targets import LOWEST_OPSET
 from normfold.export.tasks import GRAPHS, Task
 from normfold.export.to_onnx import export
 from normfold.graph.float16 import to_half

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from normfold.checkpoint.stated import Said
 from normfold.errors import CheckpointError
-from normfold.inputs.spec import InputSpec
 from normfold.system.plain import is_plain
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
     from torch import nn
+
+    from normfold.inputs.spec import InputSpec
 
 
 @dataclass(frozen=True, slots=True)

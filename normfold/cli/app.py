@@ -195,10 +195,13 @@ def fold(
         check_one_build()
         expect_large_tensors()
         early.check_sources(source, *options.calibrate)
+        early.check_output(output)
         early.check_factory(model)
         early.check_names(arch, load.inputs)
         early.check_only(source, options.only)
         early.check_places(source, options.written(output), options.reports, force=force)
+        early.check_formats(source)
+        early.check_opset(source, opset, target)
         done = with_progress(work, quiet=quiet)
         tell(report, done.dumps, lambda: print_report(done), quiet=quiet)
 
@@ -250,6 +253,8 @@ def inspect(
         early.check_factory(model)
         early.check_names(arch, load.inputs)
         check_json(json_file)
+        early.check_formats(source)
+        early.check_opset(source, opset, target)
         report = with_progress(work)
 
         def show() -> None:

@@ -165,6 +165,7 @@ def bench(
         early.check_sources(model_file, against)
         early.check_factory(model)
         _check_places(file_of(json_file), plot, html, force=force)
+        early.check_formats(model_file, against)
         result = with_progress(run, quiet=quiet)
         from normfold.bench.table import render_bench
 

@@ -61,7 +61,7 @@ def in_plain_words(message: str) -> str:
 
 
 # Commands that are there to print: their --json is followed by what they take as often as by a place.
-_PRINTERS = ("inspect", "models")
+_PRINTERS = ("inspect", "models", "diff")
 
 
 def with_stdout(args: Sequence[str], command: str | None) -> list[str]:
@@ -87,11 +87,13 @@ class Command(TyperCommand):
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Arguments by their names alone."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        """Arguments by their names alone, and behind them the options that have to be there."""
+        pieces = [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        needed = [each for each in self.get_params(ctx) if each.param_type_name == "option" and each.required]
+        return pieces + [f"{min(each.opts, key=len)} {each.metavar}" for each in needed]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments first, then every group, in the order of the table."""
+        """Arguments first, with the options that have to be there, then every group, in the order of the table."""
         sections: dict[str, list[tuple[str, str]]] = {
             "Arguments": [],
             **{heading: [] for heading in _GROUPS},
@@ -101,8 +103,8 @@ class Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue
-            is_argument = parameter.param_type_name == "argument"
-            sections["Arguments" if is_argument else heading_of(parameter.name or "")].append(record)
+            is_needed = parameter.param_type_name == "argument" or parameter.required
+            sections["Arguments" if is_needed else heading_of(parameter.name or "")].append(record)
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):

@@ -144,9 +144,11 @@ def tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None],
         show()
 
 
-def keep_and_tell(place: Path | None, dumps: Callable[[], str], show: Callable[[], None]) -> None:
+def keep_and_tell(
+    place: Path | None, dumps: Callable[[], str], show: Callable[[], None], *, quiet: bool = False
+) -> None:
     """`tell`, and the JSON in its file where that is its place."""
     file = file_of(place)
     if file is not None:
         write_text(file, dumps())
-    tell(place, dumps, show)
+    tell(place, dumps, show, quiet=quiet)

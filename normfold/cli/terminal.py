@@ -205,7 +205,9 @@ def print_rich(content: RenderableType) -> None:
     console = Console(highlight=False)
     with console.capture() as laid_out:
         console.print(content)
-    print(wrapped(laid_out.get()), end="")
+    # A table fills its last column with spaces, which are nothing to find in a file.
+    lines = [line.rstrip(" ") for line in laid_out.get().split("\n")]
+    print(wrapped("\n".join(lines)), end="")
 
 
 def with_progress(run: Callable[[Callable[[str], None]], T], *, quiet: bool = False) -> T:

@@ -93,11 +93,9 @@ def verify(
 
     def work(progress: StepProgress) -> Verdict:
         progress("starting", 0, 0)
-        from normfold.verify.judge import Tolerance
         from normfold.verify.run import judge
         from normfold.verify.runtime import parse_providers
 
-        bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
         return judge(
             model_file,
             against=against,
@@ -118,6 +116,8 @@ def verify(
         early.check_factory(model)
         early.check_names(arch, inputs or ())
         from normfold.report.verdict_files import VerdictFiles
+        from normfold.verify.judge import Tolerance
+        from normfold.verify.runtime import check_model, provider_names
         from normfold.verify.verdict import error_json
 
         files = VerdictFiles(junit, summary, file_of(json_file), html)
@@ -133,6 +133,11 @@ def verify(
             trust_code=trust_code,
         )
         try:
+            # Before anything heavy is imported, and within what the files tell of.
+            check_model(model_file)
+            early.check_formats(against)
+            provider_names(providers)
+            bound = None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
             verdict = with_bars(work, quiet=quiet)
         except Exception as error:
             # A judge that breaks down has not found the model wrong.

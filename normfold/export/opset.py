@@ -21,11 +21,8 @@ import onnx.parser
 import onnx_ir as ir
 from onnxscript import version_converter
 
-from normfold.export.targets import check_target
+from normfold.export.targets import LOWEST_OPSET, check_target
 from normfold.system.ort import onnxruntime
-
-# torch.onnx translates to this opset and converts upwards; below it there is nothing.
-LOWEST_OPSET = 18
 
 # Operators that torch.onnx writes where the opset has them, and takes apart itself where it does not.
 _WRITTEN = {

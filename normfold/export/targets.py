@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from normfold.errors import UsageError
 
+# torch.onnx translates to this opset and converts upwards; below it there is nothing.
+LOWEST_OPSET = 18
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -27,8 +27,9 @@ from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError, InternalError
 from normfold.export import tidy
 from normfold.export.caches import without_caches
-from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, silenced
+from normfold.export.opset import fastest_opset, newest_opset, silenced
 from normfold.export.outputs import plain_outputs
+from normfold.export.targets import LOWEST_OPSET
 from normfold.export.untouched import untouched
 from normfold.inputs.guards import hold_throughout, lowest
 from normfold.inputs.spec import Axis, InputSpec, call_arguments, common_axes, draw, traced_sizes

@@ -1,13 +1,17 @@
-"""What can be refused at once, before torch is imported: nothing here imports more than errors."""
+"""What can be refused at once, before torch is imported; what takes longer than errors is imported where it is used."""
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib.util
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 
 from normfold.errors import ArchitectureError, OutputError, UsageError
@@ -17,6 +21,8 @@ from normfold.system.plain import check_source
 
 # Bytes that are looked through for a name.
 _MOST_NAMES = 64 << 20
+# Ways to give a module names that its source does not show.
+_ANY_NAME = {"globals", "locals", "vars", "exec", "eval", "setattr", "modules", "__dict__"}
 # What --dtype takes. onnxruntime's CPU provider has no bfloat16 kernels, so nothing could be verified in it.
 DTYPES = ("float32", HALF)
 
@@ -35,17 +41,124 @@ def check_factory(spec: object) -> None:
     module, colon, name = spec.partition(":")
     if not colon or not module or not name:
         raise ArchitectureError(f"--model {spec!r}: expected pkg.module:factory, such as my_project.models:build_vit.")
-    package = module.split(".")[0]
     # As `build` will: the current directory comes first.
     here, sys.path[:] = list(sys.path), [os.getcwd(), *sys.path]
     try:
-        found = package in sys.modules or importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        found = False
+        _check_found(spec, module, name)
     finally:
         sys.path[:] = here
-    if not found:
+
+
+def _check_found(spec: str, module: str, path: str) -> None:
+    package = module.split(".")[0]
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:
+        # Imported already, by a way of its own.
+        return
+    except ImportError:
+        found = None
+    if found is None:
         raise ArchitectureError(f"--model {spec}: there is no module {package} here or among the installed packages.")
+    for number in range(1, module.count(".") + 1):
+        if (found := _inside(found, ".".join(module.split(".")[: number + 1]))) is None:
+            return
+    name = path.split(".")[0]
+    names = _bound(found)
+    if names is None or name in names or _inside(found, f"{module}.{name}") is not None:
+        return
+    close = difflib.get_close_matches(name, names, n=1)
+    raise ArchitectureError(
+        f"--model {spec}: {module} has no {name!r}{f'; did you mean {close[0]}?' if close else '.'}"
+    )
+
+
+def _inside(package: ModuleSpec, name: str) -> ModuleSpec | None:
+    """The module `name` of a package, which is not imported for it; None where its folders do not show one."""
+    places = package.submodule_search_locations
+    try:
+        return None if places is None else PathFinder.find_spec(name, places)
+    # A folder without __init__.py inside one that is not imported.
+    except KeyError:
+        return None
+
+
+def _bound(module: ModuleSpec) -> set[str] | None:
+    """The names at the top of a module, out of its source; None where the source does not show all of them."""
+    if not isinstance(module.loader, SourceFileLoader):
+        return None
+    try:
+        with warnings.catch_warnings():
+            # Of an import they are heard, not of a look.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(module.loader.get_data(module.loader.path))
+    # Importing it says what is wrong.
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    names, todo = set[str](), list[ast.AST](tree.body)
+    for node in ast.walk(tree):
+        if getattr(node, "id", getattr(node, "attr", None)) in _ANY_NAME:
+            return None
+        if isinstance(node, ast.Global):
+            names.update(node.names)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.alias):
+            names.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            todo += node.decorator_list
+        else:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.MatchAs | ast.MatchStar | ast.MatchMapping):
+                names.add((node.rest if isinstance(node, ast.MatchMapping) else node.name) or "_")
+            todo += ast.iter_child_nodes(node)
+    return None if names & {"*", "__getattr__"} else names
+
+
+def check_formats(*paths: Path | None) -> None:
+    """Raise CheckpointError for a suffix, or a folder, that no checkpoint format has, and for an empty file."""
+    # Here, and after a look whether there is a file at all, which takes less.
+    from normfold.checkpoint.formats import format_of
+
+    for path in paths:
+        if path is not None:
+            format_of(path)
+
+
+def check_output(path: Path) -> None:
+    """Raise UsageError for the name of a graph that does not end in .onnx, OutputError where none can be written."""
+    check_place(path)
+    if path.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"{path}: fold writes ONNX; end the name in .onnx, such as -o {path.with_suffix('').name or 'out'}.onnx "
+            "(--emit-torch writes the folded torch module)"
+        )
+
+
+def check_kept(graph: Path, opset: int | None, target: str | None) -> None:
+    """Raise UsageError where a source that is a graph is asked for in another opset."""
+    if opset is not None or target is not None:
+        asked = "--target" if opset is None else "--opset"
+        raise UsageError(f"{graph} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
+
+
+def check_opset(source: Path, opset: int | None, target: str | None) -> None:
+    """Raise UsageError for an opset that cannot be written, whatever is installed to run it, and as `check_kept`."""
+    from normfold.checkpoint.formats import format_of
+
+    if format_of(source).is_graph:
+        check_kept(source, opset, target)
+    if opset is None:
+        return
+    import onnx.defs
+
+    from normfold.export.targets import LOWEST_OPSET
+
+    newest = onnx.defs.onnx_opset_version()
+    if not LOWEST_OPSET <= opset <= newest:
+        raise UsageError(f"--opset {opset}: the exporter writes opsets {LOWEST_OPSET} to {newest}")
 
 
 def check_names(arch: str | None, inputs: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from normfold.export.tasks import Task
 from normfold.graph.operators import op_counts
 from normfold.graph.operators import opset as opset_of
 from normfold.graph.powers import Rescaling
+from normfold.pipeline.early import check_kept
 from normfold.pipeline.fold_graph import fold_graph
 from normfold.pipeline.options import FoldOptions
 from normfold.report.report import GraphReport, Report, SourceInfo
@@ -151,9 +152,8 @@ def plan(source: Path | Source, load_options: LoadOptions, options: FoldOptions,
     with clock.stage("load", f"reading {path.name}"):
         source = load(source, load_options) if isinstance(source, Path) else source
         parts = split(source, options.task)
-    if (options.opset is not None or options.target is not None) and source.graph is not None:
-        asked = "--target" if options.opset is None else "--opset"
-        raise UsageError(f"{path} is an ONNX file and keeps its opset; {asked} is for checkpoints that are exported")
+    if source.graph is not None:
+        check_kept(path, options.opset, options.target)
     graphs = tuple(_fold(name, part, options, clock) for name, part in parts.items())
     report = Report(
         normfold=__version__,

@@ -13,7 +13,7 @@ from normfold.checkpoint.source import Source
 from normfold.errors import DifferenceError, NotFoldedError, OutputError
 from normfold.export.tasks import Task, places
 from normfold.inputs.cases import BY_VALUES
-from normfold.pipeline.early import check_places
+from normfold.pipeline.early import check_output, check_places
 from normfold.pipeline.look import AnyPath, plan, several, source_given
 from normfold.pipeline.options import FoldOptions
 from normfold.pipeline.outputs import texts, write
@@ -119,6 +119,7 @@ def run(
     began: float | None = None,
 ) -> Report:
     """`fold`, its options as two values. began: see `Clock`."""
+    check_output(output)
     outputs = places(output, options.task)
     check_places(
         source if isinstance(source, Path) else None,

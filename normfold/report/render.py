@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.containers import Lines
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 STATUS_STYLES = {"folded": "green", "partial": "yellow", "kept": "red"}
 
+# Words, and their parts: a name ends with the mark behind it.
+_WORD, _PART = re.compile(r"\S+"), re.compile(r"[^./_]*[./_]+|[^./_]+")
 # Columns below which there is no room for space between them.
 _NARROW = 60
 # Columns that a name needs to be read at all, the space behind it included.
@@ -252,9 +256,32 @@ def size(count: int) -> str:
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
+class _Names(Text):
+    """Text whose words, where one is longer than a line, are broken behind `.`, `/` or `_` if it has one there."""
+
+    def wrap(self, console: Console, width: int, **options: Any) -> Lines:
+        """As rich does, once those words are broken."""
+        offsets = [found.start() + place for found in _WORD.finditer(self.plain) for place in _breaks(found[0], width)]
+        broken = Text("\n").join(self.divide(offsets)) if offsets else self
+        return Text.wrap(broken, console, width, **options)
+
+
+def _breaks(word: str, width: int) -> Iterator[int]:
+    """Where to break a word so that its parts fit into `width` cells, as far as its marks allow."""
+    place = held = 0
+    for part in _PART.findall(word):
+        cells = cell_len(part)
+        if held and held + cells > width:
+            yield place
+            held = 0
+        # A part that is too long by itself is folded; the next one begins a line.
+        held += cells
+        place += len(part)
+
+
 def line(text: str, style: str = "") -> Text:
     """A line of text: whatever a file calls its parts, it becomes neither markup nor a command."""
-    return Text(printable(text), style=style)
+    return _Names(printable(text), style=style)
 
 
 def add_row(table: Table, *cells: str | Text, style: str | None = None) -> None:

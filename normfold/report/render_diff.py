@@ -7,16 +7,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from normfold._version import __version__
 from normfold.graph.compare import Difference
 from normfold.report.render import add_row, line, table_of
+from normfold.system.numbers import finite
+from normfold.system.text import json_text
 
 # Of a long list the first are shown; --all shows them all.
 SHOWN = 20
+# Of the JSON.
+SCHEMA = 1
 
 
 def render_diff(difference: Difference, names: tuple[str, str], *, shown: int | None = SHOWN) -> RenderableType:
     """Everything that differs, the most important first. shown: rows of each table; None for all."""
     return Group(*_parts(difference, names, shown))
+
+
+def diff_json(difference: Difference, names: tuple[str, str]) -> str:
+    """Everything that differs, no list cut short; JSON as text (docs/report.md)."""
+    content = {
+        "schema": SCHEMA,
+        "normfold": __version__,
+        "files": names,
+        "same": difference.is_empty,
+        "opsets": difference.opsets,
+        "values": difference.values,
+        "counts": difference.counts,
+        "removed": dict(difference.removed),
+        "added": dict(difference.added),
+        "changed": difference.changed,
+        "weights": [
+            {"name": one.name, "largest": finite(one.largest), "relative": finite(one.relative), "why": one.why}
+            for one in difference.weights
+        ],
+        "equal": difference.equal,
+        "lost": difference.lost,
+        "new": difference.new,
+    }
+    return json_text(content)
 
 
 def _parts(difference: Difference, names: tuple[str, str], shown: int | None) -> Iterator[RenderableType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -80,6 +80,16 @@ def junit_error(message: str) -> str:
     return _suite(suite, errors=1)
 
 
+def junit_of_several(models: Iterable[tuple[str, str]]) -> str:
+    """JUnit XML of several models: one test suite for each, under its name. models: (name, XML as above)."""
+    suites = ElementTree.Element("testsuites")
+    for name, text in models:
+        for suite in ElementTree.fromstring(text).iter("testsuite"):
+            suite.set("name", _clean(name))
+            suites.append(suite)
+    return _document(suites)
+
+
 def summary(verdict: Verdict) -> str:
     """Markdown, at most `SUMMARY_BYTES` long in UTF-8."""
     lines = [
@@ -141,6 +151,10 @@ def _suite(suite: ElementTree.Element, *, failures: int = 0, errors: int = 0, se
     suite.attrib.update({name: str(count) for name, count in counts.items()} | {"time": f"{seconds:.3f}"})
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
+    return _document(suites)
+
+
+def _document(suites: ElementTree.Element) -> str:
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 

@@ -15,6 +15,7 @@ Paths are relative to the file. Each model is verified in a process of its own.
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from normfold.errors import UsageError
 from normfold.system.failures import last_line, one_line
 from normfold.system.files import scratch
 from normfold.system.subprocess_copy import fresh
+
+_log = logging.getLogger(__name__)
 
 _KNOWN = {"model", "against", "inputs", "samples", "seed", "providers", "options"}
 # The worst decides: an internal error, then a wrong model, then one without a verdict.
@@ -43,13 +46,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What became of one model. code: the exit code of `normfold verify`. said: a line. verdict: its JSON, or None."""
+    """What became of one model. code: the exit code of `normfold verify`. said: a line. verdict: its JSON, or None.
+
+    junit: its JUnit XML, empty where there is none.
+    """
 
     model: Entry
     code: int
     said: str
     verdict: Mapping[str, Any] | None
     seconds: float
+    junit: str = ""
 
 
 def read_config(path: Path) -> tuple[Entry, ...]:
@@ -101,12 +108,23 @@ def _entry(path: Path, number: int, common: Mapping[str, Any], entry: Any) -> En
     return Entry(path.parent / entry["model"], tuple(words))
 
 
-def check(models: Sequence[Entry], *, jobs: int, tell: Callable[[str], None] = lambda _: None) -> Iterator[Checked]:
-    """Verify `models`, `jobs` at a time; each result when it is there. tell: called with what starts and ends."""
+def check(
+    models: Sequence[Entry],
+    *,
+    jobs: int,
+    tell: Callable[[str], None] = lambda _: None,
+    junit: bool = False,
+    verbosity: int = 0,
+) -> Iterator[Checked]:
+    """Verify `models`, `jobs` at a time; each result when it is there. tell: called with what starts and ends.
+
+    junit: each result with its JUnit XML, which takes the place of one that the options of a model name. verbosity: as
+    of -v; what each process logs is logged here when it ends, behind the name of its model.
+    """
     with scratch() as folder, ThreadPoolExecutor(max(1, jobs)) as pool:
-        started = {
-            pool.submit(_verified, model, folder / f"{number}.json"): model for number, model in enumerate(models)
-        }
+        started = [
+            pool.submit(_verified, model, folder / str(number), junit, verbosity) for number, model in enumerate(models)
+        ]
         tell(f"verifying {len(models)} models, {jobs} at a time")
         for done in as_completed(started):
             result = done.result()
@@ -114,17 +132,23 @@ def check(models: Sequence[Entry], *, jobs: int, tell: Callable[[str], None] = l
             yield result
 
 
-def _verified(model: Entry, place: Path) -> Checked:
+def _verified(model: Entry, stem: Path, junit: bool, verbosity: int) -> Checked:
+    place, suite = stem.with_suffix(".json"), stem.with_suffix(".xml")
+    words = ["--json", str(place), *(["--junit", str(suite)] if junit else []), *["--verbose"] * verbosity]
     run = subprocess.run(
-        [*fresh("normfold"), "verify", str(model.path), *model.arguments, "--json", str(place)],
+        [*fresh("normfold"), "verify", str(model.path), *model.arguments, *words],
         capture_output=True,
         text=True,
         check=False,
     )
     verdict = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    if verbosity:
+        for line in run.stderr.splitlines():
+            _log.info("%s: %s", model.path, line)
     seconds = sum(verdict.get("seconds", {}).values())
     said = "passed" if not run.returncode else _why(run, verdict)
-    return Checked(model, run.returncode, said, verdict or None, seconds)
+    told = suite.read_text(encoding="utf-8") if suite.exists() else ""
+    return Checked(model, run.returncode, said, verdict or None, seconds, told)
 
 
 def _why(run: subprocess.CompletedProcess[str], verdict: Mapping[str, Any]) -> str:

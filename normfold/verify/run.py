@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from normfold._version import __version__
-from normfold.checkpoint.formats import format_of
 from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.options import LoadOptions
 from normfold.checkpoint.source import Source
@@ -30,7 +29,7 @@ from normfold.verify.judge import FEW, FOLD_EDGE, OPTIMISED, PLAIN, Edge, Tolera
 from normfold.verify.localise import localise
 from normfold.verify.manifest import Manifest, read_manifest
 from normfold.verify.measure import moved_runs
-from normfold.verify.runtime import UNOPTIMISED, Runtime, levels, open_session, version
+from normfold.verify.runtime import UNOPTIMISED, Runtime, check_model, levels, open_session, version
 from normfold.verify.sizes import fitting
 from normfold.verify.source import common_inputs, find_source, load_source
 from normfold.verify.truth import establish
@@ -74,8 +73,7 @@ def judge(
         raise UsageError(f"--samples {samples}: {_MOST_SAMPLES:,} can be judged at once")
     if seed < 0:
         raise UsageError(f"--seed {seed}: a seed is 0 or more")
-    if not format_of(model).is_graph:
-        raise UsageError(f"{model} is no .onnx file: verify judges one, against a checkpoint (--against)")
+    check_model(model)
     stages = _Stages(progress or (lambda *_: None), began)
     with stages.stage("load", f"reading {model.name}"):
         candidate = load_checkpoint(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from normfold.checkpoint.formats import format_of
 from normfold.errors import CannotJudgeError, GraphError, UsageError
 from normfold.system.failures import check_memory, one_line
 from normfold.system.ort import FOR_CUDA, onnxruntime
@@ -46,20 +47,32 @@ class Runtime:
         return self.level if self.provider == "cpu" else f"{self.provider}, {self.level}"
 
 
-def parse_providers(text: str) -> tuple[str, ...]:
-    """`cpu,cuda` as names of providers that this onnxruntime has. Raises UsageError, CannotJudgeError."""
-    ort = onnxruntime()
+def check_model(path: Path) -> None:
+    """Raise UsageError for a file that is no ONNX file by its name, CheckpointError for none at all."""
+    if not format_of(path).is_graph:
+        raise UsageError(f"{path} is no .onnx file: verify judges one, against a checkpoint (--against)")
+
+
+def provider_names(text: str) -> tuple[str, ...]:
+    """`cpu,cuda` as names of providers, installed or not. Raises UsageError."""
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in _PROVIDERS:
             raise UsageError(f"--providers: {name!r} is not known; choose from {', '.join(_PROVIDERS)}")
+    if not names:
+        raise UsageError(f"--providers names none; choose from {', '.join(_PROVIDERS)}")
+    return names
+
+
+def parse_providers(text: str) -> tuple[str, ...]:
+    """`cpu,cuda` as names of providers that this onnxruntime has. Raises UsageError, CannotJudgeError."""
+    names, ort = provider_names(text), onnxruntime()
+    for name in names:
         if _PROVIDERS[name][0] not in ort.get_available_providers():
             raise CannotJudgeError(
                 f"--providers: this onnxruntime ({ort.__version__}) has no {_PROVIDERS[name][0]}, only "
                 f"{', '.join(ort.get_available_providers())}; {FOR_CUDA}"
             )
-    if not names:
-        raise UsageError(f"--providers names none; choose from {', '.join(_PROVIDERS)}")
     return names
 
 

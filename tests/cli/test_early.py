@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from normfold.errors import UsageError
-from normfold.pipeline.early import check_only
+from normfold.errors import ArchitectureError, UsageError
+from normfold.pipeline.early import check_factory, check_only
+from normfold.pipeline.run import fold
 from tests.paths import FIXTURES, ROOT
 
 # Says in its last line what it would have cost.
@@ -76,6 +77,138 @@ def test_refused_before_anything_heavy_is_imported(tmp_path: Path, words: list[s
     assert code == 2, errors
     assert complaint in errors
     assert errors.splitlines()[-1] == "heavy:", errors
+
+
+MODULE = """
+raise SystemExit("imported")
+try:
+    import torch.nn as layers
+except ImportError:
+    layers = None
+else:
+    from functools import partial as bound
+
+def build_vit():
+    global late
+    inner = 1
+
+class Net:
+    method = 1
+
+if layers:
+    small, (large, *rest) = 1, (2, 3)
+for each in ():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        ("mynet:bild_vit", "mynet has no 'bild_vit'; did you mean build_vit?"),
+        ("mynet:Nett", "mynet has no 'Nett'; did you mean Net?"),
+        ("mynet:inner", "mynet has no 'inner'."),
+        ("mynet:method", "mynet has no 'method'."),
+        ("pack.deep:bild", "pack.deep has no 'bild'; did you mean build?"),
+        ("pack:build", "pack has no 'build'."),
+    ],
+)
+def test_a_misspelt_factory_is_found_in_the_source_which_is_not_run(
+    tmp_path: Path, factory: str, complaint: str
+) -> None:
+    (tmp_path / "mynet.py").write_text(MODULE)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "pack" / "deep.py").write_text("build = 3")
+    (tmp_path / "a.pt").write_bytes(b"\x80 not looked at")
+    code, errors = said(tmp_path, "fold", "a.pt", "-o", "out.onnx", "--model", factory)
+    assert code == 2, errors
+    assert complaint in errors
+    assert errors.splitlines()[-1] == "heavy:", errors
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from other import *",
+        "def __getattr__(name): return 1",
+        "globals()['build'] = 1",
+        "import sys; setattr(sys.modules[__name__], 'build', 1)",
+        "def f():\n    global build\n    build = 1",
+        "if (build := 3): pass",
+        "with open('x') as build: pass",
+        "for build in (): pass",
+        "try:\n    pass\nexcept ImportError:\n    from x import y as build",
+        "match 3:\n    case build: pass",
+        "match 3:\n    case [*build]: pass",
+        "match {}:\n    case {**build}: pass",
+        "build: int = 3",
+        "import build.other",
+        "this is no Python",
+        "x = '\\d'\nbuild = 1",
+    ],
+)
+def test_a_name_that_a_module_may_have_is_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nearly.py").write_text("bild = 1")
+    (tmp_path / "whatever.py").write_text(text)
+    with pytest.raises(ArchitectureError, match="did you mean bild"):
+        check_factory("nearly:build")
+    check_factory("whatever:build")
+
+
+def test_modules_without_a_source_are_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space" / "part").mkdir(parents=True)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "build.py").write_text("")
+    for spec in ("space:build", "space.part:build", "pack:build.make", "pack.gone:build", "math:nosuch", "sys:nosuch"):
+        check_factory(spec)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["fold", "a.txt", "-o", "out.onnx"], "a.txt: unknown suffix; a checkpoint ends in .pt, "),
+        (["fold", "empty", "-o", "out.onnx"], "empty is a directory without model.safetensors"),
+        (["fold", "a.pt", "-o", "out.onnx", "--opset", "99"], "--opset 99: the exporter writes opsets 18 to "),
+        (["fold", "a.pt", "-o", "out.onnx", "--opset", "7"], "--opset 7: the exporter writes opsets 18 to "),
+        (["inspect", "a.txt"], "a.txt: unknown suffix"),
+        (["inspect", "empty"], "empty is a directory without"),
+        (["inspect", "a.pt", "--opset", "99"], "--opset 99"),
+        (["inspect", "a.onnx", "--target", "mobile"], "a.onnx is an ONNX file and keeps its opset; --target is for"),
+        (["bench", "a.txt"], "a.txt: unknown suffix"),
+        (["verify", "a.txt"], "a.txt: unknown suffix"),
+        (["verify", "a.pt"], "a.pt is no .onnx file: verify judges one, against a checkpoint (--against)"),
+        (["verify", "a.onnx", "--against", "a.txt"], "a.txt: unknown suffix"),
+        (["verify", "a.onnx", "--rtol", "-1"], "--rtol -1: a tolerance is a finite number, 0 or more"),
+        (["verify", "a.onnx", "--atol", "nan"], "--atol nan: a tolerance is"),
+        (["verify", "a.onnx", "--providers", "cdua"], "--providers: 'cdua' is not known; choose from cpu, cuda"),
+        (["verify", "a.onnx", "--providers", ","], "--providers names none"),
+    ],
+)
+def test_refused_before_torch_is_imported(tmp_path: Path, words: list[str], complaint: str) -> None:
+    for name in ("a.pt", "a.txt", "a.onnx"):
+        (tmp_path / name).write_bytes(b"\x80 not looked at")
+    (tmp_path / "empty").mkdir()
+    code, errors = said(tmp_path, *words)
+    assert code == 2, errors
+    assert complaint in errors
+    assert errors.splitlines()[-1] == f"heavy: {'onnx ' if '--opset' in words else ''}numpy", errors
+
+
+@pytest.mark.parametrize("name", ["a2.pt", "a2", ".onnx"])
+def test_an_output_that_is_not_called_onnx_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.pt").write_bytes(b"\x80 not looked at")
+    code, errors = said(tmp_path, "fold", "a.pt", "-o", name)
+    assert code == 2, errors
+    assert f"{name}: fold writes ONNX; end the name in .onnx" in errors
+    assert errors.splitlines()[-1] == "heavy:", errors
+    with pytest.raises(UsageError, match="fold writes ONNX"):
+        fold(tmp_path / "a.pt", tmp_path / name)
 
 
 @pytest.mark.parametrize("command", [["fold", "a.pt", "-o", "out.onnx"], ["inspect", "a.pt"], ["verify", "a.onnx"]])

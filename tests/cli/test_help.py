@@ -72,3 +72,20 @@ def test_complaints_about_values_are_plain_words(said: str, meant: str) -> None:
 def test_a_long_complaint_is_lines_of_its_own() -> None:
     said = help_module.in_plain_words("Value error, " + "word " * 40)
     assert said.startswith("\n  word") and max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("name", "usage", "options"),
+    [
+        ("fold", "fold [OPTIONS] SOURCE -o OUT.onnx", ["--output"]),
+        ("recalibrate", "recalibrate [OPTIONS] SOURCE --data FILE.npz -o OUT.pt", ["--data", "--output"]),
+        ("verify", "verify [OPTIONS] MODEL.onnx", []),
+    ],
+)
+def test_what_has_to_be_given_stands_first(name: str, usage: str, options: list[str]) -> None:
+    text = RUN.invoke(app, [name, "--help"], env={"COLUMNS": "80"}, terminal_width=80).stdout
+    assert text.splitlines()[0].endswith(usage)
+    first = text.split("Arguments:")[1].split("\n\n")[0]
+    for option in options:
+        assert f"{option} " in first
+    assert first.count("[required]") == 1 + len(options)

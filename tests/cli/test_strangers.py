@@ -100,6 +100,7 @@ TASKS: dict[str, tuple[Step, ...]] = {
         ),
         Step("verify folded.onnx", 0, ("PASSED", "folded.onnx against foldable.onnx")),
         Step("diff foldable.onnx folded.onnx --html diff.html", 1, ("BatchNormalization",)),
+        Step("diff --json foldable.onnx folded.onnx", 1, ('"same": false', '"BatchNormalization": [')),
         Step("fold folded.onnx -o again.onnx", 0, ("No norms found: nothing to fold",)),
     ),
     "a gate in CI": (
@@ -126,7 +127,8 @@ TASKS: dict[str, tuple[Step, ...]] = {
         Step("fold foldable.onnx", 2, ("Missing option '--output'",)),
         Step("fold foldable.onnx -o foldable.onnx", 2, ("the source itself",)),
         Step("fold foldable.onnx -o gone/out.onnx", 2, ("there is no directory gone",)),
-        Step("fold foldable.onnx -o notes.pt", 2, ("exists already", "--force")),
+        Step("fold foldable.onnx -o page.onnx", 2, ("exists already", "--force")),
+        Step("fold foldable.onnx -o notes.pt", 2, ("fold writes ONNX", "notes.onnx", "--emit-torch")),
         Step("fold foldable.onnx -o out.onnx --forse", 2, ("--force",)),
         Step("fold foldable.onnx -o out.onnx --task decode", 2, ("'decode' is not one of",)),
         Step("fold foldable.onnx -o out.onnx --dtype bfloat16", 2, ("use --dtype float16",)),

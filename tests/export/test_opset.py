@@ -8,8 +8,8 @@ import pytest
 
 from normfold.errors import UsageError
 from normfold.export import opset
-from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset, opset_for
-from normfold.export.targets import TARGETS
+from normfold.export.opset import fastest_opset, newest_opset, opset_for
+from normfold.export.targets import LOWEST_OPSET, TARGETS
 
 SINCE = {"Attention": 23, "Gelu": 20, "GroupNormalization": 21, "LayerNormalization": 17, "RMSNormalization": 23}
 

@@ -19,7 +19,8 @@ from normfold.checkpoint.load import load_checkpoint
 from normfold.checkpoint.source import Source
 from normfold.errors import ExportError, InputSpecError
 from normfold.export import to_onnx as export_module
-from normfold.export.opset import LOWEST_OPSET, fastest_opset, newest_opset
+from normfold.export.opset import fastest_opset, newest_opset
+from normfold.export.targets import LOWEST_OPSET
 from normfold.export.to_onnx import export
 from normfold.inputs.spec import axis_sizes, call_arguments, draw, parse_specs
 from normfold.nn.un import UN1d

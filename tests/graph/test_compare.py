@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,10 @@ def test_a_fold_is_told_in_80_columns(tmp_path: Path) -> None:
     assert result.exit_code == 1, result.output
     assert "BatchNormalization" in result.stdout and "-1" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+    place = tmp_path / "d.json"
+    quiet = RUN.invoke(app, ["diff", str(source), str(tmp_path / "out.onnx"), "-q", "--json", str(place)])
+    assert (quiet.exit_code, quiet.output) == (1, "")
+    assert json.loads(place.read_text(encoding="utf-8"))["same"] is False
     same = RUN.invoke(app, ["diff", str(source), str(source)])
     assert same.exit_code == 0 and "The graphs are the same" in same.stdout
     assert RUN.invoke(app, ["diff", str(source), str(tmp_path / "gone.onnx")]).exit_code == 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from normfold.graph.compare import Difference, Weight
 from normfold.report.html import fold_html
 from normfold.report.html_diff import diff_html
 from normfold.report.html_verdict import verdict_html
+from normfold.report.render_diff import diff_json
 from normfold.verify.judge import Edge, Judged
 from normfold.verify.metrics import FAILED, Figures
 from normfold.verify.verdict import Fault, Verdict
@@ -117,6 +119,15 @@ def test_a_benchmark_shows_what_was_measured_and_what_was_not() -> None:
     page = bench_html(BENCH)
     checked(page)
     assert "10 ms" in page and "rejected" in page and "a &lt;b&gt;" in page
+
+
+def test_a_difference_as_json_is_all_of_it() -> None:
+    content = json.loads(diff_json(DIFFERENCE, ("models/a.onnx", "models/b.onnx")))
+    assert content["files"] == ["models/a.onnx", "models/b.onnx"] and content["same"] is False
+    assert {*content} == {"schema", "normfold", "files", "same", *(each.name for each in fields(Difference))}
+    assert content["weights"] == [asdict(weight) for weight in DIFFERENCE.weights]
+    assert content["removed"] == dict(DIFFERENCE.removed) and content["new"] == dict(DIFFERENCE.new)
+    assert json.loads(diff_json(Difference((18, 18)), ("a", "b")))["same"] is True
 
 
 def test_a_difference_is_told_in_full() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from normfold.errors import UsageError
 from normfold.pipeline import run as pipeline
 from normfold.verify.check import Checked, Entry, exit_code, read_config
 from tests.pipeline.test_run import foldable
+from tests.report.test_html import checked
 from tests.verify.command import change, spoil
 
 RUN = CliRunner()
@@ -86,8 +89,9 @@ def test_models_are_verified_side_by_side(tmp_path: Path) -> None:
         '[tool.normfold]\nsamples = 4\n[[tool.normfold.models]]\nmodel = "right.onnx"\n'
         '[[tool.normfold.models]]\nmodel = "wrong.onnx"\n[[tool.normfold.models]]\nmodel = "gone.onnx"\n',
     )
-    summary = tmp_path / "s.md"
-    result = RUN.invoke(app, ["check", "--config", str(path), "--summary", str(summary), "-j", "2"])
+    summary, suites, data, page = (tmp_path / f"s.{suffix}" for suffix in ("md", "xml", "json", "html"))
+    words = ["--summary", str(summary), "--junit", str(suites), "--json", str(data), "--html", str(page)]
+    result = RUN.invoke(app, ["check", "--config", str(path), *words, "-v", "-j", "2"])
     assert result.exit_code == 1, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == "1 of 3 models passed."
@@ -96,3 +100,28 @@ def test_models_are_verified_side_by_side(tmp_path: Path) -> None:
     assert "wrong.onnx: FAILED" in result.stderr and "gone.onnx: no verdict" in result.stderr
     written = summary.read_text(encoding="utf-8")
     assert written.startswith("### normfold: 1 of 3 models passed") and written.count("❌") == 2
+    # A suite for each model, with the cases that `verify --junit` writes.
+    found = ElementTree.parse(suites).getroot()
+    assert [Path(suite.attrib["name"]).name for suite in found] == ["right.onnx", "wrong.onnx", "gone.onnx"]
+    assert [suite.attrib["failures"] != "0" for suite in found] == [False, True, False]
+    assert [suite.attrib["errors"] for suite in found] == ["0", "0", "1"]
+    assert all(suite.find("testcase") is not None for suite in found)
+    content = json.loads(data.read_text(encoding="utf-8"))
+    assert not content["passed"]
+    told_of = [(Path(one["model"]).name, one["exit_code"], one["result"]) for one in content["models"]]
+    assert told_of == [("right.onnx", 0, "passed"), ("wrong.onnx", 1, "FAILED"), ("gone.onnx", 2, "no verdict")]
+    assert content["models"][0]["verdict"]["passed"] and content["models"][2]["verdict"] is None
+    shown = checked(page.read_text(encoding="utf-8"))
+    assert shown.tags.count("h2") == 3 and "1 of 3 models passed." in page.read_text(encoding="utf-8")
+    # What each process logged, behind its model.
+    logged = [line for line in result.stderr.splitlines() if "right.onnx: [" in line]
+    assert len(logged) > 1, result.stderr
+
+
+def test_json_takes_the_place_of_the_table(tmp_path: Path) -> None:
+    path = config(tmp_path, '[[tool.normfold.models]]\nmodel = "gone.onnx"\n')
+    result = RUN.invoke(app, ["check", "--config", str(path), "--json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["models"][0]["said"] in result.stderr
+    taken = RUN.invoke(app, ["check", "--config", str(path), "--json", "a", "--html", "a"])
+    assert taken.exit_code == 2 and "have to name different files" in taken.stderr

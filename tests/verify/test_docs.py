@@ -110,6 +110,12 @@ def test_the_action_runs_what_it_is_told(repository: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in ("again.onnx", "normfold-report.json", "normfold-report.html"):
         assert (repository / name).exists(), name
+    (configuration,) = blocks("toml")
+    (repository / "pyproject.toml").write_text(configuration)
+    done = run(f"env COMMAND=check bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
+    assert done.returncode == 0, done.stderr
+    for name in ("junit.xml", "summary.md", "check.json", "check.html"):
+        assert "models/model.onnx" in (repository / f"normfold-{name}").read_text().replace("\\", ""), name
     wrong = run(f"env COMMAND=dance bash {shlex.quote(str(ROOT / 'scripts' / 'action'))}", repository)
     assert wrong.returncode == 2 and "is not one of check, verify, fold" in wrong.stderr
 

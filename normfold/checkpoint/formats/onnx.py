@@ -6,12 +6,14 @@ from pathlib import Path
 
 from normfold.checkpoint.contents import Contents
 from normfold.checkpoint.formats.base import Format
-from normfold.graph.read import read_graph
-from normfold.inputs.of_graph import graph_inputs
 
 
 def read(path: Path, *, trust: bool, ema: bool) -> Contents:
     """Read a graph; external data is mapped, not read. Raises GraphError and InputSpecError."""
+    # Here, for the name of a file is told from others without what reading it takes.
+    from normfold.graph.read import read_graph
+    from normfold.inputs.of_graph import graph_inputs
+
     graph = read_graph(path)
     return Contents(graph=graph, takes=graph_inputs(graph, path))
 
