@@ -112,9 +112,6 @@ def verify(
     with exit_codes(debug=debug, verbosity=verbose, quiet=quiet):
         check_one_build()
         expect_large_tensors()
-        early.check_sources(model_file, against, *(npz or ()))
-        early.check_factory(model)
-        early.check_names(arch, inputs or ())
         from normfold.report.verdict_files import VerdictFiles
         from normfold.verify.judge import Tolerance
         from normfold.verify.runtime import check_model, provider_names
@@ -134,6 +131,9 @@ def verify(
         )
         try:
             # Before anything heavy is imported, and within what the files tell of.
+            early.check_sources(model_file, against, *(npz or ()))
+            early.check_factory(model)
+            early.check_names(arch, inputs or ())
             check_model(model_file)
             early.check_formats(against)
             provider_names(providers)

@@ -120,6 +120,20 @@ def test_a_judge_that_breaks_down_is_no_verdict(folder: Path, monkeypatch: pytes
     assert "internal error in verify/run.py" in (folder / "v.xml").read_text()
 
 
+@pytest.mark.parametrize(
+    "words", [["gone.onnx"], ["model.onnx", "--against", "gone.pt"], ["model.onnx", "--model", "gone:build"]]
+)
+def test_what_is_refused_at_once_is_told_to_ci_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    result = verify(*words, "--junit", "v.xml", "--json", "v.json")
+    assert result.exit_code == 2
+    error = ElementTree.parse("v.xml").getroot()[0][0].find("error")
+    assert error is not None and error.text and error.text in result.stderr
+    assert json.loads(Path("v.json").read_text())["error"] == error.text
+
+
 @pytest.mark.usefixtures("no_refolding")
 def test_files_for_ci_of_a_pass_a_failure_and_no_verdict(folder: Path) -> None:
     files = [word for name in ("junit", "summary", "json") for word in (f"--{name}", folder / f"v.{name}")]
