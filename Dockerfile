@@ -4,7 +4,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY normfold normfold
 RUN python -m venv /opt/normfold \
-    && /opt/normfold/bin/pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu \
+    && /opt/normfold/bin/pip install --no-cache-dir -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu \
     && /opt/normfold/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM python:3.12-slim

@@ -140,6 +140,7 @@ _EACH = {
 _SWIN = re.compile(r"(slab)?_?swin", re.IGNORECASE)
 _PYRAMID = re.compile(r"slab_pvt", re.IGNORECASE)
 _SLAB = re.compile(r"slab", re.IGNORECASE)
+_T2T = re.compile(r"t2t_vit_", re.IGNORECASE)
 _BY_RUN = "deits"
 _DEFAULT_ATTENTION, _DEFAULT_KERNEL, _DEFAULT_RATIOS, _DEFAULT_WINDOW = "LLLL", 5, "1111", 7
 _SOFTMAX_RATIOS = (8, 4, 2, 1)
@@ -188,6 +189,12 @@ def read(content: Mapping[Any, Any]) -> Said:
     short = [(name, where) for name, where in names if len(name) <= 100]
     found = [said for where, part in parts for said in statements(part, where)]
     found += [said for where, part in parts if where.endswith(".MODEL") for said in _slab(part, where)]
+    if any(_T2T.match(name) for name, _ in short):
+        # Asked for `pretrained`, the constructors scale attention by a power of the width, not of that of a head.
+        pretrained = [where for where, part in parts if part.get("pretrained") is True]
+        found += [
+            Statement("qk_scale", "width ** -0.5", f"{where}.pretrained = True: qk_scale") for where in pretrained
+        ]
     return Said(tuple(dict.fromkeys(short)), tuple(found))
 
 
@@ -278,6 +285,9 @@ def _parts(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]
         yield place, whole
         yield f"{place}.model", _items(whole.get("model"))
         model = _items(whole.get("MODEL"))
+        if _PYRAMID.match(str(model.get("TYPE"))):
+            # SLAB builds these without it: they have 1000 classes, whatever stands there.
+            model = {key: value for key, value in model.items() if key != "NUM_CLASSES"}
         yield f"{place}.MODEL", model
         yield f"{place}.DATA", _items(whole.get("DATA"))
         if isinstance(model.get("TYPE"), str) and (kind := _SWIN.match(model["TYPE"])):

@@ -206,6 +206,21 @@ def test_timms_file_says_which_t2t_it_is(tmp_path: Path) -> None:
         loaded(tmp_path / "c.pth.tar", {**both, "state_dict": state})
 
 
+def test_a_t2t_that_was_asked_for_pretrained_scales_its_attention_otherwise(tmp_path: Path) -> None:
+    state = state_of("t2t_vit_14_un", depth=1, classes=5, image_size=32)
+    file = {"arch": "T2t_vit_14", "state_dict": state}
+    with pytest.raises(
+        ArchitectureError, match=r"args\.pretrained = True: qk_scale = width \*\* -0\.5, and t2t_vit_14"
+    ):
+        loaded(tmp_path / "c.pth.tar", {**file, "args": argparse.Namespace(model="T2t_vit_14", pretrained=True)})
+    # The twin, and a network of others, whose constructors do not.
+    source = loaded(tmp_path / "c.pth.tar", {**file, "args": argparse.Namespace(model="T2t_vit_14", pretrained=False)})
+    assert heads_of(source) == 6
+    state = state_of("deit_tiny_prepbn", depth=1, classes=5, image_size=32)
+    args = argparse.Namespace(model="deit_tiny_patch16_224", pretrained=True)
+    assert heads_of(loaded(tmp_path / "d.pth.tar", {"state_dict": state, "args": args})) == 3
+
+
 def test_mmdets_configuration_is_parsed_and_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "ran"
     text = f"""

@@ -35,9 +35,10 @@ SMALL_DEIT = {"depth": 1, "classes": 5, "image_size": 32}
         (slab("deits", "deit_small_patch16_224_repbn"), "deit_small_prepbn", SMALL_DEIT, 6),
         (slab("slab_pvt_tiny"), "pvt_tiny_prepbn", {"depths": [1, 1, 1, 1], "image_size": 64}, (1, 2, 5, 8)),
         (slab("slab_pvt_tiny"), "slab_pvt_tiny", {"depths": [1, 1, 1, 1], "image_size": 64}, (1, 2, 5, 8)),
+        (slab("slab_pvt_tiny", NUM_CLASSES=7), "slab_pvt_tiny", {"depths": [1] * 4, "image_size": 64}, (1, 2, 5, 8)),
         (slab("SlabSwinTransformer", SWIN=SWIN), "slab_swin_tiny", {"depths": SWIN["DEPTHS"]}, (3, 6, 12, 24)),
     ],
-    ids=["deits", "pvt", "slab_pvt", "slab_swin"],
+    ids=["deits", "pvt", "slab_pvt", "slab_pvt, classes not read", "slab_swin"],
 )
 def test_slabs_configuration_is_read_where_it_means_something(
     tmp_path: Path,
