@@ -26,6 +26,7 @@ from normfold.cli.app import app
 from normfold.graph import write
 from normfold.pipeline import run as pipeline
 from normfold.system import files
+from normfold.system.spill import Folder
 from tests.pipeline.test_run import CHANNELS, NORM, foldable, names, save
 from tests.support.kills import in_a_copy, refill, same, weights
 
@@ -183,6 +184,17 @@ def killed_at(number: int, folder: Path, work: Callable[[], None]) -> None:
 
     sys.addaudithook(hook)
     work()
+
+
+def test_a_killed_copy_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def work() -> None:
+        kept = Folder()
+        assert kept.path.is_dir()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_copy(work) == -signal.SIGKILL and not list(tmp_path.iterdir())
 
 
 def killed_at_random(tmp_path: Path, count: int) -> None:

@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -37,20 +38,22 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def in_a_copy(work: Callable[[], object], *, kill_after: float | None = None) -> int:
-    """Run `work` in a copy of this process; its exit status, negative for a signal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Run `work` in a copy of this process; its exit status, negative for a signal. Its temporary files go with it."""
+    with tempfile.TemporaryDirectory(prefix="normfold-kills-") as scratch:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            try:
+                tempfile.tempdir = scratch
+                work()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def refill(folder: Path, saved: Path) -> None:
