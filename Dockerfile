@@ -12,6 +12,7 @@ COPY --from=build /opt/normfold /opt/normfold
 # Checkpoints are strangers' files: nothing here needs to be root to read them.
 RUN useradd --create-home normfold
 USER normfold
+ENV ORT_DISABLE_TELEMETRY=1
 WORKDIR /work
 ENTRYPOINT ["/opt/normfold/bin/normfold"]
 CMD ["--help"]

@@ -8,6 +8,6 @@ mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
 if [ -n "${ORT:-}" ]; then ORT="$(cd "$ORT" && pwd)"; fi
 cd "$(dirname "$0")/.."
-export PYTHONPATH="${ORT:+$ORT:}.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="${ORT:+$ORT:}.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 
 exec "${PYTHON:-python3}" -m benchmarks.gpu --runtime ort "$@"

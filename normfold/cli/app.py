@@ -56,7 +56,7 @@ from normfold.pipeline import early
 from normfold.pipeline.options import FoldOptions
 from normfold.system.allocator import expect_large_tensors
 from normfold.system.clock import BEGAN
-from normfold.system.ort import check_one_build
+from normfold.system.ort import check_one_build, without_telemetry
 from normfold.system.text import json_text
 
 if TYPE_CHECKING:
@@ -328,4 +328,5 @@ def list_models(
 
 def main() -> None:
     """Entry point of the console script."""
+    without_telemetry()
     run_app(app)

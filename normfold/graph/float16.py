@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from normfold.errors import GraphError
 from normfold.graph.write import EXACT, in_memory
 from normfold.system.numbers import LARGEST_HALF, MASK
+from normfold.system.ort import onnxruntime
 
 SMALLEST = np.finfo(np.float16).smallest_subnormal
 
@@ -32,6 +33,7 @@ def to_half(model: ir.Model) -> ir.Model:
 
     Raises GraphError naming a constant beyond 65504; what is beyond 1e30 is a mask and becomes 65504 with its sign.
     """
+    onnxruntime()  # one build, without telemetry
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     copy = _typed(model)

@@ -6,6 +6,7 @@ installed, what runs is a mixture that no verdict is to rest on.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -37,11 +38,20 @@ def check_one_build() -> None:
 def onnxruntime() -> Any:
     """The module, imported when it is first asked for. Raises UsageError as `check_one_build` does."""
     check_one_build()
+    without_telemetry()
     import onnxruntime
 
-    # Builds for Windows tell Microsoft of sessions unless they are told not to; others have nothing to switch off.
+    # Where it was imported before, the variable came too late for it.
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def without_telemetry() -> None:
+    """Call before onnxruntime is imported, by whomever: from 1.32 on, its builds for Linux, macOS and Windows report to
+    Microsoft over HTTPS, and keep a name of the machine in the user's cache and a file `.ses` in the temporary
+    directory. This process and those that it starts do not, unless the user has set the variable.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _is_installed(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +76,20 @@ def test_telemetry_is_off_before_anybody_opens_a_session(monkeypatch: pytest.Mon
     ort.onnxruntime()
     ort.onnxruntime()
     assert told == ["off"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from normfold.system.ort import onnxruntime; onnxruntime()",
+        "import sys; from normfold.cli.app import main; sys.argv = ['normfold', '--version']\ntry: main()\n"
+        "finally: import onnxruntime",
+    ],
+    ids=["in Python", "in a command"],
+)
+def test_nothing_is_kept_or_sent_by_onnxruntime(tmp_path: Path, code: str) -> None:
+    """What its telemetry is made of: an identifier in the cache, a session in the temporary directory."""
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    own = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env={**own, **places}, check=True, capture_output=True)
+    assert not list(tmp_path.rglob("*"))

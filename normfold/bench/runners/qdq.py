@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normfold.bench.runners.base import Feeds, fed_to
+from normfold.system.ort import onnxruntime
 
 if TYPE_CHECKING:
     from normfold.bench.job import Job
@@ -26,6 +27,8 @@ def quantise(job: Job) -> None:
     Raises ValueError where the graph is quantised already.
     """
     import onnx
+
+    onnxruntime()  # one build, without telemetry
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
