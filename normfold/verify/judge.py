@@ -59,6 +59,9 @@ RUNTIME_EDGE = "unoptimised -> optimised"
 FOLD_FACTOR = 2.0
 # torch and onnxruntime have different kernels (erf, exp, sums in another order): a wrong export is wrong by far more.
 EXPORT_FACTOR = 10.0
+# Small channels that are judged apart are few entries, and what rounding makes of them differs more from one graph to
+# another than that of a whole output: of 200 right folds one needed 2.05 times. They get so much more than an output.
+SMALL_FACTOR = 2.0
 # Where the module cannot give a float64 truth, the export is held against its float32 outputs.
 EXPORT_BOUND = 1e-3
 # An original that happens to be exact on small graphs must not demand the same of a fold.
@@ -73,9 +76,9 @@ SAMPLE_FLOOR_ULPS = 2.0
 # many times.
 NEAR = 4.0
 RERUNS = 16
-# Small channels are judged apart up to this own error, relative to their RMS: twice that is allowed, and doubling them
-# still fails. Beyond, rounding in the large ones has left nothing of them to judge.
-LOST = 0.25
+# Small channels are judged apart up to this own error, relative to their RMS: four times that is allowed, and doubling
+# them still fails. Beyond, rounding in the large ones has left nothing of them to judge.
+LOST = 0.125
 # How far from 0 a Sigmoid in float32 may leave what it has pressed against it: its steps are half a unit of 1.
 SQUASHED_ULPS = 4.0
 # The optimised original excuses the optimised fold up to here; beyond, it shows a bug of the runtime, not rounding.

@@ -31,6 +31,7 @@ from normfold.verify.judge import (
     RUNTIME_EXCUSE,
     SAMPLE_FACTOR,
     SAMPLE_FLOOR_ULPS,
+    SMALL_FACTOR,
     SQUASHED_ULPS,
     Edge,
     Tolerance,
@@ -268,11 +269,13 @@ class Yardstick:
         return self.original.own if self.module is None else self.original.own.or_larger(self.module)
 
     def bounds(self, own: Own, factor: float = FOLD_FACTOR) -> list[float]:
-        """The largest relative error that passes, per output."""
+        """The largest relative error that passes, per piece of the truth."""
+        outputs = len(self.truth.outputs[0])
         return [
-            factor * error / scale + (FLOOR_ULPS + PEAK_ULPS * peak / scale) * ulp
-            for error, scale, peak, ulp in zip(
-                own.worst, self.scales, self.magnitudes.peaks, self.original.ulps, strict=True
+            factor * (SMALL_FACTOR if index >= outputs else 1.0) * error / scale
+            + (FLOOR_ULPS + PEAK_ULPS * peak / scale) * ulp
+            for index, (error, scale, peak, ulp) in enumerate(
+                zip(own.worst, self.scales, self.magnitudes.peaks, self.original.ulps, strict=True)
             )
         ]
 

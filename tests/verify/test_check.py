@@ -110,7 +110,8 @@ def test_models_are_verified_side_by_side(tmp_path: Path) -> None:
     assert not content["passed"]
     told_of = [(Path(one["model"]).name, one["exit_code"], one["result"]) for one in content["models"]]
     assert told_of == [("right.onnx", 0, "passed"), ("wrong.onnx", 1, "FAILED"), ("gone.onnx", 2, "no verdict")]
-    assert content["models"][0]["verdict"]["passed"] and content["models"][2]["verdict"] is None
+    assert content["models"][0]["verdict"]["passed"]
+    assert content["models"][2]["verdict"]["error"].endswith("gone.onnx: no such file.")
     shown = checked(page.read_text(encoding="utf-8"))
     assert shown.tags.count("h2") == 3 and "1 of 3 models passed." in page.read_text(encoding="utf-8")
     # What each process logged, behind its model.
