@@ -200,7 +200,7 @@ def test_seconds_for_people(value: float, text: str) -> None:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
     folder = tmp_path_factory.mktemp("here")
-    (folder / "x.pt").touch()
+    (folder / "x.pt").write_bytes(b"\x80 not looked at")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(run, "bench", lambda *_, **__: canned())
     return CliRunner()
