@@ -15,7 +15,7 @@ from normfold.cli.check import check
 from normfold.cli.diff import diff
 from normfold.cli.help import Command
 from normfold.cli.recalibrate import recalibrate
-from normfold.cli.streams import check_json, file_of, keep_and_tell, tell
+from normfold.cli.streams import check_json_place, file_of, keep_and_tell, tell
 from normfold.cli.terminal import (
     AffineOption,
     ArchOption,
@@ -252,7 +252,7 @@ def inspect(
         early.check_sources(source)
         early.check_factory(model)
         early.check_names(arch, load.inputs)
-        check_json(json_file)
+        check_json_place(json_file)
         early.check_formats(source)
         early.check_opset(source, opset, target)
         report = with_progress(work)
@@ -307,7 +307,7 @@ def list_models(
     what neither tells is asked for.
     """
     with exit_codes(debug=debug):
-        check_json(json_file)
+        check_json_place(json_file)
         from normfold.models import catalogue
 
         families = catalogue.FAMILIES if pattern is None else catalogue.matching(pattern)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from normfold.cli.streams import check_json, file_of, keep_and_tell
+from normfold.cli.streams import check_json_place, file_of, keep_and_tell
 from normfold.cli.terminal import DebugOption, HtmlOption, JsonOption, QuietOption, exit_codes, print_rich
 
 
@@ -28,7 +28,7 @@ def diff(
         from normfold.pipeline.early import check_sources
 
         check_sources(first, second)
-        check_json(json_file)
+        check_json_place(json_file)
         from normfold.report.verdict_files import VerdictFiles
         from normfold.system.files import write_text
 

@@ -127,7 +127,7 @@ def file_of(place: Path | None) -> Path | None:
     return None if place == STDOUT else place
 
 
-def check_json(place: Path | None) -> None:
+def check_json_place(place: Path | None) -> None:
     """Raise OutputError now for a JSON file that could not be written, or that exists."""
     file = file_of(place)
     if file is not None:

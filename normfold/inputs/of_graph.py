@@ -81,8 +81,8 @@ _HANDED_ON = frozenset(
 )
 
 
-# Operators that read tables too: which of their inputs holds the rows to read, and which one the table is.
-_TABLES = {"EmbedLayerNormalization": ((0, 2), (1, 4)), "GatherND": ((1, 0),)}
+# Operators that read tables: which of their inputs these are, and which say what rows are read.
+TABLES = {"EmbedLayerNormalization": ((2, 0), (4, 1)), "Gather": ((0, 1),), "GatherND": ((0, 1),)}
 # What integers are looked for among, in the attributes of TfIdfVectorizer and LabelEncoder.
 _KEYS = ("pool_int64s", "keys_int64s")
 
@@ -103,12 +103,10 @@ def _vocabulary(value: ir.Value) -> int | None:
 def _told_by(node: ir.Node, value: ir.Value) -> int | None:
     constants = [None if item is None else ir.convenience.get_const_tensor(item) for item in node.inputs]
     axis = node.attributes.get("axis")
-    if node.op_type == "Gather" and node.inputs[1] is value and constants[0] is not None:
-        return int(constants[0].shape.numpy()[0]) if axis is None or axis.as_int() == 0 else None
-    for index, table in _TABLES.get(node.op_type, ()):
-        rows = constants[table] if len(constants) > table and node.inputs[index] is value else None
-        if rows is not None:
-            return int(rows.shape.numpy()[0])
+    for table, rows in TABLES.get(node.op_type, ()):
+        content = constants[table] if len(constants) > table and node.inputs[rows] is value else None
+        if content is not None:
+            return int(content.shape.numpy()[0]) if axis is None or axis.as_int() == 0 else None
     if keys := next((node.attributes[name] for name in _KEYS if name in node.attributes), None):
         return max((*keys.as_ints(), -1)) + 2  # one more: what is no key
     if node.op_type == "OneHot" and node.inputs[0] is value and constants[1] is not None:

@@ -28,6 +28,7 @@ from normfold.rewrite.fixed import Spelled, drop_means, spell_out
 from normfold.rewrite.graph import rewrite
 from normfold.system.clock import Clock
 from normfold.system.files import scratch
+from normfold.system.text import first_few
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -162,11 +163,10 @@ def _multiplied(powers: Powers) -> tuple[str, ...]:
     squared = [tensor for tensor, _, _, readers in rows if readers]
     if not squared:
         return behind
-    names = ", ".join(squared[:3]) + (", ..." if len(squared) > 3 else "")
     return (
         *behind,
-        f"A Mul by a power of two was added in front of the squares of {names} ({len(squared)} in all): the layers "
-        "differ so much that no one power suits the squares of all.",
+        f"A Mul by a power of two was added in front of the squares of {first_few(squared)}: the layers differ so much "
+        "that no one power suits the squares of all.",
     )
 
 

@@ -14,14 +14,13 @@ import onnx_ir as ir
 import torch
 
 from normfold.graph.evaluator.call import Node
+from normfold.inputs.of_graph import TABLES
 from normfold.system.text import first_few
 
 # Operators whose result jumps where a float passes a threshold or another float.
 JUMPS = frozenset(
     {"ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "NonMaxSuppression", "NonZero", "Round", "Sign", "TopK", "Unique"}
 )
-# Of operators that read tables: which of their inputs these are, and which say what rows are read.
-_TABLES = {"EmbedLayerNormalization": ((2, 0), (4, 1)), "Gather": ((0, 1),), "GatherND": ((0, 1),)}
 _LAYERS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "Gemm", "MatMul"})
 _ON_AXIS_1 = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "FusedConv"})
 
@@ -53,8 +52,8 @@ class Exercise:
         elif kind == "Where" and node.inputs[0] not in self._constants and read[0].numel():
             seen = self._conditions.setdefault(_label(node), set())
             seen.update(found for found in (True, False) if bool((read[0] == found).any()))
-        elif kind in _TABLES:
-            for table, rows in _TABLES[kind]:
+        elif kind in TABLES:
+            for table, rows in TABLES[kind]:
                 given = len(node.inputs) > max(table, rows) and node.inputs[table] in self._constants
                 if given and node.inputs[rows] is not None and node.inputs[rows] not in self._constants:
                     self._read_rows(node, table, read[table], read[rows])

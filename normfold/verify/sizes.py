@@ -14,6 +14,8 @@ from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from normfold.errors import CannotJudgeError, InputSpecError
 from normfold.graph.evaluator.call import NotCoveredError
 from normfold.graph.evaluator.evaluator import Evaluator
@@ -56,11 +58,12 @@ def fitting(specs: Sequence[InputSpec], path: Path, *, parameters: int = 0) -> t
     branches keeps its first number if no size fits all of them. Raises InputSpecError where no size is found at which
     the graph runs.
     """
+    graph = read_again(path)
     try:
-        evaluator = evaluator_of(read_again(path), path)
+        evaluator = evaluator_of(graph, path)
     except NotCoveredError:
         evaluator = None
-    probe = _Probe(tuple(specs), open_session(path, Runtime()), path, parameters, first=evaluator)
+    probe = _Probe(tuple(specs), open_session(path, Runtime()), path, graph, parameters, first=evaluator)
     found = _in_branches(probe)
     if evaluator is None:  # the truth will say so
         return found
@@ -116,6 +119,7 @@ class _Probe:
     specs: tuple[InputSpec, ...]
     session: Any
     path: Path
+    graph: ir.Model
     parameters: int
     evaluator: Evaluator | None = None
     first: Evaluator | None = None
@@ -231,7 +235,7 @@ class _Probe:
         if max(sizes.values(), default=0) < _MAY_BE_DEAR:
             return True
         shapes = {spec.name: spec.shape(sizes) for spec in self.specs}
-        return live_elements(read_again(self.path), shapes) <= _MOST_LIVE
+        return live_elements(self.graph, shapes) <= _MOST_LIVE
 
     def _elements(self, sizes: Sizes) -> int:
         return sum(math.prod(spec.shape(sizes)) for spec in self.specs)
